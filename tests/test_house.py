@@ -1,0 +1,307 @@
+"""The habits of CONTRIBUTING.md that a program can check. Each failure names the file and the line."""
+
+import ast
+import functools
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import jaxtyping
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "diffrestorer"
+
+# Top to bottom. A room imports rooms of lower rows and itself, never its neighbours in the row.
+ROWS = (
+    ("cli",),
+    ("app",),
+    ("training", "evaluation"),
+    ("pipeline",),
+    ("baselines",),
+    ("models", "data", "tiling"),
+    ("losses", "metrics"),
+    ("config", "degradations"),
+)
+ROW_OF = {room: row for row, rooms in enumerate(ROWS) for room in rooms}
+
+MAX_FILE_LINES = 350
+MAX_FUNCTION_LINES = 60
+
+FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+@functools.cache
+def syntax_trees() -> dict[Path, ast.Module]:
+    """Every Python file of the package, parsed."""
+    files = sorted(PACKAGE.rglob("*.py"))
+    assert files, f"no Python file in {PACKAGE}"
+    return {file: ast.parse(file.read_text(encoding="utf-8"), filename=str(file)) for file in files}
+
+
+def nodes() -> Iterator[tuple[Path, ast.AST]]:
+    """Every syntax node of the package beside its file."""
+    for file, tree in syntax_trees().items():
+        for node in ast.walk(tree):
+            yield file, node
+
+
+def place(file: Path, node: ast.AST) -> str:
+    """`diffrestorer/x.py:12`."""
+    return f"{file.relative_to(ROOT)}:{getattr(node, 'lineno', 1)}"
+
+
+def refuse(offences: list[str], rule: str) -> None:
+    """Fail with the rule and one line an offence."""
+    if offences:
+        pytest.fail(rule + "\n  " + "\n  ".join(offences), pytrace=False)
+
+
+def module_name(file: Path) -> list[str]:
+    """`diffrestorer/models/__init__.py` -> [diffrestorer, models]."""
+    parts = list(file.relative_to(ROOT).with_suffix("").parts)
+    return parts[:-1] if parts[-1] == "__init__" else parts
+
+
+def imported_modules(file: Path, node: ast.AST) -> list[str]:
+    """The dotted names inside the package that an import statement asks for."""
+    if isinstance(node, ast.Import):
+        names = [alias.name for alias in node.names]
+    elif isinstance(node, ast.ImportFrom):
+        base = node.module or ""
+        if node.level:
+            package = list(file.relative_to(ROOT).parent.parts)
+            base = ".".join([*package[: len(package) - node.level + 1], *filter(None, [node.module])])
+        names = [f"{base}.{alias.name}" for alias in node.names]
+    else:
+        names = []
+    return [name for name in names if name.split(".")[0] == PACKAGE.name]
+
+
+def test_imports_run_downwards() -> None:
+    offences = []
+    for file, node in nodes():
+        importer = module_name(file)
+        room = importer[1] if len(importer) > 1 else None
+        if room == "__main__":
+            room = "cli"
+        for name in imported_modules(file, node):
+            target = name.partition(".")[2].partition(".")[0]
+            if room is None or target == room or target == "__version__":
+                continue  # the package's front door may name any room
+            if room not in ROW_OF:
+                offences.append(f"{place(file, node)}: {room} has no row yet: give it one in ROWS")
+            elif target not in ROW_OF:
+                offences.append(f"{place(file, node)}: import {name} from the module that defines it")
+            elif ROW_OF[target] <= ROW_OF[room]:
+                offences.append(f"{place(file, node)}: {room} may not import {name}")
+    rows = " -> ".join(", ".join(rooms) for rooms in ROWS)
+    refuse(sorted(set(offences)), f"imports run downwards only: {rows}")
+
+
+def test_every_room_has_a_row() -> None:
+    rooms = {name[1] for name in map(module_name, syntax_trees()) if len(name) > 1} - {"__main__"}
+    refuse(sorted(rooms - set(ROW_OF)), "a module of the package has no row in ROWS of this file")
+
+
+def test_every_folder_of_modules_is_a_package() -> None:
+    folders = {file.parent for file in syntax_trees()}
+    missing = [str(folder.relative_to(ROOT)) for folder in sorted(folders) if not (folder / "__init__.py").exists()]
+    refuse(missing, "a folder of modules without __init__.py is left out of the wheel")
+
+
+def test_files_are_short() -> None:
+    lengths = {file: len(file.read_text(encoding="utf-8").splitlines()) for file in syntax_trees()}
+    offences = [f"{file.relative_to(ROOT)}: {n} lines" for file, n in lengths.items() if n > MAX_FILE_LINES]
+    refuse(offences, f"no file over {MAX_FILE_LINES} lines: split it where its two subjects meet")
+
+
+def test_functions_are_short() -> None:
+    offences = []
+    for file, node in nodes():
+        if isinstance(node, FunctionNode):
+            lines = (node.end_lineno or node.lineno) - node.lineno + 1
+            if lines > MAX_FUNCTION_LINES:
+                offences.append(f"{place(file, node)}: {node.name} has {lines} lines")
+    refuse(offences, f"no function over {MAX_FUNCTION_LINES} lines")
+
+
+def test_nothing_prints() -> None:
+    offences = [
+        place(file, node)
+        for file, node in nodes()
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+        if file != PACKAGE / "cli.py"
+    ]
+    refuse(offences, "print() only in cli.py; elsewhere rich's console")
+
+
+def test_import_path_is_left_alone() -> None:
+    offences = [place(file, node) for file, node in nodes() if ast_text(node) == "sys.path"]
+    refuse(offences, "sys.path is not ours to change: install the package (make test does)")
+
+
+def test_no_pickles() -> None:
+    offences = []
+    for file, node in nodes():
+        modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and node.level == 0:
+            modules = [str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)]
+        if ast_text(node) == "torch.load" or {"pickle", "cPickle", "dill", "torch.load"} & set(modules):
+            offences.append(place(file, node))
+    refuse(offences, "no pickle and no torch.load: weights are safetensors")
+
+
+def test_exceptions_are_named() -> None:
+    offences = [place(f, node) for f, node in nodes() if isinstance(node, ast.ExceptHandler) and node.type is None]
+    refuse(offences, "`except:` hides every error: name the one you expect")
+
+
+def test_nothing_is_left_to_do() -> None:
+    offences = [
+        f"{file.relative_to(ROOT)}:{number}"
+        for file in syntax_trees()
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1)
+        if re.search(r"\b(TODO|FIXME|XXX)\b", line)
+    ]
+    refuse(offences, "do it now or open an issue")
+
+
+def public_definitions(body: list[ast.stmt], owner: str = "") -> Iterator[tuple[str, FunctionNode | ast.ClassDef]]:
+    """Public functions and classes of a module, and public methods; a module's `forward` is covered by its class."""
+    for node in body:
+        if isinstance(node, FunctionNode | ast.ClassDef) and not node.name.startswith("_"):
+            repeats = any(ast_text(mark).endswith((".setter", "overload")) for mark in node.decorator_list)
+            if not repeats and not (owner and node.name == "forward"):
+                yield owner + node.name, node
+            if isinstance(node, ast.ClassDef):
+                yield from public_definitions(node.body, f"{owner}{node.name}.")
+
+
+def test_public_names_have_docstrings() -> None:
+    offences = [
+        f"{place(file, node)}: {name}"
+        for file, tree in syntax_trees().items()
+        for name, node in public_definitions(tree.body)
+        if not ast.get_docstring(node)
+    ]
+    refuse(offences, "every public function and class says what it does: shapes, ranges, errors, source")
+
+
+def ast_text(node: ast.AST) -> str:
+    """`torch.Tensor` for the node of that name, an empty string for anything that is no dotted name."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute):
+        owner = ast_text(node.value)
+        return f"{owner}.{node.attr}" if owner else ""
+    return ""
+
+
+def bare_tensors(annotation: ast.AST) -> Iterator[ast.AST]:
+    """The tensors of an annotation that stand outside `Float[Tensor, "axes"]` and `dict[str, Tensor]` (state dicts)."""
+    if ast_text(annotation) in ("Tensor", "torch.Tensor"):
+        yield annotation
+    elif isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
+        try:
+            yield from bare_tensors(ast.parse(annotation.value, mode="eval").body)  # a quoted annotation
+        except SyntaxError:
+            return
+    elif isinstance(annotation, ast.Subscript) and isinstance(annotation.slice, ast.Tuple):
+        first, *others = annotation.slice.elts
+        with_axes = any(isinstance(other, ast.Constant) and isinstance(other.value, str) for other in others)
+        by_name = ast_text(annotation.value) in ("dict", "Mapping") and ast_text(first) == "str"
+        if by_name and ast_text(others[0]) in ("Tensor", "torch.Tensor"):
+            return
+        if not (with_axes and ast_text(first) in ("Tensor", "torch.Tensor")):
+            for element in annotation.slice.elts:
+                yield from bare_tensors(element)
+    else:
+        for child in ast.iter_child_nodes(annotation):
+            yield from bare_tensors(child)
+
+
+def annotations(node: ast.AST) -> list[ast.expr]:
+    """The annotations that a function or a variable carries."""
+    if isinstance(node, FunctionNode):
+        return [node.returns] if node.returns else []
+    if isinstance(node, ast.arg | ast.AnnAssign):
+        return [node.annotation] if node.annotation else []
+    return []
+
+
+@pytest.mark.parametrize(
+    ("text", "bare"),
+    [
+        ('Float[Tensor, "b 3 h w"]', 0),
+        ('tuple[Float[Tensor, "b 3 h w"], Int[torch.Tensor, "b"] | None]', 0),
+        ("dict[str, Tensor]", 0),
+        ('list[Float[Tensor, "..."]]', 0),
+        ("Tensor", 1),
+        ("'torch.Tensor | None'", 1),
+        ("list[Tensor]", 1),
+        ("Callable[[Tensor], Tensor]", 2),
+    ],
+)
+def test_bare_tensors_are_found(text: str, bare: int) -> None:
+    assert len(list(bare_tensors(ast.parse(text, mode="eval").body))) == bare
+
+
+def test_tensor_annotations_carry_axes() -> None:
+    offences = [
+        f"{place(file, node)}: {ast.unparse(annotation)}"
+        for file, node in nodes()
+        for annotation in annotations(node)
+        if any(bare_tensors(annotation))
+    ]
+    refuse(offences, 'a tensor\'s axes stand in its annotation, Float[Tensor, "b 3 h w"]; any shape is "..."')
+
+
+def test_wrong_shapes_are_refused() -> None:
+    """The import hook of conftest.py is live: without it the annotations check nothing."""
+    from diffrestorer.models.prompt_processor import VisualPrompts
+
+    right = [torch.zeros(2, 768), torch.zeros(2, 1, 768), torch.zeros(2, 256), torch.zeros(2, 8)]
+    VisualPrompts(*right)
+    with pytest.raises(jaxtyping.TypeCheckError):
+        VisualPrompts(*right[:3], torch.zeros(3, 8))
+
+
+def test_files_name_no_registry_and_no_machine_path() -> None:
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listing = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
+    if listing.returncode:
+        pytest.skip("not a git checkout")
+    # Character classes keep the patterns from finding themselves.
+    registry = rb"https?://[^\s/]*(py[p]i|python[h]osted|download\.py[t]orch|ana[c]onda|deb\.[d]ebian|artifac[t]ory)"
+    forbidden = re.compile(registry + rb"|/[w]ork/|\.\./[s]hared")
+    offences = []
+    for name in filter(None, listing.stdout.decode().split("\0")):
+        file = ROOT / name
+        content = file.read_bytes() if file.is_file() else b""
+        if b"\0" in content[:8192]:
+            continue  # pictures and weights
+        for number, line in enumerate(content.splitlines(), start=1):
+            if found := forbidden.search(line):
+                offences.append(f"{name}:{number}: {found.group().decode(errors='replace')}")
+    refuse(offences, "files name no package registry and no path of one machine")
+
+
+def test_help_needs_no_torch() -> None:
+    program = (
+        "import sys\n"
+        "from diffrestorer.cli import main\n"
+        "sys.argv = ['diffrestorer', '--help']\n"
+        "try:\n"
+        "    main()\n"
+        "except SystemExit as end:\n"
+        "    assert not end.code, end.code\n"
+        "heavy = {'torch', 'diffusers', 'open_clip', 'gradio'} & set(sys.modules)\n"
+        "assert not heavy, f'--help imports {heavy}'\n"
+    )
+    answer = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stderr
+    assert "restore" in answer.stdout
