@@ -1,0 +1,13 @@
+"""Diff-Restorer: one diffusion model that restores photos with any of eight degradations (arXiv 2407.03636)."""
+
+from importlib import import_module
+from typing import Any
+
+__all__ = ["DiffRestorerPipeline", "__version__"]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name == "DiffRestorerPipeline":  # imported on first use: it needs torch, which takes seconds
+        return import_module("diffrestorer.pipeline").DiffRestorerPipeline
+    raise AttributeError(f"module 'diffrestorer' has no attribute {name!r}")

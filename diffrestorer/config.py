@@ -1,0 +1,312 @@
+"""The typed configuration of every script: what keys exist, their types and meaning, and how a command line sets them.
+
+A script's root file in configs/ names one file of each group (model, data, ablation); `key=value` on the command line
+overrides it. Whatever is unknown or of the wrong type is refused in one sentence, before anything is loaded.
+"""
+
+import difflib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from diffrestorer.degradations import DEGRADATIONS
+
+CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
+CHOICES = {
+    "train.mixed_precision": ("no", "bf16", "fp16"),
+    "train.lr_schedule": ("constant", "cosine"),
+    "train.save_dtype": ("float32", "float16"),
+    "train.tracker": ("none", "tensorboard", "wandb"),
+    "model.train_unet": ("none", "cross_attention", "all"),
+    "model.perceptual": ("vgg19", "efficientnet_lite0", "none"),
+    "z0": ("hq", "sampled"),
+    "part": ("all", "vae", "image_encoder", "unet"),
+    "data.degradations": DEGRADATIONS,
+}
+"""Keys whose values are names, and the names."""
+
+
+@dataclass
+class ModelConfig:
+    """Which networks. The dictionaries are constructor arguments of the classes in `diffrestorer.models`."""
+
+    name: str = "sd15"
+    base: str | None = None
+    """Pretrained VAE and UNet (mini: image encoder too): a folder, a hub id, `mini` (bundled) or `none` (random)."""
+    clip: str | None = None
+    """CLIP weights: a tag of open_clip (`openai`) or a file; unused where the base brings its image encoder."""
+    vae_class: str = "AutoencoderKL"
+    vae: dict[str, Any] = field(default_factory=dict)
+    image_encoder: dict[str, Any] = field(default_factory=dict)
+    prompt_processor: dict[str, Any] = field(default_factory=dict)
+    unet: dict[str, Any] = field(default_factory=dict)
+    control_encoder: dict[str, Any] = field(default_factory=dict)
+    scheduler: dict[str, Any] = field(default_factory=dict)
+    refine: bool = True
+    """False leaves the DRBs out of the decoder."""
+    train_unet: str = "none"
+    perceptual: str = "vgg19"
+    """Feature network of the decoder stage's perceptual loss."""
+    perceptual_weights: str | None = None
+    """File with its weights, where they can't be downloaded."""
+
+
+@dataclass
+class DataConfig:
+    """Which pairs."""
+
+    name: str = "paper"
+    root: str | None = None
+    """Folder of clean photos (`data=photos`), searched recursively."""
+    size: int = 512
+    """Side of the training crop in pixels, a multiple of 64."""
+    degradations: list[str] = field(default_factory=lambda: list(DEGRADATIONS))
+
+
+@dataclass
+class TrainConfig:
+    """How long, how fast, and what is kept."""
+
+    max_steps: int = 500_000
+    global_batch_size: int = 16
+    """Samples a step over all processes: what counts, whatever their number."""
+    lr: float = 1e-5
+    weight_decay: float = 0.01
+    lr_schedule: str = "constant"
+    """`constant`, or `cosine` down to 0 at max_steps."""
+    warmup_steps: int = 0
+    max_grad_norm: float | None = None
+    """Gradients are clipped to this norm; null: not clipped."""
+    mixed_precision: str = "no"
+    num_workers: int = 4
+    checkpoint_every: int = 5000
+    keep_checkpoints: int = 2
+    log_every: int = 50
+    sample_every: int = 5000
+    save_dtype: str = "float32"
+    """Of the weights in `model/`."""
+    tracker: str = "none"
+    """Where losses go besides `losses.csv`."""
+
+
+@dataclass
+class BaseConfig:
+    """`scripts/train_base.py`: mini's VAE, image encoder and UNet, one after the other."""
+
+    output_dir: str = "outputs/train_base"
+    seed: int = 0
+    part: str = "all"
+    """Train one part only; the parts before it must be finished."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    vae_steps: int | None = None
+    """Steps of each part; null: train.max_steps."""
+    image_encoder_steps: int | None = None
+    unet_steps: int | None = None
+    lambda_kl: float = 1e-6
+    """Weight of the VAE's Kullback-Leibler term."""
+
+
+@dataclass
+class Stage1Config:
+    """`scripts/train_stage1.py`: prompt processor, classifier and control module (Eq. 7)."""
+
+    output_dir: str = "outputs/train_stage1"
+    seed: int = 0
+    base: str | None = None
+    """Overrides model.base: a folder, a hub id, `mini`, or `none` for random weights."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    lambda_deg: float = 1.0
+    lambda_rec: float = 1.0
+
+
+@dataclass
+class DecoderConfig:
+    """`scripts/train_decoder.py`: the Degradation-aware Decoder (Eq. 8)."""
+
+    output_dir: str = "outputs/train_decoder"
+    seed: int = 0
+    stage1: str | None = None
+    """Output folder of stage 1 (or a model folder): whose prompts modulate the decoder."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    z0: str = "hq"
+    """Latents it learns to decode: of the clean image (paper) or sampled by stage 1 from the degraded one."""
+    z0_steps: int = 4
+    """Sampling steps of `z0=sampled`."""
+    lambda_perceptual: float = 0.1
+    lambda_adversarial: float = 0.001
+    discriminator_lr: float = 1e-5
+
+
+@dataclass
+class EvaluateConfig:
+    """`scripts/evaluate.py`: restore a suite with each method, score the files, write tables and pages."""
+
+    output_dir: str = "outputs/evaluate"
+    seed: int = 0
+    suite: str = "demo"
+    method: list[str] = field(default_factory=lambda: ["degraded", "diff_restorer_sd", "diff_restorer"])
+    """Names, or NAME=FOLDER of a model or of outputs made elsewhere."""
+    model: str = "mini"
+    """Weights of diff_restorer: `mini`, a folder or a hub id."""
+    steps: int = 20
+    batch_size: int = 4
+    device: str = "auto"
+    size: int = 256
+    """Side of the suite's images in pixels."""
+    images: int | None = None
+    """Use the first so many photos of the suite; null: all."""
+    metrics: list[str] = field(default_factory=list)
+    """Empty: every metric that needs no download."""
+
+
+Config = TypeVar("Config")
+
+
+def run(root: str, schema: type[Config], main: Callable[[Config], None], flags: Sequence[str] = ()) -> None:
+    """A script's front: composes configs/`root`.yaml with the command line and calls `main` with the typed result.
+
+    Args:
+        flags: keys that may also be written `--key value`.
+
+    Exits with status 2 and one sentence where a key or a value is wrong or `main` raises ValueError.
+    """
+    arguments = sys.argv[1:]
+    if {"-h", "--help"} & set(arguments):
+        print(help_text(root, schema))  # noqa: T201
+        return
+    try:
+        main(load(root, schema, _flags_to_overrides(arguments, flags)))
+    except ValueError as error:
+        sys.exit(f"{Path(sys.argv[0]).name}: {error}")
+
+
+def load(root: str, schema: type[Config], overrides: Sequence[str] = ()) -> Config:
+    """Composes configs/`root`.yaml with overrides into a checked `schema`.
+
+    Raises:
+        ValueError: an unknown key or value, naming the nearest valid one; a value of the wrong type.
+    """
+    groups = {path.name for path in CONFIG_DIR.iterdir() if path.is_dir()}
+    parsed = _parse(overrides)
+    chosen = [line for line, override in zip(overrides, parsed, strict=True) if override.key_or_group in groups]
+    for line in chosen:
+        _check_group(*line.split("=", 1))
+    try:
+        with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+            merged = OmegaConf.merge(OmegaConf.structured(schema), compose(root, chosen))
+        known = list(_flatten(OmegaConf.to_container(merged)))
+        for override in parsed:
+            key = override.key_or_group
+            if key in groups:
+                continue
+            if not _is_known(key, known):
+                raise ValueError(f"unknown key {key!r}{_nearest(key, [*known, *groups])}; --help lists them all")
+            OmegaConf.update(merged, key, override.value())
+        config = OmegaConf.to_object(merged)
+    except (HydraException, OmegaConfBaseException) as error:
+        key = getattr(error, "full_key", None) or root
+        raise ValueError(f"{key}: {str(error).splitlines()[0]}") from None
+    _check_choices(merged)
+    return config  # type: ignore[return-value]
+
+
+def save(config: Any, path: Path) -> None:
+    """Writes the resolved config as YAML."""
+    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+
+
+def differences(config: Any, path: Path, ignore: Sequence[str]) -> list[str]:
+    """Keys in which `config` differs from the one saved at `path`, as `key: old -> new`; `ignore` names prefixes."""
+    old, new = (_flatten(OmegaConf.to_container(c)) for c in (OmegaConf.load(path), OmegaConf.structured(config)))
+    return [
+        f"{key}: {old.get(key)} -> {new.get(key)}"
+        for key in sorted({*old, *new})
+        if old.get(key) != new.get(key) and not any(key.startswith(prefix) for prefix in ignore)
+    ]
+
+
+def help_text(root: str, schema: type[Any]) -> str:
+    """What a script does (the header of its root config), and every key with its default."""
+    text = (CONFIG_DIR / f"{root}.yaml").read_text()
+    header = [line.removeprefix("#").removeprefix(" ") for line in text.splitlines() if line.startswith("#")]
+    defaults = _flatten(OmegaConf.to_container(OmegaConf.structured(load(root, schema))))
+    keys = [f"  {key}={'null' if value is None else value}" for key, value in defaults.items()]
+    groups = [
+        f"  {folder.name}={'|'.join(sorted(path.stem for path in folder.glob('*.yaml')))}"
+        for folder in sorted(CONFIG_DIR.iterdir())
+        if folder.is_dir() and f"{folder.name}:" in text
+    ]
+    return "\n".join([*header, "", "Groups:", *groups, "", "Keys and their defaults:", *keys])
+
+
+def _flags_to_overrides(arguments: Sequence[str], flags: Sequence[str]) -> list[str]:
+    """`--suite mixed` and `--suite=mixed` become `suite=mixed`; a list a,b becomes [a,b] (a bare one is a sweep)."""
+    overrides, rest = [], list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        if argument.startswith("--"):
+            name, _, value = argument[2:].partition("=")
+            if name not in flags:
+                raise ValueError(f"unknown option --{name}{_nearest(name, flags)}; keys are written key=value")
+            if not value and not rest:
+                raise ValueError(f"--{name} needs a value")
+            argument = f"{name}={value or rest.pop(0)}"
+        key, equals, value = argument.partition("=")
+        if key in ("method", "metrics", "data.degradations") and not value.startswith("["):
+            value = "[" + ",".join(f"'{item}'" if "=" in item else item for item in value.split(",")) + "]"
+        overrides.append(f"{key}{equals}{value}")
+    return overrides
+
+
+def _parse(overrides: Sequence[str]) -> list[Override]:
+    for override in overrides:
+        if "=" not in override or override.startswith(("+", "~", "-")):
+            raise ValueError(f"{override!r} is not of the form key=value")
+    try:
+        return OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException as error:
+        raise ValueError(str(error).splitlines()[0]) from None
+
+
+def _check_group(group: str, value: str) -> None:
+    options = sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml"))
+    if value not in options:
+        raise ValueError(f"{group}={value} does not exist{_nearest(value, options)}; choose one of {', '.join(options)}")
+
+
+def _check_choices(config: DictConfig) -> None:
+    for key, choices in CHOICES.items():
+        value = OmegaConf.select(config, key)
+        for item in value if OmegaConf.is_list(value) else [value]:
+            if item is not None and item not in choices:
+                raise ValueError(f"{key}={item} is not valid{_nearest(item, choices)}; choose from {', '.join(choices)}")
+
+
+def _nearest(name: str, options: Sequence[str]) -> str:
+    found = difflib.get_close_matches(str(name), options, n=1, cutoff=0.0)
+    return f", did you mean {found[0]!r}?" if found else ""
+
+
+def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, Mapping) or not tree:
+        return {prefix[:-1]: tree}
+    return {key: value for name, branch in tree.items() for key, value in _flatten(branch, f"{prefix}{name}.").items()}
+
+
+def _is_known(key: str, known: Sequence[str]) -> bool:
+    return key in known or any(name.startswith(f"{key}.") for name in known)

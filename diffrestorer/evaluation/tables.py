@@ -1,0 +1,174 @@
+"""Scores as a CSV file, as tables (terminal, Markdown, HTML read the same ones) and as sentences drawn from them."""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.table import Table as RichTable
+
+from diffrestorer.degradations import DEGRADATIONS, MIXTURES
+from diffrestorer.evaluation.files import write_text
+from diffrestorer.evaluation.methods import Method
+from diffrestorer.metrics import Metric
+
+SHOWN_METRICS: tuple[str, ...] = ("psnr", "ssim", "fsim")
+"""Metrics that tables and pages show, where they were computed; scores.csv has all."""
+
+GROUPS: dict[str, tuple[str, ...]] = {"single degradations": DEGRADATIONS, "mixtures": tuple(MIXTURES)}
+"""Rows that are also averaged, and counted in the sentences."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """One row of scores.csv: a method's output for one image, and metric name -> value (NaN where undefined)."""
+
+    suite: str
+    degradation: str
+    image: str
+    method: str
+    values: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table: method name -> mean over the images of a degradation or of a group of them."""
+
+    label: str
+    means: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Table:
+    """The means of one metric: a row a degradation, then a row a group; a column a method."""
+
+    metric: Metric
+    methods: tuple[Method, ...]
+    rows: tuple[Row, ...]
+    group_rows: tuple[Row, ...]
+
+    def cell(self, row: Row, method: Method) -> tuple[str, bool]:
+        """A mean as text, and whether it is the row's best (ties, as printed, share that; a lone method is not)."""
+        best = self.metric.best(list(row.means.values()))
+        text, best_text = self._format(row.means[method.name]), self._format(best)
+        return text, len(row.means) > 1 and not math.isnan(best) and text == best_text
+
+    @property
+    def title(self) -> str:
+        """The metric, its unit and its direction."""
+        unit = ", dB" if self.metric.name == "psnr" else ""
+        return f"{metric_title(self.metric.name)}{unit} {self.metric.arrow}"
+
+    def _format(self, value: float) -> str:
+        return f"{value:.2f}" if self.metric.name == "psnr" else f"{value:.3f}"
+
+
+def metric_title(name: str) -> str:
+    """`ms_ssim` -> `MS-SSIM`."""
+    return name.upper().replace("_", "-")
+
+
+def write_scores(path: Path, scores: Sequence[Score], metrics: Sequence[Metric]) -> None:
+    """Writes scores.csv: suite,degradation,image,method, then a column a metric; six decimals, `nan` where undefined."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    names = [metric.name for metric in metrics]
+    writer.writerow(["suite", "degradation", "image", "method", *names])
+    for score in scores:
+        values = [f"{score.values[name]:.6f}" for name in names]
+        writer.writerow([score.suite, score.degradation, score.image, score.method, *values])
+    write_text(path, text.getvalue())
+
+
+def shown_metrics(metrics: Sequence[Metric]) -> list[Metric]:
+    """Those of `SHOWN_METRICS` that were computed; the first three where none was."""
+    return [metric for metric in metrics if metric.name in SHOWN_METRICS] or list(metrics[:3])
+
+
+def build_tables(scores: Sequence[Score], metrics: Sequence[Metric], methods: Sequence[Method]) -> list[Table]:
+    """A table a shown metric. A mean that a NaN enters is NaN: it is counted in `nan_sentences`, never left out."""
+    degradations = list(dict.fromkeys(score.degradation for score in scores))
+    groups = {label: [name for name in names if name in degradations] for label, names in GROUPS.items()}
+    tables = []
+    for metric in shown_metrics(metrics):
+
+        def row(label: str, names: Sequence[str], metric: Metric = metric) -> Row:
+            return Row(label, {method.name: _mean(scores, metric, method, names) for method in methods})
+
+        rows = tuple(row(name, [name]) for name in degradations)
+        group_rows = tuple(row(f"mean of {label}", names) for label, names in groups.items() if names)
+        tables.append(Table(metric, tuple(methods), rows, group_rows))
+    return tables
+
+
+def _mean(scores: Sequence[Score], metric: Metric, method: Method, degradations: Sequence[str]) -> float:
+    values = [
+        score.values[metric.name]
+        for score in scores
+        if score.method == method.name and score.degradation in degradations
+    ]
+    return sum(values) / len(values)
+
+
+def nan_counts(scores: Sequence[Score], metrics: Sequence[Metric]) -> dict[str, int]:
+    """Metric name -> how many scores are NaN, for those that have any."""
+    counts = {m.name: sum(math.isnan(score.values[m.name]) for score in scores) for m in metrics}
+    return {name: count for name, count in counts.items() if count}
+
+
+def summary_sentences(tables: Sequence[Table], nans: dict[str, int]) -> list[str]:
+    """What the tables say: each method against the degraded input, the two decoders, and undefined scores if any."""
+    methods = {method.name: method for method in tables[0].methods}
+    pairs = [(name, "degraded") for name in methods if name != "degraded" and "degraded" in methods]
+    if {"diff_restorer", "diff_restorer_sd"} <= set(methods):
+        pairs.append(("diff_restorer", "diff_restorer_sd"))
+    sentences = []
+    for name, other in pairs:
+        wins = [f"in {metric_title(table.metric.name)} on {_wins(table, name, other)}" for table in tables]
+        sentences.append(f"{methods[name].title} beats {methods[other].title} {', '.join(wins)}.")
+    for metric, count in nans.items():
+        sentences.append(f"{metric_title(metric)} is undefined (NaN) for {count} outputs; means over them are NaN too.")
+    return sentences
+
+
+def _wins(table: Table, name: str, other: str) -> str:
+    counts = []
+    for label, members in GROUPS.items():
+        rows = [row for row in table.rows if row.label in members]
+        better = [
+            row.means[name] != row.means[other]
+            and table.metric.best([row.means[name], row.means[other]]) == row.means[name]
+            for row in rows
+        ]
+        if rows:
+            counts.append(f"{sum(better)} of {len(rows)} {label}")
+    return " and ".join(counts)
+
+
+def rich_table(table: Table) -> RichTable:
+    """For the terminal; the best of a row is bold and green."""
+    shown = RichTable(title=table.title, title_justify="left", title_style="bold")
+    shown.add_column("degradation")
+    for method in table.methods:
+        shown.add_column(method.title, justify="right")
+    for rows in (table.rows, table.group_rows):
+        for row in rows:
+            cells = [table.cell(row, method) for method in table.methods]
+            shown.add_row(row.label, *(f"[bold green]{text}[/]" if best else text for text, best in cells))
+        shown.add_section()
+    return shown
+
+
+def markdown(tables: Sequence[Table], sentences: Sequence[str], caption: str) -> str:
+    """The page table.md: caption, sentences, a table a metric with the best of each row in bold."""
+    lines = [caption, "", *(f"- {sentence}" for sentence in sentences), ""]
+    for table in tables:
+        lines += [f"## {table.title}", "", "| degradation | " + " | ".join(m.title for m in table.methods) + " |"]
+        lines.append("|---|" + "---:|" * len(table.methods))
+        for row in (*table.rows, *table.group_rows):
+            cells = [table.cell(row, method) for method in table.methods]
+            lines.append(f"| {row.label} | " + " | ".join(f"**{t}**" if best else t for t, best in cells) + " |")
+        lines.append("")
+    return "\n".join(lines)

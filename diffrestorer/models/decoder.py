@@ -1,0 +1,119 @@
+"""The Degradation-aware Decoder (section III-D): the VAE's decoder, refined by the degraded image's own features."""
+
+from collections.abc import Sequence
+
+from diffusers import AutoencoderKL, ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.autoencoders.vae import Decoder
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from diffrestorer.models.blocks import DegradationAwareRefinementBlock
+from diffrestorer.models.backbones import PatchDecoder
+
+
+class DegradationAwareDecoder(ModelMixin, ConfigMixin):
+    """A copy of the VAE's decoder with a DRB at 1/8, 1/4 and 1/2 of the image's size.
+
+    Build it with `from_vae`: it then returns what the VAE's decoder returns, until it is trained.
+
+    Args:
+        latent_channels: channels of the latents.
+        block_out_channels: the VAE's widths, from full size to 1/8.
+        layers_per_block: the VAE's.
+        norm_num_groups: of every GroupNorm.
+        scaling_factor: the VAE's; latents are divided by it before they are decoded.
+        use_post_quant_conv: whether the VAE has that 1x1 convolution before its decoder (SD's has).
+        mid_block_add_attention: the VAE's.
+        patch_shortcut: whether the VAE is a `PatchAutoencoderKL`.
+        degradation_dim: width of P_D.
+        refine: False leaves the DRBs out (ablation `no_drb`: a finetuned plain decoder).
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        latent_channels: int = 4,
+        block_out_channels: Sequence[int] = (128, 256, 512, 512),
+        layers_per_block: int = 2,
+        norm_num_groups: int = 32,
+        scaling_factor: float = 0.18215,
+        use_post_quant_conv: bool = True,
+        mid_block_add_attention: bool = True,
+        patch_shortcut: bool = False,
+        degradation_dim: int = 256,
+        refine: bool = True,
+    ) -> None:
+        super().__init__()
+        widths = tuple(block_out_channels)
+        decoder_class = PatchDecoder if patch_shortcut else Decoder
+        self.decoder = decoder_class(
+            in_channels=latent_channels,
+            out_channels=3,
+            up_block_types=("UpDecoderBlock2D",) * len(widths),
+            block_out_channels=widths,
+            layers_per_block=layers_per_block,
+            norm_num_groups=norm_num_groups,
+            mid_block_add_attention=mid_block_add_attention,
+        )
+        self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 1) if use_post_quant_conv else None
+        # Decoder features after the mid block (1/8), the first (1/4) and the second up block (1/2), beside the
+        # encoder's features of those sizes: see `encode_image`.
+        pairs = ((widths[3], widths[3]), (widths[3], widths[2]), (widths[2], widths[1]))
+        self.refinement = nn.ModuleList(
+            DegradationAwareRefinementBlock(channels, lq_channels, degradation_dim, norm_num_groups)
+            for channels, lq_channels in pairs
+        ) if refine else None
+
+    @classmethod
+    def from_vae(cls, vae: AutoencoderKL, degradation_dim: int, refine: bool = True) -> "DegradationAwareDecoder":
+        """A decoder with the VAE's weights and untrained DRBs: equal to `decode_latents(vae, ...)` at step 0."""
+        decoder = cls(
+            latent_channels=vae.config.latent_channels,
+            block_out_channels=vae.config.block_out_channels,
+            layers_per_block=vae.config.layers_per_block,
+            norm_num_groups=vae.config.norm_num_groups,
+            scaling_factor=vae.config.scaling_factor,
+            use_post_quant_conv=vae.post_quant_conv is not None,
+            mid_block_add_attention=vae.config.mid_block_add_attention,
+            patch_shortcut=isinstance(vae.decoder, PatchDecoder),
+            degradation_dim=degradation_dim,
+            refine=refine,
+        )
+        decoder.decoder.load_state_dict(vae.decoder.state_dict())
+        if vae.post_quant_conv is not None:
+            decoder.post_quant_conv.load_state_dict(vae.post_quant_conv.state_dict())
+        return decoder
+
+    def forward(
+        self,
+        latents: Float[Tensor, "b l h8 w8"],
+        lq_features: Sequence[Tensor],
+        degradation_embedding: Float[Tensor, "b d"],
+        fidelity: float = 1.0,
+    ) -> Float[Tensor, "b 3 h w"]:
+        """Decodes scaled latents to an image in [0, 1] (not clamped).
+
+        Args:
+            lq_features: the degraded image's VAE encoder features at 1/8, 1/4 and 1/2, from `encode_image`.
+            fidelity: weight of the refinement in [0, 1].
+        """
+        decoder = self.decoder
+        latents = latents / self.config.scaling_factor
+        if self.post_quant_conv is not None:
+            latents = self.post_quant_conv(latents)
+
+        def refine(i: int, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+            if self.refinement is None:
+                return features
+            return self.refinement[i](features, lq_features[i], degradation_embedding, fidelity)
+
+        features = refine(0, decoder.mid_block(decoder.conv_in(latents)))
+        for i, up_block in enumerate(decoder.up_blocks):
+            features = up_block(features)
+            if i < 2:
+                features = refine(i + 1, features)
+        images = decoder.conv_out(decoder.conv_act(decoder.conv_norm_out(features)))
+        if isinstance(decoder, PatchDecoder):
+            images = images + decoder.shortcut(latents)
+        return images / 2 + 0.5

@@ -1,0 +1,65 @@
+"""Where the base comes from: Stable Diffusion 1.5 and CLIP for sd15, the bundled or an own base for mini."""
+
+from importlib.resources import files
+from pathlib import Path
+
+import open_clip
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+
+from diffrestorer.config import ModelConfig
+from diffrestorer.models.backbones import ImageEncoder
+from diffrestorer.models.restorer import build_image_encoder, build_unet, build_vae, load_component
+
+Base = tuple[AutoencoderKL, ImageEncoder, UNet2DConditionModel]
+
+
+def load_base(config: ModelConfig, base: str | None = None) -> Base:
+    """The VAE, image encoder and UNet that stage 1 builds on, in float32.
+
+    Args:
+        config: of the model.
+        base: overrides `config.base`: `none` for random weights, `mini` for the bundled base, a folder (of
+            `train_base.py`, or of Stable Diffusion), or a hub id.
+
+    Raises:
+        ValueError: weights are missing; the message says what to fetch and where to put it.
+    """
+    source = base or config.base or "none"
+    if source == "none":
+        return build_vae(config), build_image_encoder(config), build_unet(config)
+    folder = _find_base(source)
+    if (folder / "image_encoder").is_dir():
+        vae, image_encoder, unet = (load_component(folder / name) for name in ("vae", "image_encoder", "unet"))
+        return vae, image_encoder, unet
+    try:
+        vae = AutoencoderKL.from_pretrained(source, subfolder="vae")
+        unet = UNet2DConditionModel.from_pretrained(source, subfolder="unet")
+    except OSError as error:
+        raise ValueError(
+            f"no Stable Diffusion 1.5 at {source!r} ({str(error).splitlines()[0]}): give base=FOLDER with its vae/ and "
+            "unet/ folders (config.json and diffusion_pytorch_model.safetensors each), or base=none for random weights"
+        ) from None
+    return vae, _load_clip(config), unet
+
+
+def _find_base(source: str) -> Path:
+    if source == "mini":
+        return Path(str(files("diffrestorer") / "weights" / "mini_base"))
+    folder = Path(source)
+    return folder / "model" if (folder / "model").is_dir() else folder
+
+
+def _load_clip(config: ModelConfig) -> ImageEncoder:
+    """OpenAI's ViT-L/14 through open_clip, its image tower only."""
+    image_encoder = build_image_encoder(config)
+    try:
+        clip = open_clip.create_model("ViT-L-14-quickgelu", pretrained=config.clip)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"no CLIP weights for model.clip={config.clip} ({str(error).splitlines()[0]}): fetch OpenAI's ViT-L/14 in "
+            "open_clip's format and give model.clip=FILE"
+        ) from None
+    with torch.no_grad():
+        image_encoder.visual.load_state_dict(clip.visual.state_dict())
+    return image_encoder

@@ -1,0 +1,267 @@
+"""The assembly: every network of the method in one module, built from a config or read from a model folder.
+
+A model folder is a diffusers pipeline on disk: `model_index.json`, and a folder a component with `config.json` and
+safetensors. Reading is strict: a missing, truncated or mismatched file, or an unknown key, is one clear sentence.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, ModelMixin, UNet2DConditionModel
+from jaxtyping import Float, Int
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file as load_safetensors
+from safetensors.torch import save_file as save_safetensors
+from torch import Tensor, nn
+
+from diffrestorer.config import ModelConfig
+from diffrestorer.models.backbones import EncodedImage, ImageEncoder, PatchAutoencoderKL, decode_latents, encode_image
+from diffrestorer.models.control import ControlDecoder, ControlEncoder, ControlNetwork
+from diffrestorer.models.decoder import DegradationAwareDecoder
+from diffrestorer.models.prompt_processor import PromptProcessor, VisualPrompts
+
+COMPONENTS: dict[str, tuple[type[ModelMixin], ...]] = {
+    "vae": (AutoencoderKL, PatchAutoencoderKL),
+    "image_encoder": (ImageEncoder,),
+    "prompt_processor": (PromptProcessor,),
+    "unet": (UNet2DConditionModel,),
+    "control_encoder": (ControlEncoder,),
+    "control_network": (ControlNetwork,),
+    "decoder": (DegradationAwareDecoder,),
+}
+"""Component name -> the classes that may stand there."""
+
+WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
+
+
+class ModelFolderError(ValueError):
+    """A model folder that cannot be used; the message names the file and what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What every denoising step needs of the degraded image; computed once.
+
+    Attributes:
+        prompts: P_CLIP, P_S, P_D and the classifier's logits.
+        encoded: the degraded image through the VAE's encoder.
+        control_features: the control encoder's output, added after the control network's `conv_in`.
+    """
+
+    prompts: VisualPrompts
+    encoded: EncodedImage
+    control_features: Float[Tensor, "b c h8 w8"]
+
+
+class Restorer(nn.Module):
+    """Diff-Restorer's networks and how they are joined (Fig. 4). No sampling and no losses: see pipeline, training."""
+
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        image_encoder: ImageEncoder,
+        prompt_processor: PromptProcessor,
+        unet: UNet2DConditionModel,
+        control_encoder: ControlEncoder,
+        control_network: ControlNetwork,
+        decoder: DegradationAwareDecoder,
+    ) -> None:
+        super().__init__()
+        self.vae = vae
+        self.image_encoder = image_encoder
+        self.prompt_processor = prompt_processor
+        self.unet = unet
+        self.control_encoder = control_encoder
+        self.control_network = control_network
+        self.decoder = decoder
+
+    def components(self) -> dict[str, ModelMixin]:
+        """The networks by their names in a model folder."""
+        return {name: getattr(self, name) for name in COMPONENTS}
+
+    def read_prompts(self, lq: Float[Tensor, "b 3 h w"]) -> VisualPrompts:
+        """What the image encoder and the Prompt Processor see in degraded images in [0, 1] of any size."""
+        return self.prompt_processor(self.image_encoder(lq))
+
+    def condition(
+        self, lq: Float[Tensor, "b 3 h w"], prompts: VisualPrompts, encoded: EncodedImage | None = None
+    ) -> Conditioning:
+        """Everything the denoising steps need of degraded images in [0, 1] whose sides are multiples of 8."""
+        encoded = encoded or encode_image(self.vae, lq)
+        features = self.control_encoder(lq, prompts.degradation_embedding, encoded.latents)
+        return Conditioning(prompts, encoded, features)
+
+    def denoise(
+        self, noisy_latents: Float[Tensor, "b l h8 w8"], timesteps: Int[Tensor, "..."], condition: Conditioning
+    ) -> Float[Tensor, "b l h8 w8"]:
+        """The UNet under control: predicts what the scheduler's `prediction_type` says.
+
+        With `control_encoder.latent_channels` (mini) the prediction is relative to the degraded image's latents.
+        """
+        token = condition.prompts.semantic_embedding
+        down, mid = self.control_network(
+            noisy_latents, timesteps, token, condition.control_features, return_dict=False
+        )
+        output = self.unet(
+            noisy_latents,
+            timesteps,
+            token,
+            down_block_additional_residuals=down,
+            mid_block_additional_residual=mid,
+            return_dict=False,
+        )[0]
+        if self.control_encoder.config.latent_channels is not None:
+            output = output + condition.encoded.latents
+        return output
+
+    def decode(
+        self, latents: Float[Tensor, "b l h8 w8"], condition: Conditioning, refined: bool = True, fidelity: float = 1.0
+    ) -> Float[Tensor, "b 3 h w"]:
+        """Latents to images in [0, 1], not clamped: by the Degradation-aware Decoder, or by the VAE's own."""
+        if not refined:
+            return decode_latents(self.vae, latents)
+        embedding = condition.prompts.degradation_embedding
+        return self.decoder(latents, condition.encoded.features, embedding, fidelity)
+
+
+def build_vae(config: ModelConfig) -> AutoencoderKL:
+    """A VAE with random weights."""
+    classes = {cls.__name__: cls for cls in COMPONENTS["vae"]}
+    if config.vae_class not in classes:
+        raise ValueError(f"model.vae_class={config.vae_class} is unknown; choose one of {', '.join(classes)}")
+    return _build(classes[config.vae_class], config.vae, "model.vae")
+
+
+def build_image_encoder(config: ModelConfig) -> ImageEncoder:
+    """An image encoder with random weights."""
+    return _build(ImageEncoder, config.image_encoder, "model.image_encoder")
+
+
+def build_unet(config: ModelConfig) -> UNet2DConditionModel:
+    """A UNet with random weights."""
+    return _build(UNet2DConditionModel, config.unet, "model.unet")
+
+
+def build_restorer(
+    config: ModelConfig, vae: AutoencoderKL, image_encoder: ImageEncoder, unet: UNet2DConditionModel
+) -> Restorer:
+    """The method at step 0 around a given base: control network copied from the UNet, decoder from the VAE."""
+    prompt_processor = _build(PromptProcessor, config.prompt_processor, "model.prompt_processor")
+    control_encoder = _build(ControlEncoder, config.control_encoder, "model.control_encoder")
+    degradation_dim = prompt_processor.config.degradation_dim
+    if control_encoder.config.degradation_dim != degradation_dim:
+        raise ValueError(
+            f"model.control_encoder.degradation_dim ({control_encoder.config.degradation_dim}) must equal "
+            f"model.prompt_processor.degradation_dim ({degradation_dim})"
+        )
+    return Restorer(
+        vae=vae,
+        image_encoder=image_encoder,
+        prompt_processor=prompt_processor,
+        unet=unet,
+        control_encoder=control_encoder,
+        control_network=ControlNetwork.from_unet(unet),
+        decoder=DegradationAwareDecoder.from_vae(vae, degradation_dim, config.refine),
+    )
+
+
+def build_control_decoder(control_encoder: ControlEncoder) -> ControlDecoder:
+    """The training-only mirror of a control encoder."""
+    widths, groups = control_encoder.config.block_out_channels, control_encoder.config.norm_num_groups
+    return ControlDecoder(block_out_channels=widths, norm_num_groups=groups)
+
+
+def save_component(component: ModelMixin, folder: Path, dtype: torch.dtype) -> None:
+    """Writes `config.json` and safetensors of `dtype`, leaving the component as it was."""
+    component.save_config(folder)
+    tensors = {name: value.detach().to("cpu", dtype).contiguous() for name, value in component.state_dict().items()}
+    save_safetensors(tensors, folder / WEIGHTS_NAME, metadata={"format": "pt"})
+
+
+def load_component(folder: Path, name: str | None = None) -> ModelMixin:
+    """Reads one component in float32, strictly.
+
+    Args:
+        folder: with `config.json` and the weights.
+        name: of the component in `COMPONENTS`; the folder's own name if None.
+
+    Raises:
+        ModelFolderError: what is missing, truncated or does not fit.
+    """
+    component = _empty_component(folder, name or folder.name)
+    path = folder / WEIGHTS_NAME
+    _check_weights(path, component.state_dict())
+    tensors = load_safetensors(path)
+    component.to_empty(device="cpu")
+    component.load_state_dict({key: value.float() for key, value in tensors.items()})
+    return component.eval()
+
+
+def check_model_folder(folder: Path) -> None:
+    """Refuses a model folder in which anything is missing, truncated or mismatched; reads no weights.
+
+    Raises:
+        ModelFolderError: the first thing that is wrong, with the file's path.
+    """
+    index = _read_json(folder / "model_index.json")
+    missing = [name for name in COMPONENTS if name not in index]
+    if missing:
+        raise ModelFolderError(f"{folder / 'model_index.json'} is not Diff-Restorer's: it lacks {', '.join(missing)}")
+    _read_json(folder / "scheduler" / "scheduler_config.json")
+    for name in COMPONENTS:
+        _check_weights(folder / name / WEIGHTS_NAME, _empty_component(folder / name, name).state_dict())
+
+
+def _build(cls: type[Any], arguments: Mapping[str, Any], key: str) -> Any:
+    """Constructs a component, refusing arguments it does not have (diffusers would only warn)."""
+    unknown = sorted(set(arguments) - set(cls._get_init_keys(cls)))
+    if unknown:
+        raise ValueError(f"{key}.{unknown[0]} is not an argument of {cls.__name__}")
+    return cls(**arguments)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ModelFolderError(f"{path} is missing") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ModelFolderError(f"{path} cannot be read: {error}") from None
+
+
+def _empty_component(folder: Path, name: str) -> ModelMixin:
+    """The component a folder describes, without weights."""
+    path = folder / "config.json"
+    config = _read_json(path)
+    classes = {cls.__name__: cls for cls in COMPONENTS[name]}
+    if config.get("_class_name") not in classes:
+        raise ModelFolderError(
+            f"{path} describes a {config.get('_class_name')}, where {' or '.join(classes)} is expected"
+        )
+    arguments = {key: value for key, value in config.items() if not key.startswith("_")}
+    try:
+        with torch.device("meta"):
+            return _build(classes[config["_class_name"]], arguments, str(path))
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+        raise ModelFolderError(f"{path} does not describe a usable {config['_class_name']}: {error}") from None
+
+
+def _check_weights(path: Path, expected: Mapping[str, Tensor]) -> None:
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise ModelFolderError(f"{path} is missing") from None
+    except (OSError, SafetensorError) as error:
+        raise ModelFolderError(f"{path} is damaged or truncated ({error})") from None
+    wanted = {name: tuple(value.shape) for name, value in expected.items()}
+    for name in sorted({*found, *wanted}):
+        if found.get(name) != wanted.get(name):
+            raise ModelFolderError(
+                f"{path} does not fit its config.json: {name} is {found.get(name, 'missing')} there, "
+                f"{wanted.get(name, 'not part of the model')} by the config"
+            )

@@ -1,0 +1,85 @@
+"""Stage 1: prompt processor, classifier and control module, on top of a base that stays as it is (section III-E)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from diffusers import DDPMScheduler, UniPCMultistepScheduler
+from jaxtyping import Float
+from torch import Tensor
+
+from diffrestorer.config import Stage1Config
+from diffrestorer.data.counter import counter_normal
+from diffrestorer.data.pairs import PairBatch
+from diffrestorer.losses import degradation_loss, diffusion_loss, reconstruction_loss, stage1_loss
+from diffrestorer.models.backbones import encode_image
+from diffrestorer.models.pretrained import load_base
+from diffrestorer.models.restorer import build_control_decoder, build_restorer
+from diffrestorer.pipeline import sample_latents, save_model_folder
+from diffrestorer.training.diffusion import add_noise
+from diffrestorer.training.task import Losses, Task, to_unit
+
+SAMPLE_STEPS = 10
+"""Denoising steps of the sample sheets."""
+
+
+class Stage1Task(Task):
+    """L = L_diff + lambda_1 L_deg + lambda_2 L_rec over prompt processor, control encoder, decoder and network.
+
+    Frozen: CLIP, VAE, and the UNet unless `model.train_unet` says `cross_attention` or `all`.
+    """
+
+    def __init__(self, config: Stage1Config) -> None:
+        super().__init__()
+        self.config = config
+        self.restorer = build_restorer(config.model, *load_base(config.model, config.base))
+        self.control_decoder = build_control_decoder(self.restorer.control_encoder)
+        self.scheduler = DDPMScheduler(**config.model.scheduler)
+        self._freeze()
+
+    def _freeze(self) -> None:
+        restorer = self.restorer
+        for module in (restorer.vae, restorer.image_encoder, restorer.unet, restorer.decoder):
+            module.requires_grad_(False)
+        for name, parameter in restorer.unet.named_parameters():
+            trains = {"none": False, "all": True, "cross_attention": ".attn2." in name}
+            parameter.requires_grad_(trains[self.config.model.train_unet])
+        if not restorer.prompt_processor.config.degradation:
+            restorer.prompt_processor.degradation_branch.requires_grad_(False)
+
+    def forward(self, batch: PairBatch) -> Losses:
+        lq, gt = to_unit(batch.lq), to_unit(batch.gt)
+        restorer = self.restorer
+        with torch.no_grad():
+            clip_embedding = restorer.image_encoder(lq)
+            encoded_lq = encode_image(restorer.vae, lq)
+            latents = encode_image(restorer.vae, gt).latents
+        prompts = restorer.prompt_processor(clip_embedding)
+        condition = restorer.condition(lq, prompts, encoded_lq)
+        noisy = add_noise(self.scheduler, latents, self.config.seed, batch)
+        model_output = restorer.denoise(noisy.noisy_latents, noisy.timesteps, condition)
+
+        diff = diffusion_loss(model_output, noisy.target)
+        deg = degradation_loss(prompts.degradation_logits, batch.label)
+        rec = reconstruction_loss(self.control_decoder(condition.control_features), gt)
+        total = stage1_loss(diff, deg, rec, self.config.lambda_deg, self.config.lambda_rec)
+        return Losses(total, {"diff": diff, "deg": deg, "rec": rec})
+
+    def optimizers(self) -> Sequence[torch.optim.Optimizer]:
+        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        settings = self.config.train
+        return [torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)]
+
+    def save_model(self, folder: Path, dtype: torch.dtype) -> None:
+        save_model_folder(self.restorer, UniPCMultistepScheduler(**self.config.model.scheduler), folder, dtype)
+
+    def sample(self, batch: PairBatch) -> list[Float[Tensor, "b 3 h w"]]:
+        """Degraded, the control decoder's image, restored with the VAE's decoder, clean."""
+        lq, gt = to_unit(batch.lq), to_unit(batch.gt)
+        condition = self.restorer.condition(lq, self.restorer.read_prompts(lq))
+        shape = condition.encoded.latents.shape[1:]
+        noise = counter_normal(shape, self.config.seed, "sample", batch.step, batch.positions, lq.device)
+        scheduler = UniPCMultistepScheduler(**self.config.model.scheduler)
+        latents = sample_latents(self.restorer, scheduler, condition, noise, SAMPLE_STEPS)
+        control_image = self.control_decoder(condition.control_features)
+        return [lq, control_image, self.restorer.decode(latents, condition, refined=False), gt]

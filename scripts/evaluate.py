@@ -1,0 +1,14 @@
+"""Restores a suite with several methods and compares them. See configs/evaluate.yaml."""
+
+from diffrestorer.config import EvaluateConfig, run
+
+
+def main(config: EvaluateConfig) -> None:
+    """Writes scores, tables and pages below `output_dir`."""
+    from diffrestorer.evaluation.run import evaluate
+
+    evaluate(config)
+
+
+if __name__ == "__main__":
+    run("evaluate", EvaluateConfig, main, flags=("suite", "method"))

@@ -1,0 +1,14 @@
+"""Trains mini's base from a folder of photos: VAE, image encoder, UNet. See configs/train_base.yaml."""
+
+from diffrestorer.config import BaseConfig, run
+
+
+def main(config: BaseConfig) -> None:
+    """Trains the parts one after the other; finished ones are recognised by their `model/` folder."""
+    from diffrestorer.training.base import train_base
+
+    train_base(config)
+
+
+if __name__ == "__main__":
+    run("train_base", BaseConfig, main)
