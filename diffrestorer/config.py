@@ -15,14 +15,12 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-
-from diffrestorer.degradations import DEGRADATIONS
 
 CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
 CHOICES = {
-    "train.mixed_precision": ("no", "bf16", "fp16"),
+    "train.mixed_precision": ("no", "bf16"),
     "train.lr_schedule": ("constant", "cosine"),
     "train.save_dtype": ("float32", "float16"),
     "train.tracker": ("none", "tensorboard", "wandb"),
@@ -30,7 +28,6 @@ CHOICES = {
     "model.perceptual": ("vgg19", "efficientnet_lite0", "none"),
     "z0": ("hq", "sampled"),
     "part": ("all", "vae", "image_encoder", "unet"),
-    "data.degradations": DEGRADATIONS,
 }
 """Keys whose values are names, and the names."""
 
@@ -69,7 +66,8 @@ class DataConfig:
     """Folder of clean photos (`data=photos`), searched recursively."""
     size: int = 512
     """Side of the training crop in pixels, a multiple of 64."""
-    degradations: list[str] = field(default_factory=lambda: list(DEGRADATIONS))
+    degradations: list[str] = field(default_factory=list)
+    """Classes that are trained on; the files in configs/data name all eight."""
 
 
 @dataclass
@@ -171,7 +169,7 @@ class EvaluateConfig:
     images: int | None = None
     """Use the first so many photos of the suite; null: all."""
     metrics: list[str] = field(default_factory=list)
-    """Empty: every metric that needs no download."""
+    """Empty: the fast ones that need no download (`diffrestorer.metrics.DEFAULT_METRICS`)."""
 
 
 Config = TypeVar("Config")
@@ -187,12 +185,13 @@ def run(root: str, schema: type[Config], main: Callable[[Config], None], flags: 
     """
     arguments = sys.argv[1:]
     if {"-h", "--help"} & set(arguments):
-        print(help_text(root, schema))  # noqa: T201
+        sys.stdout.write(help_text(root, schema) + "\n")
         return
     try:
         main(load(root, schema, _flags_to_overrides(arguments, flags)))
     except ValueError as error:
-        sys.exit(f"{Path(sys.argv[0]).name}: {error}")
+        sys.stderr.write(f"{Path(sys.argv[0]).name}: {error}\n")
+        sys.exit(2)
 
 
 def load(root: str, schema: type[Config], overrides: Sequence[str] = ()) -> Config:
@@ -201,7 +200,7 @@ def load(root: str, schema: type[Config], overrides: Sequence[str] = ()) -> Conf
     Raises:
         ValueError: an unknown key or value, naming the nearest valid one; a value of the wrong type.
     """
-    groups = {path.name for path in CONFIG_DIR.iterdir() if path.is_dir()}
+    groups = _groups(root)
     parsed = _parse(overrides)
     chosen = [line for line, override in zip(overrides, parsed, strict=True) if override.key_or_group in groups]
     for line in chosen:
@@ -210,6 +209,7 @@ def load(root: str, schema: type[Config], overrides: Sequence[str] = ()) -> Conf
         with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
             merged = OmegaConf.merge(OmegaConf.structured(schema), compose(root, chosen))
         known = list(_flatten(OmegaConf.to_container(merged)))
+        choices = {**CHOICES, "data.degradations": list(OmegaConf.select(merged, "data.degradations") or [])}
         for override in parsed:
             key = override.key_or_group
             if key in groups:
@@ -221,7 +221,7 @@ def load(root: str, schema: type[Config], overrides: Sequence[str] = ()) -> Conf
     except (HydraException, OmegaConfBaseException) as error:
         key = getattr(error, "full_key", None) or root
         raise ValueError(f"{key}: {str(error).splitlines()[0]}") from None
-    _check_choices(merged)
+    _check_choices(merged, choices)
     return config  # type: ignore[return-value]
 
 
@@ -247,11 +247,17 @@ def help_text(root: str, schema: type[Any]) -> str:
     defaults = _flatten(OmegaConf.to_container(OmegaConf.structured(load(root, schema))))
     keys = [f"  {key}={'null' if value is None else value}" for key, value in defaults.items()]
     groups = [
-        f"  {folder.name}={'|'.join(sorted(path.stem for path in folder.glob('*.yaml')))}"
-        for folder in sorted(CONFIG_DIR.iterdir())
-        if folder.is_dir() and f"{folder.name}:" in text
+        f"  {group}={'|'.join(sorted(path.stem for path in (CONFIG_DIR / group).glob('*.yaml')))}"
+        for group in _groups(root)
     ]
-    return "\n".join([*header, "", "Groups:", *groups, "", "Keys and their defaults:", *keys])
+    shown_groups = ["", "Groups:", *groups] if groups else []
+    return "\n".join([*header, *shown_groups, "", "Keys and their defaults:", *keys])
+
+
+def _groups(root: str) -> list[str]:
+    """The groups of configs/ that a root file names; elsewhere such a key is a plain one (evaluate's model=FOLDER)."""
+    text = (CONFIG_DIR / f"{root}.yaml").read_text()
+    return [path.name for path in sorted(CONFIG_DIR.iterdir()) if path.is_dir() and f"  - {path.name}:" in text]
 
 
 def _flags_to_overrides(arguments: Sequence[str], flags: Sequence[str]) -> list[str]:
@@ -260,12 +266,14 @@ def _flags_to_overrides(arguments: Sequence[str], flags: Sequence[str]) -> list[
     while rest:
         argument = rest.pop(0)
         if argument.startswith("--"):
-            name, _, value = argument[2:].partition("=")
+            name, equals, value = argument[2:].partition("=")
             if name not in flags:
                 raise ValueError(f"unknown option --{name}{_nearest(name, flags)}; keys are written key=value")
-            if not value and not rest:
+            if not equals and rest and not rest[0].startswith("--"):
+                value = rest.pop(0)
+            if not value:
                 raise ValueError(f"--{name} needs a value")
-            argument = f"{name}={value or rest.pop(0)}"
+            argument = f"{name}={value}"
         key, equals, value = argument.partition("=")
         if key in ("method", "metrics", "data.degradations") and not value.startswith("["):
             value = "[" + ",".join(f"'{item}'" if "=" in item else item for item in value.split(",")) + "]"
@@ -274,27 +282,37 @@ def _flags_to_overrides(arguments: Sequence[str], flags: Sequence[str]) -> list[
 
 
 def _parse(overrides: Sequence[str]) -> list[Override]:
-    for override in overrides:
-        if "=" not in override or override.startswith(("+", "~", "-")):
-            raise ValueError(f"{override!r} is not of the form key=value")
-    try:
-        return OverridesParser.create().parse_overrides(list(overrides))
-    except HydraException as error:
-        raise ValueError(str(error).splitlines()[0]) from None
+    parsed = []
+    for line in overrides:
+        if "=" not in line or line.startswith(("+", "~", "-")):
+            raise ValueError(f"{line!r} is not of the form key=value")
+        key, value = line.split("=", 1)
+        try:
+            override = OverridesParser.create().parse_override(line)
+        except HydraException:
+            raise ValueError(
+                f"{line!r} cannot be read; a value with special characters needs quotes in quotes: \"{key}='{value}'\""
+            ) from None
+        if override.is_sweep_override():
+            raise ValueError(f"{line!r} gives several values; a list is written {key}=[{value}]")
+        parsed.append(override)
+    return parsed
 
 
 def _check_group(group: str, value: str) -> None:
     options = sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml"))
     if value not in options:
-        raise ValueError(f"{group}={value} does not exist{_nearest(value, options)}; choose one of {', '.join(options)}")
+        raise ValueError(
+            f"{group}={value} does not exist{_nearest(value, options)}; choose one of {', '.join(options)}"
+        )
 
 
-def _check_choices(config: DictConfig) -> None:
-    for key, choices in CHOICES.items():
+def _check_choices(config: DictConfig | ListConfig, choices: Mapping[str, Sequence[str]]) -> None:
+    for key, names in choices.items():
         value = OmegaConf.select(config, key)
         for item in value if OmegaConf.is_list(value) else [value]:
-            if item is not None and item not in choices:
-                raise ValueError(f"{key}={item} is not valid{_nearest(item, choices)}; choose from {', '.join(choices)}")
+            if item is not None and item not in names:
+                raise ValueError(f"{key}={item} is not valid{_nearest(item, names)}; choose from {', '.join(names)}")
 
 
 def _nearest(name: str, options: Sequence[str]) -> str:

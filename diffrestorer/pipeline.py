@@ -21,7 +21,8 @@ from diffrestorer.models.decoder import DegradationAwareDecoder
 from diffrestorer.models.prompt_processor import PromptProcessor
 from diffrestorer.models.restorer import Conditioning, ModelFolderError, Restorer, check_model_folder, save_component
 
-ImageInput = Image.Image | np.ndarray | Tensor
+ImageTensor = Float[Tensor, "3 _ _"]
+ImageInput = Image.Image | np.ndarray | Float[Tensor, "..."]
 Decoder = Literal["refined", "sd"]
 
 
@@ -57,7 +58,7 @@ def sample_latents(
     num_inference_steps: int,
     on_step: Callable[[], object] | None = None,
 ) -> Float[Tensor, "b l h8 w8"]:
-    """Runs the reverse diffusion from `noise`; no classifier-free guidance (SPEC of the paper: UniPC, 20 steps)."""
+    """Runs the reverse diffusion from `noise`; no classifier-free guidance. The paper: UniPC, 20 steps."""
     scheduler.set_timesteps(num_inference_steps, device=noise.device)
     latents = noise * scheduler.init_noise_sigma
     for timestep in scheduler.timesteps:
@@ -238,13 +239,13 @@ def save_model_folder(
         save_component(component, folder / name, dtype)
 
 
-def _as_tensors(image: ImageInput | Sequence[ImageInput]) -> list[Tensor]:
+def _as_tensors(image: ImageInput | Sequence[ImageInput]) -> list[ImageTensor]:
     if isinstance(image, Image.Image | np.ndarray) or (isinstance(image, Tensor) and image.ndim == 3):
         image = [image]
     return [_as_tensor(item) for item in image]
 
 
-def _as_tensor(image: ImageInput) -> Float[Tensor, "3 h w"]:
+def _as_tensor(image: ImageInput) -> ImageTensor:
     """One image as floats in [0, 1]."""
     if isinstance(image, Tensor):
         tensor = image
@@ -259,14 +260,14 @@ def _as_tensor(image: ImageInput) -> Float[Tensor, "3 h w"]:
     return tensor
 
 
-def _group_by_size(images: Sequence[Tensor]) -> list[list[int]]:
+def _group_by_size(images: Sequence[ImageTensor]) -> list[list[int]]:
     groups: dict[tuple[int, ...], list[int]] = {}
     for i, image in enumerate(images):
         groups.setdefault(tuple(image.shape), []).append(i)
     return list(groups.values())
 
 
-def _convert(image: Float[Tensor, "3 h w"], output_type: str) -> Image.Image | np.ndarray | Tensor:
+def _convert(image: Float[Tensor, "3 h w"], output_type: str) -> Image.Image | np.ndarray | Float[Tensor, "3 h w"]:
     if output_type == "pt":
         return image
     array = image.permute(1, 2, 0).numpy()

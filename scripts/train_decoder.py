@@ -1,19 +1,16 @@
-"""Trains the decoder. See configs/train_decoder.yaml, or --help."""
+"""Trains the Degradation-aware Decoder. See configs/train_decoder.yaml, or --help."""
+
+from pathlib import Path
 
 from diffrestorer.config import DecoderConfig, run
 
 
 def main(config: DecoderConfig) -> None:
-    """Builds the task and hands it to the training loop."""
-    from pathlib import Path
-
-    import torch
-
+    """Hands the task to the training loop."""
     from diffrestorer.training.decoder import DecoderTask
     from diffrestorer.training.loop import train
 
-    torch.manual_seed(config.seed)
-    train(DecoderTask(config), config, Path(config.output_dir))
+    train(DecoderTask, config, Path(config.output_dir))
 
 
 if __name__ == "__main__":

@@ -1,19 +1,16 @@
-"""Trains the first stage. See configs/train_stage1.yaml, or --help."""
+"""Trains the first stage: prompts and control. See configs/train_stage1.yaml, or --help."""
+
+from pathlib import Path
 
 from diffrestorer.config import Stage1Config, run
 
 
 def main(config: Stage1Config) -> None:
-    """Builds the task and hands it to the training loop."""
-    from pathlib import Path
-
-    import torch
-
-    from diffrestorer.training.stage1 import Stage1Task
+    """Hands the task to the training loop."""
     from diffrestorer.training.loop import train
+    from diffrestorer.training.stage1 import Stage1Task
 
-    torch.manual_seed(config.seed)
-    train(Stage1Task(config), config, Path(config.output_dir))
+    train(Stage1Task, config, Path(config.output_dir))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,19 @@
 """What every test gets: shape checks in the package, no network, a few real photos."""
 
+import copy
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 import jaxtyping
 import pytest
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from diffrestorer.config import ModelConfig
+    from diffrestorer.models.restorer import Restorer
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "disabled"
@@ -13,6 +22,37 @@ os.environ["WANDB_MODE"] = "disabled"
 jaxtyping.install_import_hook("diffrestorer", "beartype.beartype")
 
 PHOTO_SIDE = 160
+
+TINY_MODEL = (
+    "model=mini",
+    "model.base=none",
+    "model.vae.block_out_channels=[8,16,16,16]",
+    "model.vae.latent_channels=4",
+    "model.vae.norm_num_groups=4",
+    "model.image_encoder.vision_cfg.image_size=32",
+    "model.image_encoder.embed_dim=12",
+    "model.prompt_processor.clip_dim=12",
+    "model.prompt_processor.semantic_dim=12",
+    "model.prompt_processor.hidden_dim=10",
+    "model.prompt_processor.degradation_dim=6",
+    "model.unet.in_channels=4",
+    "model.unet.out_channels=4",
+    "model.unet.block_out_channels=[8,8,16]",
+    "model.unet.norm_num_groups=4",
+    "model.unet.cross_attention_dim=12",
+    "model.unet.attention_head_dim=2",
+    "model.control_encoder.block_out_channels=[4,8,8,8]",
+    "model.control_encoder.degradation_dim=6",
+    "model.control_encoder.norm_num_groups=4",
+    "model.control_encoder.latent_channels=4",
+    "model.perceptual=none",
+)
+"""Overrides that shrink the real mini config; append them to any script's command line."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--record-golden` writes the golden losses anew instead of comparing with them."""
+    parser.addoption("--record-golden", action="store_true", help="record tests/training/golden.json anew")
 
 
 @pytest.fixture(scope="session")
@@ -27,3 +67,49 @@ def photos_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         top, left = ((size - PHOTO_SIDE) // 2 for size in photo.shape[:2])
         Image.fromarray(photo[top : top + PHOTO_SIDE, left : left + PHOTO_SIDE]).save(folder / f"{name}.png")
     return folder
+
+
+Module = TypeVar("Module", bound="nn.Module")
+
+
+@pytest.fixture(scope="session")
+def tiny_overrides() -> list[str]:
+    """The command line that turns a training script's config into that of a tiny model."""
+    return list(TINY_MODEL)
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tiny_overrides: list[str]) -> "ModelConfig":
+    """The mini model's config with tiny widths. Shared: change a copy (`dataclasses.replace`)."""
+    from diffrestorer.config import Stage1Config, load
+
+    return load("train_stage1", Stage1Config, tiny_overrides).model
+
+
+@pytest.fixture(scope="session")
+def tiny_restorer(tiny_config: "ModelConfig") -> "Restorer":
+    """The whole method at step 0, tiny. Shared: change a copy."""
+    import torch
+
+    from diffrestorer.models.pretrained import load_base
+    from diffrestorer.models.restorer import build_restorer
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return build_restorer(tiny_config, *load_base(tiny_config)).eval()
+
+
+@pytest.fixture(scope="session")
+def randomised() -> Callable[[Module], Module]:
+    """A copy of a module whose zero-initialised (and all other) parameters carry some noise: trained, as it were."""
+    import torch
+
+    def randomise(module: Module) -> Module:
+        module = copy.deepcopy(module)
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+        return module
+
+    return randomise

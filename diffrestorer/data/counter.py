@@ -27,7 +27,12 @@ def counter_rng(seed: int, stream: str, *counters: int) -> np.random.Generator:
 
 
 def counter_normal(
-    shape: Sequence[int], seed: int, stream: str, step: int, positions: Sequence[int], device: torch.device | str = "cpu"
+    shape: Sequence[int],
+    seed: int,
+    stream: str,
+    step: int,
+    positions: Sequence[int],
+    device: torch.device | str = "cpu",
 ) -> Float[Tensor, "b ..."]:
     """Standard normal noise (len(positions), *shape), each row by its own counter (step, position)."""
     rows = [counter_rng(seed, stream, step, p).standard_normal(tuple(shape), dtype=np.float32) for p in positions]

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from diffrestorer.config import DataConfig
 from diffrestorer.data.counter import counter_rng
-from diffrestorer.data.images import find_images, read_photo
+from diffrestorer.data.images import ImageError, find_images, read_photo
 from diffrestorer.data.synthesis import degrade
 from diffrestorer.degradations import degradation_index
 
@@ -65,10 +65,16 @@ class SynthesisedPairs(Dataset[Pair]):
         global_batch_size: samples a step over all processes.
 
     Raises:
-        ValueError: the folder is missing or holds no image.
+        ValueError: the folder is missing or holds no image; no degradation is named. An image that cannot be read is
+            an `ImageError` when its turn comes, with its path.
     """
 
     def __init__(self, config: DataConfig, seed: int, global_batch_size: int) -> None:
+        if config.name != "photos":
+            raise ValueError(
+                f"data={config.name} needs pairs prepared on disk, which this version cannot read yet: use data=photos "
+                "data.root=FOLDER_OF_PHOTOS"
+            )
         if not config.root:
             raise ValueError("data.root is not set: give data.root=FOLDER_OF_PHOTOS")
         if not Path(config.root).is_dir():
@@ -77,6 +83,8 @@ class SynthesisedPairs(Dataset[Pair]):
         if not self.paths:
             raise ValueError(f"data.root={config.root} holds no images (jpg, png, webp, ...)")
         self.size = config.size
+        if not config.degradations:
+            raise ValueError("data.degradations is empty: name at least one degradation")
         self.degradations = tuple(config.degradations)
         self.seed = seed
         self.global_batch_size = global_batch_size
@@ -109,7 +117,10 @@ class SynthesisedPairs(Dataset[Pair]):
 @lru_cache(maxsize=256)
 def _read_cached(path: Path, min_side: int) -> np.ndarray:
     """A photo's 8-bit pixels, enlarged where a side is shorter than the crop."""
-    pixels = read_photo(path).pixels
+    try:
+        pixels = read_photo(path).pixels
+    except ImageError as error:
+        raise ImageError(f"{path}: {error}") from None
     if pixels.dtype != np.uint8:
         pixels = (pixels >> 8).astype(np.uint8)
     scale = min_side / min(pixels.shape[:2])
@@ -154,7 +165,7 @@ def collate_pairs(pairs: Sequence[Pair]) -> PairBatch:
 def pair_loader(dataset: SynthesisedPairs, batches: StepBatches, num_workers: int) -> DataLoader[PairBatch]:
     """A loader of this process's batches; the number of workers changes nothing but the speed."""
     return DataLoader(
-        dataset,
+        dataset,  # type: ignore[arg-type] # of Pair; collate_pairs makes PairBatch of them
         batch_sampler=batches,
         num_workers=num_workers,
         collate_fn=collate_pairs,

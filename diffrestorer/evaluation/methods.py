@@ -47,8 +47,8 @@ class Method:
 def parse_methods(config: EvaluateConfig) -> list[Method]:
     """The methods that `config.method` names: `NAME`, `NAME=FOLDER` or `all`.
 
-    FOLDER is a model (it holds model_index.json), or outputs as DEGRADATION/IMAGE.png. A model under a name that ends in
-    `_sd` uses the VAE's own decoder.
+    FOLDER is a model (it holds model_index.json, or a training run's model/ does), or outputs made elsewhere as
+    DEGRADATION/IMAGE.png. A model under a name that ends in `_sd` uses the VAE's own decoder.
 
     Raises:
         ValueError: an unknown or doubled name, or a folder that is neither.
@@ -74,7 +74,7 @@ def _parse(entry: str, config: EvaluateConfig) -> Method:
         return Method(name, "degraded") if name == "degraded" else Method(name, "model", config.model, decoder)
     if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", name) or name in ("degraded", "all", "clean"):
         raise ValueError(f"method={entry}: {name!r} can't be the name of a method; letters, digits and _.+- can")
-    if (Path(folder) / "model_index.json").is_file():
+    if any((Path(folder) / inner / "model_index.json").is_file() for inner in ("", "model")):
         return Method(name, "model", folder, decoder)
     if not Path(folder).is_dir():
         raise ValueError(f"method={entry}: there is no folder {folder}")

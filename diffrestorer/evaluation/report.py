@@ -24,7 +24,7 @@ TEMPLATE = Path(__file__).with_name("report.html")
 CARD_METRICS = ("psnr", "ssim")
 SHEET_PHOTOS = 2
 SHEET_TILE = 192
-SHEET_LABEL_WIDTH = 210
+SHEET_LABEL_WIDTH = 140
 SHEET_HEADER = 36
 SHEET_GAP = 4
 
@@ -184,8 +184,10 @@ def _draw_row(sheet: Image.Image, report: Report, item: Item, left: int, top: in
         sheet.paste(tile, (x, top))
         if "psnr" in scores:
             corner = (x + 5, top + SHEET_TILE - 5)
-            draw.rectangle(draw.textbbox(corner, _score_text("psnr", scores["psnr"]), font, anchor="lb"), "black")
-            draw.text(corner, _score_text("psnr", scores["psnr"]), "white", font, anchor="lb")
+            text = _score_text("psnr", scores["psnr"])
+            left_edge, upper, right_edge, lower = draw.textbbox(corner, text, font, anchor="lb")
+            draw.rectangle((left_edge - 3, upper - 3, right_edge + 3, lower + 3), "black")
+            draw.text(corner, text, "white", font, anchor="lb")
 
 
 def _fit(title: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:

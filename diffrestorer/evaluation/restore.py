@@ -1,4 +1,4 @@
-"""Restoring a suite with a model: each file once, and again only when what made it has changed."""
+"""Restoring a suite with models: each file once, and again only when what made it has changed."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from diffrestorer.config import EvaluateConfig
 from diffrestorer.data.images import Photo, write_photo
-from diffrestorer.evaluation.files import read_pixels, sha256, write_text
+from diffrestorer.evaluation.files import read_batch, sha256, write_text
 from diffrestorer.evaluation.methods import Method
 from diffrestorer.evaluation.suites import Item, Suite
 from diffrestorer.pipeline import DiffRestorerPipeline
@@ -28,6 +28,7 @@ class Record:
     Attributes:
         settings: weights, steps, seed and decoder.
         files: `DEGRADATION/IMAGE.png` -> digest of the degraded input, and the seconds that restoring took.
+        kept: how many of them were there already.
     """
 
     path: Path
@@ -50,6 +51,13 @@ class Record:
         record.kept = len(record.files)
         return record
 
+    def write(self, item: Item, image: np.ndarray, lq_digest: str, seconds: float) -> None:
+        """Writes an output, uint8 (h, w, 3); `save` makes it count."""
+        path = self.path.parent / item.file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_photo(path, Photo(image))
+        self.files[item.file] = {"lq": lq_digest, "seconds": round(seconds, 4)}
+
     def save(self) -> None:
         """Writes the record whole."""
         write_text(self.path, json.dumps({"settings": self.settings, "files": self.files}, indent=1) + "\n")
@@ -61,79 +69,82 @@ class Record:
             **self.settings,
             "restored": len(self.files) - self.kept,
             "kept": self.kept,
-            "seconds_per_image": sum(seconds) / len(seconds),
+            "seconds_per_image": round(sum(seconds) / len(seconds), 4),
         }
 
 
 def restore_suite(
     methods: Sequence[Method], suite: Suite, config: EvaluateConfig, device: torch.device, console: Console
 ) -> dict[str, dict[str, Any]]:
-    """Restores what is missing of every method of kind `model`; methods of one source share the model.
+    """Restores what is missing of every method of kind `model`; methods of one source share the model's sampling.
 
     Returns:
-        Method name -> for run.json: weights, steps, seed, decoder, dtype, counts, seconds an image.
+        Method name -> for run.json: source, dtype, weights, steps, seed, decoder, counts, seconds an image.
+
+    Raises:
+        ValueError: a model can't be loaded.
     """
     models = [method for method in methods if method.kind == "model"]
     digests = {item.file: sha256(item.lq) for item in suite.items}
-    summaries = {}
+    summaries: dict[str, dict[str, Any]] = {}
     for source in dict.fromkeys(method.source for method in models):
         pipe = DiffRestorerPipeline.from_pretrained(source).to(device)
         pipe.set_progress_bar_config(disable=True)
         weights = weights_digest(pipe)
+        records: dict[Method, Record] = {}
         for method in models:
             if method.source == source:
-                folder = Path(config.output_dir) / "restored" / method.name
-                settings = {
-                    "weights": weights, "steps": config.steps, "seed": config.seed, "decoder": method.decoder
-                }  # fmt: skip
-                record = Record.open(folder / "made_by.json", settings, digests)
-                _restore_missing(pipe, method, suite, config, record, digests, console)
-                summaries[method.name] = {"source": source, "dtype": str(pipe.dtype), **record.summary()}
-    return summaries
+                settings = {"weights": weights, "steps": config.steps, "seed": config.seed, "decoder": method.decoder}
+                path = Path(config.output_dir) / "restored" / method.name / "made_by.json"
+                records[method] = Record.open(path, settings, digests)
+        _restore_missing(pipe, suite, config, records, digests, console)
+        dtype = str(pipe.dtype).removeprefix("torch.")
+        summaries |= {m.name: {"source": source, "dtype": dtype, **r.summary()} for m, r in records.items()}
+    return {method.name: summaries[method.name] for method in models}
 
 
 def _restore_missing(
     pipe: DiffRestorerPipeline,
-    method: Method,
     suite: Suite,
     config: EvaluateConfig,
-    record: Record,
+    records: dict[Method, Record],
     digests: dict[str, str],
     console: Console,
 ) -> None:
-    output_dir = Path(config.output_dir)
-    missing = [item for item in suite.items if item.file not in record.files]
+    """Each image draws its noise from a generator of its own, so that batches don't change a result."""
+    missing = [item for item in suite.items if any(item.file not in record.files for record in records.values())]
     columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-        TextColumn("left"), TimeRemainingColumn(),
-    )  # fmt: skip
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task(f"restore: {method.title}", total=len(suite.items), completed=record.kept)
+        task = progress.add_task(f"restore: {', '.join(method.title for method in records)}", total=len(missing))
         for start in range(0, len(missing), config.batch_size):
             batch = missing[start : start + config.batch_size]
+            generators = [torch.Generator().manual_seed(config.seed) for _ in batch]
             started = time.perf_counter()
-            images = _restore(pipe, [read_pixels(item.lq) for item in batch], method.decoder, config)
-            seconds = (time.perf_counter() - started) / len(batch)
-            for item, image in zip(batch, images, strict=True):
-                path = method.output(item, output_dir)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_photo(path, Photo(image))
-                record.files[item.file] = {"lq": digests[item.file], "seconds": round(seconds, 4)}
-            record.save()
+            sampled = pipe.sample(read_batch([item.lq for item in batch]), config.steps, generators)
+            sampling = time.perf_counter() - started
+            for method, record in records.items():
+                if all(item.file in record.files for item in batch):
+                    continue
+                started = time.perf_counter()
+                restored = pipe.decode(sampled, method.decoder).float().cpu()
+                seconds = (sampling + time.perf_counter() - started) / len(batch)
+                images = (restored * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+                for item, image in zip(batch, images, strict=True):
+                    if item.file not in record.files:
+                        record.write(item, np.ascontiguousarray(image), digests[item.file], seconds)
+                record.save()
             progress.advance(task, len(batch))
 
 
-def _restore(
-    pipe: DiffRestorerPipeline, lq: list[np.ndarray], decoder: str, config: EvaluateConfig
-) -> list[np.ndarray]:
-    """Restores uint8 images (h, w, 3) of one size; each draws its noise from a generator of its own."""
-    generators = [torch.Generator().manual_seed(config.seed) for _ in lq]
-    result = pipe(lq, num_inference_steps=config.steps, generator=generators, decoder=decoder, output_type="np")
-    return [np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8) for image in result.images]
-
-
 def weights_digest(pipe: DiffRestorerPipeline) -> str:
-    """SHA-256 over the configuration and the weights of every component: what a model is, wherever it was loaded from."""
+    """SHA-256 over configuration and weights of every component: what a model is, wherever it was loaded from."""
     digest = hashlib.sha256()
     for name, component in sorted(pipe.components.items()):
         config = {key: value for key, value in dict(component.config).items() if not key.startswith("_")}

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-import diffrestorer
+from diffrestorer import __version__
 from diffrestorer import config as configuration
 from diffrestorer.config import EvaluateConfig
 from diffrestorer.evaluation.files import read_batch, write_text
@@ -122,7 +122,7 @@ def _write_run(
 ) -> None:
     """What is needed to repeat the run, and how fast it was."""
     run = {
-        "diffrestorer": diffrestorer.__version__,
+        "diffrestorer": __version__,
         **{name: version(name) for name in ("torch", "diffusers", "pyiqa", "numpy")},
         "python": platform.python_version(),
         "git_commit": _git_commit(),

@@ -14,7 +14,7 @@ from diffrestorer.evaluation.files import write_text
 from diffrestorer.evaluation.methods import Method
 from diffrestorer.metrics import Metric
 
-SHOWN_METRICS: tuple[str, ...] = ("psnr", "ssim", "fsim")
+SHOWN_METRICS: tuple[str, ...] = ("psnr", "ssim", "nlpd")
 """Metrics that tables and pages show, where they were computed; scores.csv has all."""
 
 GROUPS: dict[str, tuple[str, ...]] = {"single degradations": DEGRADATIONS, "mixtures": tuple(MIXTURES)}
@@ -71,7 +71,7 @@ def metric_title(name: str) -> str:
 
 
 def write_scores(path: Path, scores: Sequence[Score], metrics: Sequence[Metric]) -> None:
-    """Writes scores.csv: suite,degradation,image,method, then a column a metric; six decimals, `nan` where undefined."""
+    """Writes scores.csv: suite,degradation,image,method, a column a metric; six decimals, or `nan`."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     names = [metric.name for metric in metrics]
@@ -126,25 +126,22 @@ def summary_sentences(tables: Sequence[Table], nans: dict[str, int]) -> list[str
         pairs.append(("diff_restorer", "diff_restorer_sd"))
     sentences = []
     for name, other in pairs:
-        wins = [f"in {metric_title(table.metric.name)} on {_wins(table, name, other)}" for table in tables]
-        sentences.append(f"{methods[name].title} beats {methods[other].title} {', '.join(wins)}.")
+        groups = [_wins(tables, label, name, other) for label in GROUPS]
+        sentences.append(f"{methods[name].title} beats {methods[other].title} {'; '.join(filter(None, groups))}.")
     for metric, count in nans.items():
         sentences.append(f"{metric_title(metric)} is undefined (NaN) for {count} outputs; means over them are NaN too.")
     return sentences
 
 
-def _wins(table: Table, name: str, other: str) -> str:
+def _wins(tables: Sequence[Table], group: str, name: str, other: str) -> str:
+    """`in PSNR on 7, in SSIM on 6 of 8 single degradations`; empty where the tables have no row of the group."""
+    rows = [row.label for row in tables[0].rows if row.label in GROUPS[group]]
     counts = []
-    for label, members in GROUPS.items():
-        rows = [row for row in table.rows if row.label in members]
-        better = [
-            row.means[name] != row.means[other]
-            and table.metric.best([row.means[name], row.means[other]]) == row.means[name]
-            for row in rows
-        ]
-        if rows:
-            counts.append(f"{sum(better)} of {len(rows)} {label}")
-    return " and ".join(counts)
+    for table in tables:
+        means = [(row.means[name], row.means[other]) for row in table.rows if row.label in rows]
+        wins = sum(one != two and table.metric.best([one, two]) == one for one, two in means)
+        counts.append(f"in {metric_title(table.metric.name)} on {wins}")
+    return f"{', '.join(counts)} of {len(rows)} {group}" if rows else ""
 
 
 def rich_table(table: Table) -> RichTable:

@@ -47,7 +47,7 @@ class PatchEncoder(Encoder):
         self.shortcut = nn.Conv2d(3, latent_channels, PATCH, stride=PATCH)
         with torch.no_grad():
             self.shortcut.weight.copy_(dct_patch_basis(latent_channels))
-            self.shortcut.bias.zero_()
+            nn.init.zeros_(self.shortcut.bias)  # type: ignore[arg-type]
 
     def forward(self, sample: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b l2 h8 w8"]:
         mean, log_variance = super().forward(sample).chunk(2, dim=1)
@@ -62,18 +62,18 @@ class PatchDecoder(Decoder):
         self.shortcut = nn.ConvTranspose2d(in_channels, 3, PATCH, stride=PATCH)
         with torch.no_grad():
             self.shortcut.weight.copy_(dct_patch_basis(in_channels))
-            self.shortcut.bias.zero_()
+            nn.init.zeros_(self.shortcut.bias)  # type: ignore[arg-type]
 
     def forward(
-        self, sample: Float[Tensor, "b l h8 w8"], latent_embeds: Tensor | None = None
+        self, sample: Float[Tensor, "b l h8 w8"], latent_embeds: Float[Tensor, "..."] | None = None
     ) -> Float[Tensor, "b 3 h w"]:
         return super().forward(sample, latent_embeds) + self.shortcut(sample)
 
 
 class PatchAutoencoderKL(AutoencoderKL):
-    """AutoencoderKL with a linear path around encoder and decoder, so that a small VAE learns in minutes (mini only)."""
+    """AutoencoderKL with a linear path around encoder and decoder: a small one learns in minutes (mini only)."""
 
-    @functools.wraps(AutoencoderKL.__init__)  # diffusers reads the saved config off this signature
+    @functools.wraps(AutoencoderKL.__init__)  # type: ignore[misc] # diffusers reads the saved config off this signature
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         shared = {
@@ -96,14 +96,14 @@ class EncodedImage:
     """
 
     latents: Float[Tensor, "b l h8 w8"]
-    features: tuple[Tensor, Tensor, Tensor]
+    features: tuple[Float[Tensor, "b _ h8 w8"], Float[Tensor, "b _ h4 w4"], Float[Tensor, "b _ h2 w2"]]
 
 
 def encode_image(vae: AutoencoderKL, images: Float[Tensor, "b 3 h w"]) -> EncodedImage:
-    """Encodes images in [0, 1] (sides multiples of 8) to scaled latents and the three features the decoder refines with."""
+    """Encodes images in [0, 1] (sides multiples of 8): scaled latents, and the features the decoder refines with."""
     encoder = vae.encoder
     taps = (encoder.mid_block, encoder.down_blocks[2].resnets[-1], encoder.down_blocks[1].resnets[-1])
-    features: dict[nn.Module, Tensor] = {}
+    features: dict[nn.Module, Float[Tensor, "b _ _ _"]] = {}
     hooks = [tap.register_forward_hook(lambda tap, _, output: features.__setitem__(tap, output)) for tap in taps]
     try:
         posterior = vae.encode(images * 2 - 1).latent_dist

@@ -1,4 +1,4 @@
-"""The three blocks the method is built from: residual, degradation modulation (DMB) and degradation-aware refinement (DRB)."""
+"""The blocks the method is built from: residual, degradation modulation (DMB), degradation-aware refinement (DRB)."""
 
 import torch
 from jaxtyping import Float
@@ -28,8 +28,8 @@ class ResBlock(nn.Module):
         same = in_channels == out_channels and stride == 1
         self.skip = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1, stride)
         if zero_init:
-            nn.init.zeros_(self.conv2.weight)
-            nn.init.zeros_(self.conv2.bias)
+            for parameter in self.conv2.parameters():
+                nn.init.zeros_(parameter)
 
     def forward(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
         hidden = self.conv1(F.silu(self.norm1(features)))
@@ -98,8 +98,8 @@ class DegradationAwareRefinementBlock(nn.Module):
     def __init__(self, channels: int, lq_channels: int, degradation_dim: int, num_groups: int = 32) -> None:
         super().__init__()
         self.merge = nn.Conv2d(channels + lq_channels, channels, 3, padding=1)
-        nn.init.zeros_(self.merge.weight)
-        nn.init.zeros_(self.merge.bias)
+        for parameter in self.merge.parameters():
+            nn.init.zeros_(parameter)
         self.gate = DegradationGate(degradation_dim, channels)
         self.block = ResBlock(channels, channels, num_groups=num_groups, zero_init=True)
 

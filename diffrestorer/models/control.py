@@ -1,4 +1,4 @@
-"""The Image-guided Control Module (section III-C): encoder with modulation, decoder for supervision, control network."""
+"""The Image-guided Control Module (section III-C): modulated encoder, decoder for supervision, control network."""
 
 import functools
 from collections.abc import Sequence
@@ -24,8 +24,8 @@ class ControlEncoder(ModelMixin, ConfigMixin):
         degradation_dim: width of P_D.
         norm_num_groups: groups of every GroupNorm; divides every width.
         modulate: False makes plain residual blocks (ablation `no_dmb`).
-        latent_channels: not None adds the latents of the degraded image to the feature (mini only: SPEC's sd15 and
-            the paper have no such path).
+        latent_channels: not None adds the latents of the degraded image to the feature (mini only: the paper has no
+            such path).
     """
 
     @register_to_config
@@ -73,9 +73,7 @@ class ControlDecoder(ModelMixin, ConfigMixin):
     """
 
     @register_to_config
-    def __init__(
-        self, block_out_channels: Sequence[int] = (64, 128, 256, 320), norm_num_groups: int = 32
-    ) -> None:
+    def __init__(self, block_out_channels: Sequence[int] = (64, 128, 256, 320), norm_num_groups: int = 32) -> None:
         super().__init__()
         widths = list(reversed(block_out_channels))
         self.blocks = nn.ModuleList(
@@ -102,7 +100,7 @@ class ControlNetwork(ControlNetModel):
     output convolutions start at zero, so the UNet is untouched at step 0.
     """
 
-    @functools.wraps(ControlNetModel.__init__)  # diffusers reads the saved config off this signature
+    @functools.wraps(ControlNetModel.__init__)  # type: ignore[misc] # diffusers reads the saved config off this signature
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.controlnet_cond_embedding = nn.Identity()

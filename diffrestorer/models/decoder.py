@@ -8,8 +8,8 @@ from diffusers.models.autoencoders.vae import Decoder
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from diffrestorer.models.blocks import DegradationAwareRefinementBlock
 from diffrestorer.models.backbones import PatchDecoder
+from diffrestorer.models.blocks import DegradationAwareRefinementBlock
 
 
 class DegradationAwareDecoder(ModelMixin, ConfigMixin):
@@ -60,10 +60,14 @@ class DegradationAwareDecoder(ModelMixin, ConfigMixin):
         # Decoder features after the mid block (1/8), the first (1/4) and the second up block (1/2), beside the
         # encoder's features of those sizes: see `encode_image`.
         pairs = ((widths[3], widths[3]), (widths[3], widths[2]), (widths[2], widths[1]))
-        self.refinement = nn.ModuleList(
-            DegradationAwareRefinementBlock(channels, lq_channels, degradation_dim, norm_num_groups)
-            for channels, lq_channels in pairs
-        ) if refine else None
+        self.refinement = (
+            nn.ModuleList(
+                DegradationAwareRefinementBlock(channels, lq_channels, degradation_dim, norm_num_groups)
+                for channels, lq_channels in pairs
+            )
+            if refine
+            else None
+        )
 
     @classmethod
     def from_vae(cls, vae: AutoencoderKL, degradation_dim: int, refine: bool = True) -> "DegradationAwareDecoder":
@@ -88,7 +92,7 @@ class DegradationAwareDecoder(ModelMixin, ConfigMixin):
     def forward(
         self,
         latents: Float[Tensor, "b l h8 w8"],
-        lq_features: Sequence[Tensor],
+        lq_features: Sequence[Float[Tensor, "b _ _ _"]],
         degradation_embedding: Float[Tensor, "b d"],
         fidelity: float = 1.0,
     ) -> Float[Tensor, "b 3 h w"]:

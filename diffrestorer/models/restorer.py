@@ -5,7 +5,7 @@ safetensors. Reading is strict: a missing, truncated or mismatched file, or an u
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,18 @@ COMPONENTS: dict[str, tuple[type[ModelMixin], ...]] = {
     "decoder": (DegradationAwareDecoder,),
 }
 """Component name -> the classes that may stand there."""
+
+EQUAL_WIDTHS: tuple[tuple[str, str], ...] = (
+    ("image_encoder.embed_dim", "prompt_processor.clip_dim"),
+    ("prompt_processor.semantic_dim", "unet.cross_attention_dim"),
+    ("prompt_processor.degradation_dim", "control_encoder.degradation_dim"),
+    ("prompt_processor.degradation_dim", "decoder.degradation_dim"),
+    ("vae.latent_channels", "unet.in_channels"),
+    ("vae.latent_channels", "decoder.latent_channels"),
+    ("unet.cross_attention_dim", "control_network.cross_attention_dim"),
+    ("unet.block_out_channels", "control_network.block_out_channels"),
+)
+"""Constructor arguments that must agree, since one network's output is another's input."""
 
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 
@@ -103,9 +115,7 @@ class Restorer(nn.Module):
         With `control_encoder.latent_channels` (mini) the prediction is relative to the degraded image's latents.
         """
         token = condition.prompts.semantic_embedding
-        down, mid = self.control_network(
-            noisy_latents, timesteps, token, condition.control_features, return_dict=False
-        )
+        down, mid = self.control_network(noisy_latents, timesteps, token, condition.control_features, return_dict=False)
         output = self.unet(
             noisy_latents,
             timesteps,
@@ -153,20 +163,17 @@ def build_restorer(
     prompt_processor = _build(PromptProcessor, config.prompt_processor, "model.prompt_processor")
     control_encoder = _build(ControlEncoder, config.control_encoder, "model.control_encoder")
     degradation_dim = prompt_processor.config.degradation_dim
-    if control_encoder.config.degradation_dim != degradation_dim:
-        raise ValueError(
-            f"model.control_encoder.degradation_dim ({control_encoder.config.degradation_dim}) must equal "
-            f"model.prompt_processor.degradation_dim ({degradation_dim})"
-        )
-    return Restorer(
-        vae=vae,
-        image_encoder=image_encoder,
-        prompt_processor=prompt_processor,
-        unet=unet,
-        control_encoder=control_encoder,
-        control_network=ControlNetwork.from_unet(unet),
-        decoder=DegradationAwareDecoder.from_vae(vae, degradation_dim, config.refine),
-    )
+    components = {
+        "vae": vae,
+        "image_encoder": image_encoder,
+        "prompt_processor": prompt_processor,
+        "unet": unet,
+        "control_encoder": control_encoder,
+        "control_network": ControlNetwork.from_unet(unet),
+        "decoder": DegradationAwareDecoder.from_vae(vae, degradation_dim, config.refine),
+    }
+    _check_widths(components, "model")
+    return Restorer(**components)
 
 
 def build_control_decoder(control_encoder: ControlEncoder) -> ControlDecoder:
@@ -178,7 +185,10 @@ def build_control_decoder(control_encoder: ControlEncoder) -> ControlDecoder:
 def save_component(component: ModelMixin, folder: Path, dtype: torch.dtype) -> None:
     """Writes `config.json` and safetensors of `dtype`, leaving the component as it was."""
     component.save_config(folder)
-    tensors = {name: value.detach().to("cpu", dtype).contiguous() for name, value in component.state_dict().items()}
+    tensors = {
+        name: value.detach().to("cpu", dtype if value.is_floating_point() else value.dtype).contiguous()
+        for name, value in component.state_dict().items()
+    }
     save_safetensors(tensors, folder / WEIGHTS_NAME, metadata={"format": "pt"})
 
 
@@ -197,7 +207,7 @@ def load_component(folder: Path, name: str | None = None) -> ModelMixin:
     _check_weights(path, component.state_dict())
     tensors = load_safetensors(path)
     component.to_empty(device="cpu")
-    component.load_state_dict({key: value.float() for key, value in tensors.items()})
+    component.load_state_dict(tensors)  # copied into the component's own types
     return component.eval()
 
 
@@ -212,8 +222,27 @@ def check_model_folder(folder: Path) -> None:
     if missing:
         raise ModelFolderError(f"{folder / 'model_index.json'} is not Diff-Restorer's: it lacks {', '.join(missing)}")
     _read_json(folder / "scheduler" / "scheduler_config.json")
-    for name in COMPONENTS:
-        _check_weights(folder / name / WEIGHTS_NAME, _empty_component(folder / name, name).state_dict())
+    components = {name: _empty_component(folder / name, name) for name in COMPONENTS}
+    for name, component in components.items():
+        _check_weights(folder / name / WEIGHTS_NAME, component.state_dict())
+    try:
+        _check_widths(components, "its networks do not fit")
+    except ValueError as error:
+        raise ModelFolderError(f"{folder}: {error}") from None
+
+
+def _check_widths(components: Mapping[str, ModelMixin], prefix: str) -> None:
+    def width(key: str) -> Any:
+        name, argument = key.split(".")
+        value = components[name].config[argument]
+        return list(value) if isinstance(value, Sequence) else value
+
+    for key, other in EQUAL_WIDTHS:
+        if width(key) != width(other):
+            raise ValueError(f"{prefix}: {key} ({width(key)}) must equal {other} ({width(other)})")
+    control, unet = width("control_encoder.block_out_channels"), width("unet.block_out_channels")
+    if control[-1] != unet[0]:
+        raise ValueError(f"{prefix}: control_encoder's last width ({control[-1]}) must equal unet's first ({unet[0]})")
 
 
 def _build(cls: type[Any], arguments: Mapping[str, Any], key: str) -> Any:
@@ -226,11 +255,14 @@ def _build(cls: type[Any], arguments: Mapping[str, Any], key: str) -> Any:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except FileNotFoundError:
         raise ModelFolderError(f"{path} is missing") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ModelFolderError(f"{path} cannot be read: {error}") from None
+    if not isinstance(content, dict):
+        raise ModelFolderError(f"{path} cannot be read: it holds no JSON object")
+    return content
 
 
 def _empty_component(folder: Path, name: str) -> ModelMixin:
@@ -246,7 +278,7 @@ def _empty_component(folder: Path, name: str) -> ModelMixin:
     try:
         with torch.device("meta"):
             return _build(classes[config["_class_name"]], arguments, str(path))
-    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+    except Exception as error:  # a wrong value may break the construction anywhere
         raise ModelFolderError(f"{path} does not describe a usable {config['_class_name']}: {error}") from None
 
 

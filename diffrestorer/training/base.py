@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, ModelMixin
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -34,7 +34,7 @@ class VAETask(Task):
     Every fourth sample reconstructs the degraded image: at inference the encoder sees those.
     """
 
-    def __init__(self, config: BaseConfig, output_dir: Path) -> None:
+    def __init__(self, config: BaseConfig) -> None:
         super().__init__()
         self.config = config
         self.vae = build_vae(config.model)
@@ -55,9 +55,11 @@ class VAETask(Task):
         return Losses(pixel + self.config.lambda_kl * kl, {"pixel": pixel, "kl": kl})
 
     def optimizers(self) -> Sequence[torch.optim.Optimizer]:
+        """One AdamW."""
         return [_adamw(self, self.config)]
 
     def save_model(self, folder: Path, dtype: torch.dtype) -> None:
+        """The VAE, with the scaling factor its latents turned out to need."""
         self.vae.register_to_config(scaling_factor=1 / self._latent_deviation())
         save_component(self.vae, folder / "vae", dtype)
 
@@ -70,6 +72,7 @@ class VAETask(Task):
         return torch.cat(latents).std().item()
 
     def sample(self, batch: PairBatch) -> list[Float[Tensor, "b 3 h w"]]:
+        """What goes in, and its reconstruction."""
         images = self._images(batch)
         return [images, decode_latents(self.vae, encode_image(self.vae, images).latents)]
 
@@ -78,10 +81,11 @@ class ImageEncoderTask(Task):
     """What CLIP gives sd15: an embedding of a degraded photo that tells both what it shows and what is wrong with it.
 
     Two linear heads, dropped afterwards, ask for one each: the degradation's class, and (contrastively) which clean
-    photo of the batch it is.
+    photo of the batch it is. The tower has BatchNorm (nothing else learns as fast here), so this task alone depends on
+    how its batch is split among processes.
     """
 
-    def __init__(self, config: BaseConfig, output_dir: Path) -> None:
+    def __init__(self, config: BaseConfig) -> None:
         super().__init__()
         self.config = config
         self.image_encoder = build_image_encoder(config.model)
@@ -98,24 +102,26 @@ class ImageEncoderTask(Task):
         return Losses(deg + content, {"deg": deg, "content": content, "accuracy": accuracy})
 
     def optimizers(self) -> Sequence[torch.optim.Optimizer]:
+        """One AdamW."""
         return [_adamw(self, self.config)]
 
     def save_model(self, folder: Path, dtype: torch.dtype) -> None:
+        """The tower without its two heads."""
         save_component(self.image_encoder, folder / "image_encoder", dtype)
 
     def sample(self, batch: PairBatch) -> list[Float[Tensor, "b 3 h w"]]:
+        """The two views."""
         return [to_unit(batch.lq), to_unit(batch.gt)]
 
 
 class UNetTask(Task):
     """Diffusion on clean latents, conditioned on the image encoder's embedding of the clean photo as the one token."""
 
-    def __init__(self, config: BaseConfig, output_dir: Path) -> None:
+    def __init__(self, config: BaseConfig) -> None:
         super().__init__()
         self.config = config
-        self.vae = load_component(output_dir / "vae" / "model" / "vae").requires_grad_(False).eval()
-        folder = output_dir / "image_encoder" / "model" / "image_encoder"
-        self.image_encoder = load_component(folder).requires_grad_(False).eval()
+        self.vae = _finished_part(config, "vae")
+        self.image_encoder = _finished_part(config, "image_encoder")
         self.unet = build_unet(config.model)
         self.scheduler = DDPMScheduler(**config.model.scheduler)
 
@@ -129,9 +135,11 @@ class UNetTask(Task):
         return Losses(diff, {"diff": diff})
 
     def optimizers(self) -> Sequence[torch.optim.Optimizer]:
+        """One AdamW."""
         return [_adamw(self.unet, self.config)]
 
     def save_model(self, folder: Path, dtype: torch.dtype) -> None:
+        """VAE, image encoder and UNet: a whole base."""
         for name in ("vae", "image_encoder", "unet"):
             save_component(getattr(self, name), folder / name, dtype)
 
@@ -142,6 +150,13 @@ class UNetTask(Task):
         noisy = add_noise(self.scheduler, latents, self.config.seed, batch)
         output = self.unet(noisy.noisy_latents, noisy.timesteps, self.image_encoder(gt)[:, None]).sample
         return [gt, decode_latents(self.vae, noisy.noisy_latents), decode_latents(self.vae, output)]
+
+
+def _finished_part(config: BaseConfig, name: str) -> ModelMixin:
+    folder = Path(config.output_dir) / name / "model" / name
+    if not folder.is_dir():
+        raise ValueError(f"part={config.part} needs the finished {name}: run part={name} (or part=all) first")
+    return load_component(folder).requires_grad_(False)
 
 
 def _adamw(module: nn.Module, config: BaseConfig) -> torch.optim.Optimizer:
@@ -168,8 +183,7 @@ def train_base(config: BaseConfig) -> None:
             continue
         steps = getattr(config, f"{name}_steps") or config.train.max_steps
         part_config = replace(config, part=name, train=replace(config.train, max_steps=steps))
-        torch.manual_seed(config.seed)
-        train(task_class(part_config, output_dir), part_config, output_dir / name)
+        train(task_class, part_config, output_dir / name)
     finished = output_dir / "unet" / "model"
     if finished.is_dir() and PartialState().is_main_process:
         write_folder(output_dir / "model", lambda folder: shutil.copytree(finished, folder, dirs_exist_ok=True))

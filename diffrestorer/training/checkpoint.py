@@ -1,11 +1,12 @@
 """Checkpoints that survive a kill at any moment: written beside, flushed, renamed; verified when read; no pickles.
 
-A checkpoint `step_N` holds the trainable parameters, the state of every optimiser, and the number of steps done. Nothing
-random is in it: draws are made by counter. What is frozen is not in it: it is loaded again from where it came.
+A checkpoint `step_N` holds the trainable parameters, the state of every optimiser, and the number of steps done.
+Nothing random is in it: draws are made by counter. What is frozen is not in it: it is loaded again from where it came.
 """
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be used; the message says which and why."""
 
 
-def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
+def write_folder(folder: Path, write: Callable[[Path], object]) -> None:
     """Makes `folder` appear whole or not at all: `write` fills a temporary one, which is flushed and renamed."""
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -43,7 +44,7 @@ def save_checkpoint(
     """Writes `folder/step_N` and removes all but the `keep` newest checkpoints."""
 
     def write(partial: Path) -> None:
-        files = {WEIGHTS: _trainable(task)}
+        files = {WEIGHTS: _trained_state(task)}
         groups = []
         for i, optimizer in enumerate(optimizers):
             state = optimizer.state_dict()
@@ -68,13 +69,11 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("step_*"), key=lambda path: int(path.name.removeprefix("step_")))
 
 
-def load_newest(
-    folder: Path, task: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
-) -> tuple[int, list[CheckpointError]]:
-    """Restores the newest sound checkpoint in place.
+def load_newest(folder: Path, task: nn.Module, optimizers: Sequence[torch.optim.Optimizer], log: logging.Logger) -> int:
+    """Restores the newest sound checkpoint in place; damaged ones are passed over with a warning.
 
     Returns:
-        The number of steps it had done (0: there is none), and the damaged checkpoints that were passed over.
+        The number of steps it had done; 0: there is none.
 
     Raises:
         CheckpointError: checkpoints exist and none can be read, or they are another model's.
@@ -84,13 +83,14 @@ def load_newest(
         try:
             state = _verified_state(checkpoint)
         except CheckpointError as error:
+            log.warning("%s; going back to an older one", error)
             damaged.append(error)
             continue
         _restore(checkpoint, state, task, optimizers)
-        return state["step"], damaged
+        return state["step"]
     if damaged:
         raise CheckpointError(f"{damaged[0]}; no older checkpoint is left: remove {folder} to start again")
-    return 0, []
+    return 0
 
 
 def _verified_state(checkpoint: Path) -> dict:
@@ -104,10 +104,8 @@ def _verified_state(checkpoint: Path) -> dict:
     return state
 
 
-def _restore(
-    checkpoint: Path, state: dict, task: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
-) -> None:
-    saved, present = load_file(checkpoint / WEIGHTS), _trainable(task)
+def _restore(checkpoint: Path, state: dict, task: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    saved, present = load_file(checkpoint / WEIGHTS), _trained_state(task)
     differing = sorted(
         name
         for name in {*saved, *present}
@@ -128,8 +126,10 @@ def _restore(
         optimizer.load_state_dict({"state": entries, "param_groups": state["param_groups"][i]})
 
 
-def _trainable(task: nn.Module) -> dict[str, Tensor]:
-    return {name: parameter for name, parameter in task.named_parameters() if parameter.requires_grad}
+def _trained_state(task: nn.Module) -> dict[str, Tensor]:
+    """Trainable parameters and all buffers (statistics of a normalisation, say), by name."""
+    frozen = {name for name, parameter in task.named_parameters() if not parameter.requires_grad}
+    return {name: tensor for name, tensor in task.state_dict().items() if name not in frozen}
 
 
 def _digest(path: Path) -> str:

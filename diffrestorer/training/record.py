@@ -1,0 +1,142 @@
+"""What a run writes about itself: its configuration and environment, its losses, a line of progress."""
+
+import csv
+import json
+import logging
+import math
+import platform
+import subprocess
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from jaxtyping import Float
+from torch import Tensor
+
+from diffrestorer import config as configuration
+from diffrestorer.data.pairs import SynthesisedPairs
+
+FREE_KEYS = (
+    "output_dir",
+    *(f"train.{name}" for name in ("num_workers", "checkpoint_every", "keep_checkpoints")),
+    *(f"train.{name}" for name in ("log_every", "sample_every", "tracker")),
+)
+"""Keys that may differ between a run and its resumption: they change nothing that is computed."""
+
+
+class LossRecord:
+    """`losses.csv`: one row a step, the mean over all processes; kept on the device until it is flushed.
+
+    Rows of steps that a resumed run will do again are dropped when it starts.
+    """
+
+    def __init__(
+        self, path: Path, first_step: int, accelerator: Accelerator, dataset: SynthesisedPairs, log: logging.Logger
+    ) -> None:
+        self.path = path
+        self.accelerator = accelerator
+        self.dataset = dataset
+        self.log = log
+        self.pending: list[tuple[int, Float[Tensor, ""], dict[str, Tensor]]] = []
+        self.started = time.monotonic()
+        self.first_step = first_step
+        log.info("step %d, %d process(es) on %s", first_step, accelerator.num_processes, accelerator.device)
+        if accelerator.is_main_process and path.exists():
+            header, *rows = path.read_text().splitlines(keepends=True)
+            kept = [row for row in rows if row.endswith("\n") and int(row.split(",", 1)[0]) < first_step]
+            path.write_text("".join([header, *kept]))
+
+    def add(self, step: int, total: Float[Tensor, ""], parts: dict[str, Tensor]) -> None:
+        """Notes the losses of a step without waiting for the device."""
+        self.pending.append((step, total.detach(), {name: value.detach() for name, value in parts.items()}))
+
+    def flush(self, done: int, max_steps: int) -> None:
+        """Averages over processes, refuses what is not finite, writes the rows and a line of progress.
+
+        Raises:
+            ValueError: a loss is NaN or infinite; the message names the step and the photos of its batch.
+        """
+        names = ["total", *self.pending[0][2]]
+        values = torch.stack([torch.stack([total, *parts.values()]).float() for _, total, parts in self.pending])
+        rows = self.accelerator.reduce(values, reduction="mean").tolist()
+        steps = [step for step, _, _ in self.pending]
+        self.pending.clear()
+        for step, row in zip(steps, rows, strict=True):
+            if not all(math.isfinite(value) for value in row):
+                raise ValueError(f"{self._describe(step, dict(zip(names, row, strict=True)))}")
+        if not self.accelerator.is_main_process:
+            return
+        new = not self.path.exists()
+        with self.path.open("a", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            if new:
+                writer.writerow(["step", *names])
+            writer.writerows([step, *map(repr, row)] for step, row in zip(steps, rows, strict=True))
+        self.accelerator.log(dict(zip(names, rows[-1], strict=True)), step=done)
+        self._log_progress(done, max_steps, dict(zip(names, rows[-1], strict=True)))
+
+    def _describe(self, step: int, losses: dict[str, float]) -> str:
+        sources = [self.dataset.source(step, position) for position in range(self.dataset.global_batch_size)]
+        batch = ", ".join(f"{path.name} ({degradation})" for path, degradation in sources)
+        bad = ", ".join(f"{name}={value}" for name, value in losses.items() if not math.isfinite(value))
+        return f"loss is not finite at step {step}: {bad}; its batch was {batch}"
+
+    def _log_progress(self, done: int, max_steps: int, losses: dict[str, float]) -> None:
+        rate = (done - self.first_step) / (time.monotonic() - self.started)
+        shown = " ".join(f"{name} {value:.4f}" for name, value in losses.items())
+        self.log.info(
+            "step %d/%d  %s  %.1f samples/s  %.1f min left",
+            done, max_steps, shown, rate * self.dataset.global_batch_size, (max_steps - done) / rate / 60,
+        )  # fmt: skip
+
+
+def prepare_output(output_dir: Path, config: Any, accelerator: Accelerator) -> logging.Logger:
+    """Makes the folder, refuses another run's, and writes what is needed to repeat this one.
+
+    Returns:
+        The run's log: to stderr and `train.log` on the main process, errors only on the others.
+
+    Raises:
+        ValueError: the folder holds a run with another configuration; the message names the keys that differ.
+    """
+    log = logging.getLogger("diffrestorer.training")
+    log.setLevel(logging.INFO if accelerator.is_main_process else logging.ERROR)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    saved = output_dir / "config.yaml"
+    if saved.exists() and (changed := configuration.differences(config, saved, FREE_KEYS)):
+        raise ValueError(
+            f"{output_dir} holds a run with another configuration ({'; '.join(changed[:5])}); "
+            "choose another output_dir or remove it"
+        )
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        configuration.save(config, saved)
+        (output_dir / "environment.json").write_text(json.dumps(_environment(config, accelerator), indent=1))
+        if not log.handlers:
+            log.addHandler(logging.StreamHandler())
+        for older in [h for h in log.handlers if isinstance(h, logging.FileHandler)]:
+            log.removeHandler(older)
+        log.addHandler(logging.FileHandler(output_dir / "train.log"))
+        for handler in log.handlers:
+            handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    if config.train.tracker != "none":
+        accelerator.init_trackers("diffrestorer")
+    return log
+
+
+def _environment(config: Any, accelerator: Accelerator) -> dict[str, Any]:
+    packages = ("torch", "diffusers", "accelerate", "open_clip_torch", "diffrestorer")
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    return {
+        "versions": {name: version(name) for name in packages} | {"python": platform.python_version()},
+        "git_commit": commit.stdout.strip() or None,
+        "seed": config.seed,
+        "num_processes": accelerator.num_processes,
+        "device": str(accelerator.device),
+        "mixed_precision": accelerator.mixed_precision,
+    }

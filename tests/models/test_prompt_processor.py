@@ -1,0 +1,65 @@
+"""The Prompt Processor has the paper's layers, and its ablations do what their table says."""
+
+import jaxtyping
+import pytest
+import torch
+from torch import nn
+
+from diffrestorer.degradations import DEGRADATIONS
+from diffrestorer.models.prompt_processor import PromptProcessor
+
+
+def layers(branch: nn.Module) -> list[type[nn.Module]]:
+    return [type(layer) for layer in branch]
+
+
+def test_shapes_are_the_paper_s_by_default() -> None:
+    prompts = PromptProcessor()(torch.randn(3, 768))
+    assert prompts.clip_embedding.shape == (3, 768)
+    assert prompts.semantic_embedding.shape == (3, 1, 768), "one cross-attention token"
+    assert prompts.degradation_embedding.shape == (3, 256)
+    assert prompts.degradation_logits.shape == (3, len(DEGRADATIONS)) == (3, 8)
+
+
+def test_layer_counts_are_the_paper_s() -> None:
+    hidden = [nn.Linear, nn.LayerNorm, nn.LeakyReLU]
+    processor = PromptProcessor()
+    assert layers(processor.semantic_branch) == [*hidden, *hidden, nn.Linear]
+    assert layers(processor.degradation_branch) == [*hidden, nn.Linear]
+    assert type(processor.classifier) is nn.Linear
+    linear = {name: tuple(m.weight.shape) for name, m in processor.named_modules() if isinstance(m, nn.Linear)}
+    assert list(linear.values()) == [(768, 768)] * 3 + [(512, 768), (256, 512)] + [(8, 256)]
+
+
+def test_classifier_reads_the_degradation_embedding() -> None:
+    processor = PromptProcessor(12, 10, 9, 6)
+    prompts = processor(torch.randn(2, 12))
+    assert torch.equal(prompts.degradation_logits, processor.classifier(prompts.degradation_embedding))
+    assert torch.equal(prompts.degradation_embedding, processor.degradation_branch(prompts.clip_embedding))
+    assert torch.equal(prompts.semantic_embedding[:, 0], processor.semantic_branch(prompts.clip_embedding))
+
+
+def test_no_semantic_hands_clip_s_embedding_on() -> None:
+    processor = PromptProcessor(12, 12, 9, 6, semantic=False)
+    embedding = torch.randn(2, 12)
+    assert torch.equal(processor(embedding).semantic_embedding, embedding[:, None])
+    assert not list(processor.semantic_branch.parameters())
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_no_degradation_gives_zeros_in_training_and_test(training: bool) -> None:
+    processor = PromptProcessor(12, 10, 9, 6, degradation=False).train(training)
+    first, second = processor(torch.randn(2, 12)), processor(torch.randn(2, 12))
+    assert torch.equal(first.degradation_embedding, torch.zeros(2, 6))
+    assert torch.equal(first.degradation_logits, second.degradation_logits)
+    assert not torch.equal(first.semantic_embedding, second.semantic_embedding), "the semantic branch stays"
+
+
+def test_no_semantic_refuses_two_widths() -> None:
+    with pytest.raises(ValueError, match=r"clip_dim \(12\) must equal semantic_dim \(10\)"):
+        PromptProcessor(12, 10, semantic=False)
+
+
+def test_batched_embeddings_only() -> None:
+    with pytest.raises(jaxtyping.TypeCheckError):
+        PromptProcessor(12, 10, 9, 6)(torch.randn(12))

@@ -1,0 +1,81 @@
+"""Real training runs for the tests: the scripts themselves, in processes of their own that can be killed.
+
+A fork server imports the libraries once (they take many seconds); every run is a fork of it, a process like any other.
+"""
+
+import csv
+import multiprocessing
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+LIBRARIES = ["diffrestorer.training.base", "diffrestorer.training.decoder", "diffrestorer.training.stage1"]
+
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(LIBRARIES)
+
+
+def _run_script(script: str, arguments: Sequence[str], log: str) -> None:
+    output = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    sys.argv = [script, *arguments]
+    runpy.run_path(str(ROOT / "scripts" / script), run_name="__main__")
+
+
+def start(script: str, arguments: Sequence[str], log: Path) -> BaseProcess:
+    """Starts `python scripts/SCRIPT ARGUMENTS` in a process of its own; its output goes to `log`."""
+    process = context.Process(target=_run_script, args=(script, list(arguments), str(log)))
+    process.start()
+    return process
+
+
+def finish(process: BaseProcess, log: Path, timeout: float = 240) -> None:
+    """Waits for a run that must succeed."""
+    process.join(timeout)
+    assert process.exitcode == 0, f"exit status {process.exitcode}:\n{log.read_text()}"
+
+
+def run(script: str, arguments: Sequence[str], log: Path) -> None:
+    """Runs a script to its end."""
+    finish(start(script, arguments, log), log)
+
+
+def run_with_torchrun(script: str, arguments: Sequence[str], num_processes: int) -> None:
+    """Runs a script the way users do on several devices: the real launcher, one gloo rank a process."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}"]
+    done = subprocess.run(
+        [*launcher, str(ROOT / "scripts" / script), *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def kill_when(process: BaseProcess, path: Path, condition: Callable[[Path], bool], timeout: float = 120) -> None:
+    """SIGKILL as soon as `condition(path)` holds; the run must not have ended before."""
+    deadline = time.monotonic() + timeout
+    while not condition(path):
+        assert process.is_alive(), f"the run ended before it could be killed ({process.exitcode})"
+        assert time.monotonic() < deadline, f"nothing to kill at {path}"
+        time.sleep(0.001)
+    os.kill(process.pid or 0, signal.SIGKILL)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+
+
+def losses(output_dir: Path) -> list[dict[str, float]]:
+    """The rows of a run's losses.csv."""
+    with (output_dir / "losses.csv").open() as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, by relative name."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
