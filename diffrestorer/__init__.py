@@ -1,10 +1,13 @@
 """Diff-Restorer: one diffusion model that restores photos with any of eight degradations (arXiv 2407.03636)."""
 
+import logging
 from importlib import import_module
 from typing import Any
 
 __all__ = ["DiffRestorerPipeline", "__version__"]
 __version__ = "0.1.0"
+
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # diffusers imports it if it is there, and it complains
 
 
 def __getattr__(name: str) -> Any:

@@ -6,7 +6,6 @@ to do, 2 wrong usage, 130 stopped. Whatever needs torch is imported when it is u
 
 import argparse
 import json
-import logging
 import os
 import signal
 import sys
@@ -211,7 +210,6 @@ def _plan(run: _Run) -> list[_Job]:
 
 def _load(run: _Run) -> Any:
     """The DiffRestorerPipeline on its device; libraries keep quiet."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on import by diffusers it warns of a missing extra
     import torch
     from diffusers.utils import logging as diffusers_logging
 
@@ -236,6 +234,8 @@ def _load(run: _Run) -> Any:
 
 def _free_memory() -> int:
     """Bytes that may still be taken, of the machine or of the control group (container, job) this process runs in."""
+    if not os.path.exists("/proc/meminfo"):
+        return sys.maxsize  # not Linux: nobody tells
     memory = Path("/proc/meminfo").read_text()
     free = [1024 * int(memory.split("MemAvailable:")[1].split()[0])]
     for line in Path("/proc/self/cgroup").read_text().splitlines():

@@ -65,7 +65,7 @@ class DataConfig:
     root: str | None = None
     """Folder of clean photos (`data=photos`), searched recursively."""
     size: int = 512
-    """Side of the training crop in pixels, a multiple of 64."""
+    """Side of the training crop in pixels, a multiple of 8."""
     degradations: list[str] = field(default_factory=list)
     """Classes that are trained on; the files in configs/data name all eight."""
 
@@ -113,6 +113,8 @@ class BaseConfig:
     unet_steps: int | None = None
     lambda_kl: float = 1e-6
     """Weight of the VAE's Kullback-Leibler term."""
+    lambda_content: float = 0.1
+    """Weight of the image encoder's contrastive term beside its classification of the degradation."""
 
 
 @dataclass
@@ -148,6 +150,8 @@ class DecoderConfig:
     lambda_perceptual: float = 0.1
     lambda_adversarial: float = 0.001
     discriminator_lr: float = 1e-5
+    discriminator_channels: int = 64
+    """Width of the PatchGAN's first layer."""
 
 
 @dataclass

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from diffrestorer.models.restorer import Conditioning, ModelFolderError, Restore
 ImageTensor = Float[Tensor, "3 _ _"]
 ImageInput = Image.Image | np.ndarray | Float[Tensor, "..."]
 Decoder = Literal["refined", "sd"]
+OutputType = Literal["pil", "np", "pt"]
 
 
 @dataclass
@@ -126,7 +127,7 @@ class DiffRestorerPipeline(DiffusionPipeline):
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         decoder: Decoder = "refined",
         fidelity: float = 1.0,
-        output_type: Literal["pil", "np", "pt"] = "pil",
+        output_type: OutputType = "pil",
     ) -> DiffRestorerOutput:
         """Restores one image or a list of images; those of one size run as one batch.
 
@@ -141,6 +142,8 @@ class DiffRestorerPipeline(DiffusionPipeline):
         images = _as_tensors(image)
         if isinstance(generator, Sequence) and len(generator) != len(images):
             raise ValueError(f"{len(generator)} generators were given for {len(images)} images")
+        _check_option("decoder", decoder, Decoder)
+        _check_option("output_type", output_type, OutputType)
         restored: list[Any] = [None] * len(images)
         probabilities = torch.empty(len(images), self.prompt_processor.classifier.out_features)
         for indices in _group_by_size(images):
@@ -189,8 +192,7 @@ class DiffRestorerPipeline(DiffusionPipeline):
         self, sampled: SampledLatents, decoder: Decoder = "refined", fidelity: float = 1.0
     ) -> Float[Tensor, "b 3 h w"]:
         """Images in [0, 1] of the original size."""
-        if decoder not in ("refined", "sd"):
-            raise ValueError(f"decoder must be 'refined' or 'sd', not {decoder!r}")
+        _check_option("decoder", decoder, Decoder)
         images = self.restorer.decode(sampled.latents, sampled.condition, decoder == "refined", fidelity)
         return images[..., : sampled.height, : sampled.width].clamp(0, 1)
 
@@ -239,6 +241,12 @@ def save_model_folder(
         save_component(component, folder / name, dtype)
 
 
+def _check_option(name: str, value: str, options: Any) -> None:
+    *first, last = map(repr, get_args(options))
+    if value not in get_args(options):
+        raise ValueError(f"{name} must be {', '.join(first)} or {last}, not {value!r}")
+
+
 def _as_tensors(image: ImageInput | Sequence[ImageInput]) -> list[ImageTensor]:
     if isinstance(image, Image.Image | np.ndarray) or (isinstance(image, Tensor) and image.ndim == 3):
         image = [image]
@@ -251,12 +259,19 @@ def _as_tensor(image: ImageInput) -> ImageTensor:
         tensor = image
     else:
         array = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
-        scale = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535}.get(array.dtype, 1)
+        scale = {"uint8": 255, "uint16": 65535, "float16": 1, "float32": 1, "float64": 1}.get(array.dtype.name)
+        if scale is None:
+            raise ValueError(f"an image array must be uint8, uint16 or floats in [0, 1], not {array.dtype}")
         if array.ndim != 3 or array.shape[2] != 3:
             raise ValueError(f"an image array must be (height, width, 3), not {array.shape}")
         tensor = torch.from_numpy(array.astype(np.float32) / scale).permute(2, 0, 1)
     if tensor.ndim != 3 or tensor.shape[0] != 3 or not tensor.is_floating_point():
         raise ValueError(f"an image tensor must be floats (3, height, width), not {tensor.dtype} {tuple(tensor.shape)}")
+    if not tensor.numel():
+        raise ValueError(f"an image must have pixels, and this one is {tuple(tensor.shape)}")
+    low, high = (value.item() for value in tensor.aminmax())
+    if not (low >= 0 and high <= 1):  # NaN is neither
+        raise ValueError(f"an image's floats must lie in [0, 1], and these lie in [{low:g}, {high:g}]")
     return tensor
 
 
@@ -271,8 +286,4 @@ def _convert(image: Float[Tensor, "3 h w"], output_type: str) -> Image.Image | n
     if output_type == "pt":
         return image
     array = image.permute(1, 2, 0).numpy()
-    if output_type == "np":
-        return array
-    if output_type == "pil":
-        return Image.fromarray((array * 255).round().astype(np.uint8))
-    raise ValueError(f"output_type must be 'pil', 'np' or 'pt', not {output_type!r}")
+    return array if output_type == "np" else Image.fromarray((array * 255).round().astype(np.uint8))

@@ -105,11 +105,11 @@ def test_groups_are_found() -> None:
     ("ablation", "expected"),
     {
         "none": [],
-        "no_semantic": ["model.prompt_processor.semantic: None -> False"],
-        "no_degradation": ["model.prompt_processor.degradation: None -> False"],
-        "no_dmb": ["model.control_encoder.modulate: None -> False"],
+        "no_semantic": ["model.prompt_processor.semantic: True -> False"],
+        "no_degradation": ["model.prompt_processor.degradation: True -> False"],
+        "no_dmb": ["model.control_encoder.modulate: True -> False"],
         "no_cd": ["lambda_rec: 1.0 -> 0.0"],
-        "no_dmb_cd": ["lambda_rec: 1.0 -> 0.0", "model.control_encoder.modulate: None -> False"],
+        "no_dmb_cd": ["lambda_rec: 1.0 -> 0.0", "model.control_encoder.modulate: True -> False"],
         "no_deg_loss": ["lambda_deg: 1.0 -> 0.0"],
         "no_aux_loss": ["lambda_deg: 1.0 -> 0.0", "lambda_rec: 1.0 -> 0.0"],
         "no_drb": ["model.refine: True -> False"],
@@ -189,7 +189,7 @@ def test_overrides_are_typed() -> None:
     ],
 )
 def test_wrong_overrides_are_refused(override: str, message: str) -> None:
-    with pytest.raises(ValueError, match=".+") as caught:
+    with pytest.raises(ValueError, match=r".+") as caught:
         load("train_stage1", Stage1Config, [override])
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "diffrestorer"
-NAMED = tuple(f"Eq. {number}" for number in range(1, 9)) + ("DMB", "DRB", "CD")
+NAMED = (*(f"Eq. {number}" for number in range(1, 9)), "DMB", "DRB", "CD")
 NAME = re.compile(r"\bEqs?\. \d+|\b(?:DMB|DRB|CD)\b")
 
 

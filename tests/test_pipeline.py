@@ -49,9 +49,7 @@ def trained(tiny_restorer: "Restorer", tiny_config: "ModelConfig", randomised: C
 
 
 @pytest.fixture(scope="module")
-def folder(
-    trained: DiffRestorerPipeline, tiny_config: "ModelConfig", tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def folder(trained: DiffRestorerPipeline, tiny_config: "ModelConfig", tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sound model folder; damage a copy."""
     folder = tmp_path_factory.mktemp("model")
     save_model_folder(trained.restorer, UniPCMultistepScheduler(**tiny_config.scheduler), folder)
@@ -265,7 +263,9 @@ def test_a_folder_names_no_machine_and_its_parts(folder: Path) -> None:
     assert files == {"model_index.json", "scheduler_config.json", "config.json", WEIGHTS_NAME}
 
 
-def test_fp16_folders_load_in_float32(trained: DiffRestorerPipeline, tiny_config: "ModelConfig", tmp_path: Path) -> None:
+def test_fp16_folders_load_in_float32(
+    trained: DiffRestorerPipeline, tiny_config: "ModelConfig", tmp_path: Path
+) -> None:
     scheduler = UniPCMultistepScheduler(**tiny_config.scheduler)
     save_model_folder(trained.restorer, scheduler, tmp_path / "half", torch.float16)
     assert trained.unet.dtype == torch.float32
@@ -313,7 +313,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         rf"unet/{WEIGHTS_NAME} does not fit its config\.json",
     ),
     "unknown key": (lambda f: _edit(f / "decoder" / "config.json", refined=True), r"decoder/config\.json.*refined"),
-    "other width": (lambda f: _edit(f / "unet" / "config.json", cross_attention_dim=8), rf"unet/{WEIGHTS_NAME} does not"),
+    "other width": (
+        lambda f: _edit(f / "unet" / "config.json", cross_attention_dim=8),
+        rf"unet/{WEIGHTS_NAME} does not",
+    ),
 }
 
 
@@ -338,7 +341,9 @@ def test_networks_of_two_models_are_refused(
     wider = replace(tiny_config, prompt_processor={**tiny_config.prompt_processor, "degradation_dim": 7})
     other = PromptProcessor(**wider.prompt_processor)
     save_component(other, tmp_path / "model" / "prompt_processor", torch.float32)
-    with pytest.raises(ModelFolderError, match=r"degradation_dim \(7\) must equal control_encoder\.degradation_dim \(6\)"):
+    with pytest.raises(
+        ModelFolderError, match=r"degradation_dim \(7\) must equal control_encoder\.degradation_dim \(6\)"
+    ):
         DiffRestorerPipeline.from_pretrained(tmp_path / "model")
 
 

@@ -75,6 +75,8 @@ class SynthesisedPairs(Dataset[Pair]):
                 f"data={config.name} needs pairs prepared on disk, which this version cannot read yet: use data=photos "
                 "data.root=FOLDER_OF_PHOTOS"
             )
+        if config.size < 8 or config.size % 8:
+            raise ValueError(f"data.size={config.size} is not a multiple of 8, which the VAE divides by")
         if not config.root:
             raise ValueError("data.root is not set: give data.root=FOLDER_OF_PHOTOS")
         if not Path(config.root).is_dir():
@@ -164,6 +166,7 @@ def collate_pairs(pairs: Sequence[Pair]) -> PairBatch:
 
 def pair_loader(dataset: SynthesisedPairs, batches: StepBatches, num_workers: int) -> DataLoader[PairBatch]:
     """A loader of this process's batches; the number of workers changes nothing but the speed."""
+    cv2.setNumThreads(0)  # OpenCV's thread pool does not survive the fork into workers: they would wait for it forever
     return DataLoader(
         dataset,  # type: ignore[arg-type] # of Pair; collate_pairs makes PairBatch of them
         batch_sampler=batches,
@@ -175,5 +178,4 @@ def pair_loader(dataset: SynthesisedPairs, batches: StepBatches, num_workers: in
 
 
 def _single_thread(worker: int) -> None:
-    cv2.setNumThreads(1)
     torch.set_num_threads(1)

@@ -99,7 +99,9 @@ class ImageEncoderTask(Task):
         deg = degradation_loss(self.classifier(lq), batch.label)
         content = contrastive_loss(self.content(lq), self.content(gt))
         accuracy = (self.classifier(lq).argmax(1) == batch.label).float().mean()
-        return Losses(deg + content, {"deg": deg, "content": content, "accuracy": accuracy})
+        return Losses(
+            deg + self.config.lambda_content * content, {"deg": deg, "content": content, "accuracy": accuracy}
+        )
 
     def optimizers(self) -> Sequence[torch.optim.Optimizer]:
         """One AdamW."""

@@ -40,7 +40,7 @@ class DecoderTask(Task):
         degradation_dim = self.restorer.prompt_processor.config.degradation_dim
         decoder = DegradationAwareDecoder.from_vae(self.restorer.vae, degradation_dim, config.model.refine)
         self.restorer.decoder = decoder.train()
-        self.discriminator = PatchDiscriminator()
+        self.discriminator = PatchDiscriminator(channels=config.discriminator_channels)
         self.perceptual = PerceptualLoss(config.model.perceptual, config.model.perceptual_weights)
 
     @torch.no_grad()

@@ -31,6 +31,7 @@ def train(
     """
     settings = config.train
     accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),  # said explicitly, or accelerate ignores torchrun's ranks on a CPU
         mixed_precision=settings.mixed_precision,
         log_with=None if settings.tracker == "none" else settings.tracker,
         project_dir=output_dir,

@@ -1,5 +1,9 @@
 """Training pairs are addressed by (step, position): workers, processes and resumption change nothing."""
 
+import os
+import signal
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -154,7 +158,8 @@ def test_the_number_of_processes_changes_nothing(pairs: SynthesisedPairs, proces
     ]
     assert same_batches(joined, whole)
     keys = [list(StepBatches(0, 2, BATCH, rank, processes)) for rank in range(processes)]
-    assert [sum(step, []) for step in zip(*keys, strict=True)] == list(StepBatches(0, 2, BATCH, 0, 1))
+    joined_keys = [[key for share in step for key in share] for step in zip(*keys, strict=True)]
+    assert joined_keys == list(StepBatches(0, 2, BATCH, 0, 1))
 
 
 def test_a_batch_that_does_not_divide_is_refused() -> None:
@@ -191,7 +196,7 @@ def test_unusable_folders_are_one_sentence(config: DataConfig, tmp_path: Path) -
         "data=photos": replace(config, name="paper"),
     }
     for message, wrong in cases.items():
-        with pytest.raises(ValueError, match=".*") as caught:
+        with pytest.raises(ValueError, match=r".+") as caught:
             SynthesisedPairs(wrong, 0, BATCH)
         assert message in str(caught.value)
         assert "\n" not in str(caught.value)
@@ -209,3 +214,26 @@ def test_collating_keeps_the_order(pairs: SynthesisedPairs) -> None:
     batch = collate_pairs([pairs[2, 5], pairs[2, 1]])
     assert batch.positions == (5, 1)
     assert batch.label.tolist() == [pairs[2, 5].label, pairs[2, 1].label]
+
+
+@pytest.mark.slow
+def test_workers_start_after_opencv_has_used_its_threads(photos_dir: Path) -> None:
+    """OpenCV's thread pool does not survive a fork: workers would wait for it forever."""
+    script = (
+        "import sys, cv2, numpy as np\n"
+        "from diffrestorer.config import DataConfig\n"
+        "from diffrestorer.data.pairs import StepBatches, SynthesisedPairs, pair_loader\n"
+        "cv2.setNumThreads(4)\n"
+        "cv2.GaussianBlur(np.zeros((2000, 2000, 3), np.uint8), (0, 0), 3)\n"
+        "config = DataConfig('photos', sys.argv[1], 64, ['blur', 'snow'])\n"
+        "pairs = SynthesisedPairs(config, 0, 4)\n"
+        "print(len(list(pair_loader(pairs, StepBatches(0, 2, 4, 0, 1), num_workers=2))))\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(photos_dir)], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        assert process.communicate(timeout=120)[0].strip() == "2"
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)

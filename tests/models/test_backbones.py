@@ -34,6 +34,7 @@ def tiny_vae(cls: type[AutoencoderKL] = AutoencoderKL) -> AutoencoderKL:
         down_block_types=["DownEncoderBlock2D"] * 4,
         up_block_types=["UpDecoderBlock2D"] * 4,
         block_out_channels=[4, 6, 8, 10],
+        layers_per_block=2,
         norm_num_groups=2,
         scaling_factor=0.7,
     ).eval()

@@ -1,4 +1,4 @@
-"""The Degradation-aware Decoder is the VAE's decoder at step 0, and refines with the degraded image's features after."""
+"""The Degradation-aware Decoder is the VAE's at step 0, and refines with the degraded image's features afterwards."""
 
 import copy
 from collections.abc import Callable
@@ -82,9 +82,7 @@ def test_each_feature_and_p_d_matter_once_trained(randomised: Callable) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("cls", [AutoencoderKL, PatchAutoencoderKL])
-def test_fidelity_0_is_the_plain_decoder_of_the_trained_weights(
-    cls: type[AutoencoderKL], randomised: Callable
-) -> None:
+def test_fidelity_0_is_the_plain_decoder_of_the_trained_weights(cls: type[AutoencoderKL], randomised: Callable) -> None:
     vae = build(cls, "sd-like")
     encoded = encode_image(vae, torch.rand(1, 3, 32, 32))
     decoder = randomised(DegradationAwareDecoder.from_vae(vae, P_D_DIM)).eval()

@@ -1,4 +1,4 @@
-"""The assembly: networks that fit one another, an untouched base at step 0, and model folders that are read strictly."""
+"""The assembly: networks that fit one another, an untouched base at step 0, and model folders read strictly."""
 
 import copy
 import json
@@ -320,7 +320,7 @@ def test_unknown_arguments_and_classes_are_refused(tiny_config: ModelConfig) -> 
         build_vae(replace(tiny_config, vae={**tiny_config.vae, "latents": 4}))
     with pytest.raises(ValueError, match=r"model\.unet\.width"):
         build_unet(replace(tiny_config, unet={**tiny_config.unet, "width": 4}))
-    with pytest.raises(ValueError, match="model.vae_class=VAE is unknown; choose one of AutoencoderKL"):
+    with pytest.raises(ValueError, match=r"model\.vae_class=VAE is unknown; choose one of AutoencoderKL"):
         build_vae(replace(tiny_config, vae_class="VAE"))
 
 

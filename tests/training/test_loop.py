@@ -18,9 +18,7 @@ def test_learning_rate_by_step() -> None:
 
 
 @pytest.mark.slow
-def test_a_loss_that_is_not_finite_names_its_batch(
-    tiny_overrides: list[str], photos_dir: Path, tmp_path: Path
-) -> None:
+def test_a_loss_that_is_not_finite_names_its_batch(tiny_overrides: list[str], photos_dir: Path, tmp_path: Path) -> None:
     arguments = [
         *tiny_overrides, "data=photos", f"data.root={photos_dir}", "data.size=64", "train.max_steps=6", "train.lr=1e30",
         "train.global_batch_size=2", "train.num_workers=0", "train.log_every=6", f"output_dir={tmp_path}/run",
