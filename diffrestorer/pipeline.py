@@ -16,10 +16,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diffrestorer.models.backbones import PATCH, ImageEncoder
+from diffrestorer.models.components import ModelFolderError, check_model_folder, save_component
 from diffrestorer.models.control import ControlEncoder, ControlNetwork
 from diffrestorer.models.decoder import DegradationAwareDecoder
 from diffrestorer.models.prompt_processor import PromptProcessor
-from diffrestorer.models.restorer import Conditioning, ModelFolderError, Restorer, check_model_folder, save_component
+from diffrestorer.models.restorer import Conditioning, Restorer
 
 ImageTensor = Float[Tensor, "3 _ _"]
 ImageInput = Image.Image | np.ndarray | Float[Tensor, "..."]
@@ -110,7 +111,7 @@ class DiffRestorerPipeline(DiffusionPipeline):
         Args:
             pretrained_model_name_or_path: `mini` (bundled), a model folder, the output folder of a training run, or a
                 hub id.
-            kwargs: diffusers' own, such as `torch_dtype`.
+            kwargs: diffusers' own, such as `torch_dtype` (float32 by default, whatever the files hold).
 
         Raises:
             ModelFolderError: nothing is there, or a file is missing, truncated or does not fit.

@@ -14,7 +14,7 @@ import torch
 from diffusers import UniPCMultistepScheduler
 from PIL import Image
 
-from diffrestorer.models.restorer import COMPONENTS, WEIGHTS_NAME, ModelFolderError, save_component
+from diffrestorer.models.components import COMPONENTS, WEIGHTS_NAME, ModelFolderError, save_component
 from diffrestorer.pipeline import (
     DiffRestorerOutput,
     DiffRestorerPipeline,

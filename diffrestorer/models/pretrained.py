@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from diffrestorer.config import ModelConfig
 from diffrestorer.models.backbones import ImageEncoder
-from diffrestorer.models.restorer import build_image_encoder, build_unet, build_vae, load_component
+from diffrestorer.models.components import build_image_encoder, build_unet, build_vae, load_component
 
 Base = tuple[AutoencoderKL, ImageEncoder, UNet2DConditionModel]
 

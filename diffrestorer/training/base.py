@@ -21,7 +21,7 @@ from diffrestorer.data.pairs import PairBatch, SynthesisedPairs, collate_pairs
 from diffrestorer.degradations import DEGRADATIONS
 from diffrestorer.losses import contrastive_loss, degradation_loss, diffusion_loss
 from diffrestorer.models.backbones import decode_latents, encode_image
-from diffrestorer.models.restorer import build_image_encoder, build_unet, build_vae, load_component, save_component
+from diffrestorer.models.components import build_image_encoder, build_unet, build_vae, load_component, save_component
 from diffrestorer.training.checkpoint import write_folder
 from diffrestorer.training.diffusion import add_noise
 from diffrestorer.training.loop import train

@@ -24,7 +24,8 @@ from diffrestorer.evaluation.methods import Method
 from diffrestorer.evaluation.run import evaluate
 from diffrestorer.evaluation.tables import Score, build_tables, markdown, nan_counts, summary_sentences
 from diffrestorer.metrics import METRICS
-from diffrestorer.models.restorer import build_image_encoder, build_restorer, build_unet, build_vae
+from diffrestorer.models.components import build_image_encoder, build_unet, build_vae
+from diffrestorer.models.restorer import build_restorer
 from diffrestorer.pipeline import save_model_folder
 
 NAMES = [*DEGRADATIONS, *MIXTURES]

@@ -18,8 +18,8 @@ from diffrestorer.models.backbones import (
     degradation_similarity,
     encode_image,
 )
+from diffrestorer.models.components import build_image_encoder, build_unet, build_vae
 from diffrestorer.models.control import ControlNetwork
-from diffrestorer.models.restorer import build_image_encoder, build_unet, build_vae
 
 TINY_VIT = {"image_size": 28, "layers": 2, "width": 16, "head_width": 8, "patch_size": 14}
 

@@ -16,21 +16,20 @@ from safetensors.torch import load_file, save_file
 
 from diffrestorer.config import ModelConfig
 from diffrestorer.models.backbones import ImageEncoder, PatchAutoencoderKL, decode_latents
-from diffrestorer.models.control import ControlEncoder, ControlNetwork
-from diffrestorer.models.decoder import DegradationAwareDecoder
-from diffrestorer.models.pretrained import load_base
-from diffrestorer.models.prompt_processor import PromptProcessor
-from diffrestorer.models.restorer import (
+from diffrestorer.models.components import (
     COMPONENTS,
     WEIGHTS_NAME,
     ModelFolderError,
-    Restorer,
-    build_restorer,
     build_unet,
     build_vae,
     load_component,
     save_component,
 )
+from diffrestorer.models.control import ControlEncoder, ControlNetwork
+from diffrestorer.models.decoder import DegradationAwareDecoder
+from diffrestorer.models.pretrained import load_base
+from diffrestorer.models.prompt_processor import PromptProcessor
+from diffrestorer.models.restorer import Restorer, build_restorer
 
 VAE = {"down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4}
 UNET = {
@@ -330,3 +329,9 @@ def test_a_folder_s_files_are_config_and_safetensors(tmp_path: Path) -> None:
     shutil.copytree(tmp_path / "prompt_processor", tmp_path / "elsewhere")
     assert isinstance(load_component(tmp_path / "elsewhere", "prompt_processor"), PromptProcessor)
     assert not re.search(str(tmp_path), (tmp_path / "prompt_processor" / "config.json").read_text())
+
+
+def test_a_path_for_the_latents_needs_sample_prediction(tiny_config: ModelConfig) -> None:
+    config = replace(tiny_config, scheduler={**tiny_config.scheduler, "prediction_type": "epsilon"})
+    with pytest.raises(ValueError, match="it needs model.scheduler.prediction_type=sample, not epsilon"):
+        build_restorer(config, *load_base(config))

@@ -1,5 +1,7 @@
 """A run killed at any moment and started again ends exactly like one that was never stopped."""
 
+import json
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -48,6 +50,26 @@ def test_a_killed_run_ends_like_one_that_was_not(
     assert runs.losses(output) == runs.losses(uninterrupted)
 
 
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("seed", range(6))
+def test_a_run_killed_again_and_again_ends_like_one_that_was_not(
+    seed: int, arguments: list[str], uninterrupted: Path, tmp_path: Path
+) -> None:
+    moments = random.Random(seed)
+    output = tmp_path / "run"
+    command = [*arguments, f"output_dir={output}"]
+    for _ in range(5):
+        process = runs.start("train_stage1.py", command, tmp_path / "log")
+        process.join(moments.uniform(0.5, 8))
+        process.kill()
+        process.join()
+    runs.run("train_stage1.py", command, tmp_path / "log")
+
+    assert runs.files_of(output / "model") == runs.files_of(uninterrupted / "model")
+    assert runs.losses(output) == runs.losses(uninterrupted)
+
+
 @pytest.mark.slow
 def test_a_damaged_checkpoint_is_passed_over(arguments: list[str], uninterrupted: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
@@ -73,8 +95,6 @@ def test_another_configuration_is_refused(arguments: list[str], uninterrupted: P
 
 @pytest.mark.slow
 def test_two_processes_equal_one(arguments: list[str], uninterrupted: Path, tmp_path: Path) -> None:
-    import json
-
     output = tmp_path / "run"
     five_steps = [a.replace(f"train.max_steps={STEPS}", "train.max_steps=5") for a in arguments]
     runs.run_with_torchrun("train_stage1.py", [*five_steps, f"output_dir={output}"], num_processes=2)

@@ -1,0 +1,187 @@
+"""The components of a model folder: which classes may stand where, built from a config, written, read and checked.
+
+A model folder is a diffusers pipeline on disk: `model_index.json`, and a folder a component with `config.json` and
+safetensors. Reading is strict: a missing, truncated or mismatched file, or an unknown key, is one clear sentence.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, ModelMixin, UNet2DConditionModel
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file as load_safetensors
+from safetensors.torch import save_file as save_safetensors
+from torch import Tensor
+
+from diffrestorer.config import ModelConfig
+from diffrestorer.models.backbones import ImageEncoder, PatchAutoencoderKL
+from diffrestorer.models.control import ControlEncoder, ControlNetwork
+from diffrestorer.models.decoder import DegradationAwareDecoder
+from diffrestorer.models.prompt_processor import PromptProcessor
+
+COMPONENTS: dict[str, tuple[type[ModelMixin], ...]] = {
+    "vae": (AutoencoderKL, PatchAutoencoderKL),
+    "image_encoder": (ImageEncoder,),
+    "prompt_processor": (PromptProcessor,),
+    "unet": (UNet2DConditionModel,),
+    "control_encoder": (ControlEncoder,),
+    "control_network": (ControlNetwork,),
+    "decoder": (DegradationAwareDecoder,),
+}
+"""Component name -> the classes that may stand there."""
+
+EQUAL_WIDTHS: tuple[tuple[str, str], ...] = (
+    ("image_encoder.embed_dim", "prompt_processor.clip_dim"),
+    ("prompt_processor.semantic_dim", "unet.cross_attention_dim"),
+    ("prompt_processor.degradation_dim", "control_encoder.degradation_dim"),
+    ("prompt_processor.degradation_dim", "decoder.degradation_dim"),
+    ("vae.latent_channels", "unet.in_channels"),
+    ("vae.latent_channels", "decoder.latent_channels"),
+    ("unet.cross_attention_dim", "control_network.cross_attention_dim"),
+    ("unet.block_out_channels", "control_network.block_out_channels"),
+)
+"""Constructor arguments that must agree, since one network's output is another's input."""
+
+WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
+
+
+class ModelFolderError(ValueError):
+    """A model folder that cannot be used; the message names the file and what is wrong with it."""
+
+
+def build_component(cls: type[Any], arguments: Mapping[str, Any], key: str) -> Any:
+    """Constructs a component, refusing arguments it does not have (diffusers would only warn)."""
+    unknown = sorted(set(arguments) - set(cls._get_init_keys(cls)))
+    if unknown:
+        raise ValueError(f"{key}.{unknown[0]} is not an argument of {cls.__name__}")
+    return cls(**arguments)
+
+
+def check_widths(components: Mapping[str, ModelMixin], prefix: str) -> None:
+    def width(key: str) -> Any:
+        name, argument = key.split(".")
+        value = components[name].config[argument]
+        return list(value) if isinstance(value, Sequence) else value
+
+    for key, other in EQUAL_WIDTHS:
+        if width(key) != width(other):
+            raise ValueError(f"{prefix}: {key} ({width(key)}) must equal {other} ({width(other)})")
+    control, unet = width("control_encoder.block_out_channels"), width("unet.block_out_channels")
+    if control[-1] != unet[0]:
+        raise ValueError(f"{prefix}: control_encoder's last width ({control[-1]}) must equal unet's first ({unet[0]})")
+
+
+def build_vae(config: ModelConfig) -> AutoencoderKL:
+    """A VAE with random weights."""
+    classes = {cls.__name__: cls for cls in COMPONENTS["vae"]}
+    if config.vae_class not in classes:
+        raise ValueError(f"model.vae_class={config.vae_class} is unknown; choose one of {', '.join(classes)}")
+    return build_component(classes[config.vae_class], config.vae, "model.vae")
+
+
+def build_image_encoder(config: ModelConfig) -> ImageEncoder:
+    """An image encoder with random weights."""
+    return build_component(ImageEncoder, config.image_encoder, "model.image_encoder")
+
+
+def build_unet(config: ModelConfig) -> UNet2DConditionModel:
+    """A UNet with random weights."""
+    return build_component(UNet2DConditionModel, config.unet, "model.unet")
+
+
+def save_component(component: ModelMixin, folder: Path, dtype: torch.dtype) -> None:
+    """Writes `config.json` and safetensors of `dtype`, leaving the component as it was."""
+    component.save_config(folder)
+    tensors = {
+        name: value.detach().to("cpu", dtype if value.is_floating_point() else value.dtype).contiguous()
+        for name, value in component.state_dict().items()
+    }
+    save_safetensors(tensors, folder / WEIGHTS_NAME, metadata={"format": "pt"})
+
+
+def load_component(folder: Path, name: str | None = None) -> ModelMixin:
+    """Reads one component in float32, strictly.
+
+    Args:
+        folder: with `config.json` and the weights.
+        name: of the component in `COMPONENTS`; the folder's own name if None.
+
+    Raises:
+        ModelFolderError: what is missing, truncated or does not fit.
+    """
+    component = _empty_component(folder, name or folder.name)
+    path = folder / WEIGHTS_NAME
+    _check_weights(path, component.state_dict())
+    tensors = load_safetensors(path)
+    component.to_empty(device="cpu")
+    component.load_state_dict(tensors)  # copied into the component's own types
+    return component.eval()
+
+
+def check_model_folder(folder: Path) -> None:
+    """Refuses a model folder in which anything is missing, truncated or mismatched; reads no weights.
+
+    Raises:
+        ModelFolderError: the first thing that is wrong, with the file's path.
+    """
+    index = _read_json(folder / "model_index.json")
+    missing = [name for name in COMPONENTS if name not in index]
+    if missing:
+        raise ModelFolderError(f"{folder / 'model_index.json'} is not Diff-Restorer's: it lacks {', '.join(missing)}")
+    _read_json(folder / "scheduler" / "scheduler_config.json")
+    components = {name: _empty_component(folder / name, name) for name in COMPONENTS}
+    for name, component in components.items():
+        _check_weights(folder / name / WEIGHTS_NAME, component.state_dict())
+    try:
+        check_widths(components, "its networks do not fit")
+    except ValueError as error:
+        raise ModelFolderError(f"{folder}: {error}") from None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ModelFolderError(f"{path} is missing") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ModelFolderError(f"{path} cannot be read: {error}") from None
+    if not isinstance(content, dict):
+        raise ModelFolderError(f"{path} cannot be read: it holds no JSON object")
+    return content
+
+
+def _empty_component(folder: Path, name: str) -> ModelMixin:
+    """The component a folder describes, without weights."""
+    path = folder / "config.json"
+    config = _read_json(path)
+    classes = {cls.__name__: cls for cls in COMPONENTS[name]}
+    if config.get("_class_name") not in classes:
+        raise ModelFolderError(
+            f"{path} describes a {config.get('_class_name')}, where {' or '.join(classes)} is expected"
+        )
+    arguments = {key: value for key, value in config.items() if not key.startswith("_")}
+    try:
+        with torch.device("meta"):
+            return build_component(classes[config["_class_name"]], arguments, str(path))
+    except Exception as error:  # a wrong value may break the construction anywhere
+        raise ModelFolderError(f"{path} does not describe a usable {config['_class_name']}: {error}") from None
+
+
+def _check_weights(path: Path, expected: Mapping[str, Tensor]) -> None:
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise ModelFolderError(f"{path} is missing") from None
+    except (OSError, SafetensorError) as error:
+        raise ModelFolderError(f"{path} is damaged or truncated ({error})") from None
+    wanted = {name: tuple(value.shape) for name, value in expected.items()}
+    for name in sorted({*found, *wanted}):
+        if found.get(name) != wanted.get(name):
+            raise ModelFolderError(
+                f"{path} does not fit its config.json: {name} is {found.get(name, 'missing')} there, "
+                f"{wanted.get(name, 'not part of the model')} by the config"
+            )
