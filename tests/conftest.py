@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "disabled"
+os.environ["OMP_NUM_THREADS"] = "1"  # tiny networks lose more time to a second thread than it saves
 
 # From here on every annotated function of the package refuses tensors of another shape or type than it states.
 jaxtyping.install_import_hook("diffrestorer", "beartype.beartype")
