@@ -1,5 +1,6 @@
 """The one training loop. It knows tasks, not stages: batches in, losses down, checkpoints out."""
 
+import atexit
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -74,7 +75,9 @@ def train(
         write_folder(output_dir / "model", lambda folder: task.save_model(folder, dtype))
         log.info("model saved to %s", output_dir / "model")
     accelerator.wait_for_everyone()
-    accelerator.end_training()
+    for tracker in accelerator.trackers:
+        tracker.finish()
+    atexit.register(accelerator.state.destroy_process_group)  # not before: train_base trains several tasks in a row
 
 
 def learning_rate_factor(step: int, settings: TrainConfig) -> float:

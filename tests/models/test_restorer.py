@@ -333,5 +333,5 @@ def test_a_folder_s_files_are_config_and_safetensors(tmp_path: Path) -> None:
 
 def test_a_path_for_the_latents_needs_sample_prediction(tiny_config: ModelConfig) -> None:
     config = replace(tiny_config, scheduler={**tiny_config.scheduler, "prediction_type": "epsilon"})
-    with pytest.raises(ValueError, match="it needs model.scheduler.prediction_type=sample, not epsilon"):
+    with pytest.raises(ValueError, match=r"it needs model\.scheduler\.prediction_type=sample, not epsilon"):
         build_restorer(config, *load_base(config))

@@ -31,3 +31,16 @@ def test_a_loss_that_is_not_finite_names_its_batch(tiny_overrides: list[str], ph
     assert ".png (" in text
     assert "Traceback" not in text
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.slow
+def test_the_parts_of_the_base_follow_one_another_on_two_processes(
+    tiny_overrides: list[str], photos_dir: Path, tmp_path: Path
+) -> None:
+    arguments = [
+        *tiny_overrides, f"data.root={photos_dir}", "data.size=64", "train.max_steps=2", "train.global_batch_size=4",
+        "train.num_workers=0", f"output_dir={tmp_path}",
+    ]  # fmt: skip
+    runs.run_with_torchrun("train_base.py", arguments, num_processes=2)
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["image_encoder", "unet", "vae"]
+    assert all(len(runs.losses(tmp_path / part)) == 2 for part in ("vae", "image_encoder", "unet"))
