@@ -150,6 +150,8 @@ class DecoderConfig:
     lambda_perceptual: float = 0.1
     lambda_adversarial: float = 0.001
     discriminator_lr: float = 1e-5
+    new_layers: bool = False
+    """Keep only the linear path of a PatchAutoencoderKL and start the decoder's layers anew."""
     discriminator_channels: int = 64
     """Width of the PatchGAN's first layer."""
 

@@ -61,6 +61,12 @@ def build_component(cls: type[Any], arguments: Mapping[str, Any], key: str) -> A
 
 
 def check_widths(components: Mapping[str, ModelMixin], prefix: str) -> None:
+    """Refuses networks that do not fit one another (`EQUAL_WIDTHS`).
+
+    Raises:
+        ValueError: names both widths, after `prefix`.
+    """
+
     def width(key: str) -> Any:
         name, argument = key.split(".")
         value = components[name].config[argument]

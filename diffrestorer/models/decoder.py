@@ -8,7 +8,7 @@ from diffusers.models.autoencoders.vae import Decoder
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from diffrestorer.models.backbones import PatchDecoder
+from diffrestorer.models.backbones import PatchAutoencoderKL, PatchDecoder
 from diffrestorer.models.blocks import DegradationAwareRefinementBlock
 
 
@@ -88,6 +88,19 @@ class DegradationAwareDecoder(ModelMixin, ConfigMixin):
         if vae.post_quant_conv is not None:
             decoder.post_quant_conv.load_state_dict(vae.post_quant_conv.state_dict())
         return decoder
+
+    @classmethod
+    def from_linear_path(cls, vae: PatchAutoencoderKL, degradation_dim: int) -> "DegradationAwareDecoder":
+        """A decoder that keeps the VAE's linear path only; its layers are new and add nothing at step 0.
+
+        For a VAE whose other layers carry nothing (mini's of this version: see its card).
+        """
+        decoder = cls.from_vae(vae, degradation_dim)
+        new = cls(**{name: value for name, value in decoder.config.items() if not name.startswith("_")})
+        new.decoder.shortcut.load_state_dict(vae.decoder.shortcut.state_dict())
+        nn.init.zeros_(new.decoder.conv_out.weight)
+        nn.init.zeros_(new.decoder.conv_out.bias)
+        return new
 
     def forward(
         self,

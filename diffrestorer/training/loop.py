@@ -1,6 +1,7 @@
 """The one training loop. It knows tasks, not stages: batches in, losses down, checkpoints out."""
 
 import atexit
+import logging
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -70,6 +71,11 @@ def train(
         if accelerator.is_main_process and (last or done % settings.checkpoint_every == 0):
             save_checkpoint(output_dir / "checkpoints", done, task, optimizers, settings.keep_checkpoints)
 
+    _finish(accelerator, task, settings, output_dir, log)
+
+
+def _finish(accelerator: Accelerator, task: Task, settings: TrainConfig, output_dir: Path, log: logging.Logger) -> None:
+    """Writes `model/` and lets trackers and process group go."""
     if accelerator.is_main_process:
         dtype = getattr(torch, settings.save_dtype)
         write_folder(output_dir / "model", lambda folder: task.save_model(folder, dtype))

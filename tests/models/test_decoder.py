@@ -116,3 +116,12 @@ def test_every_parameter_learns() -> None:
     decoder = DegradationAwareDecoder.from_vae(vae, P_D_DIM)
     decoder(encoded.latents.detach(), encoded.features, torch.randn(1, P_D_DIM)).square().mean().backward()
     assert not [name for name, parameter in decoder.named_parameters() if parameter.grad is None]
+
+
+def test_new_layers_add_nothing_to_the_linear_path_at_step_0() -> None:
+    vae = build(PatchAutoencoderKL, "odd")
+    decoder = DegradationAwareDecoder.from_linear_path(vae, P_D_DIM).eval()
+    encoded = encode_image(vae, torch.rand(2, 3, 16, 24))
+    linear = vae.decoder.shortcut(encoded.latents / vae.config.scaling_factor) / 2 + 0.5
+    assert torch.equal(decoder(encoded.latents, encoded.features, torch.randn(2, P_D_DIM)), linear)
+    assert not torch.equal(decoder.decoder.conv_in.weight, vae.decoder.conv_in.weight)
