@@ -5,6 +5,7 @@ overrides it. Whatever is unknown or of the wrong type is refused in one sentenc
 """
 
 import difflib
+import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -244,6 +245,15 @@ def differences(config: Any, path: Path, ignore: Sequence[str]) -> list[str]:
         for key in sorted({*old, *new})
         if old.get(key) != new.get(key) and not any(key.startswith(prefix) for prefix in ignore)
     ]
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout this package runs from; None where it runs from an installed copy."""
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return None
+    answer = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
+    return answer.stdout.strip() if answer.returncode == 0 else None
 
 
 def help_text(root: str, schema: type[Any]) -> str:

@@ -2,7 +2,6 @@
 
 import json
 import platform
-import subprocess
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -125,7 +124,7 @@ def _write_run(
         "diffrestorer": __version__,
         **{name: version(name) for name in ("torch", "diffusers", "pyiqa", "numpy")},
         "python": platform.python_version(),
-        "git_commit": _git_commit(),
+        "git_commit": configuration.git_commit(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
         "suite": config.suite,
@@ -136,15 +135,6 @@ def _write_run(
         "undefined_scores": nans,
     }
     write_text(path, json.dumps(run, indent=1) + "\n")
-
-
-def _git_commit() -> str | None:
-    """The commit of the checkout that this package runs from; None where it runs from an installed copy."""
-    root = Path(__file__).parents[2]
-    if not (root / ".git").exists():
-        return None
-    answer = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
-    return answer.stdout.strip() if answer.returncode == 0 else None
 
 
 def _device(name: str) -> torch.device:

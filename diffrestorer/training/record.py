@@ -5,7 +5,6 @@ import json
 import logging
 import math
 import platform
-import subprocess
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -129,12 +128,9 @@ def prepare_output(output_dir: Path, config: Any, accelerator: Accelerator) -> l
 
 def _environment(config: Any, accelerator: Accelerator) -> dict[str, Any]:
     packages = ("torch", "diffusers", "accelerate", "open_clip_torch", "diffrestorer")
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
     return {
         "versions": {name: version(name) for name in packages} | {"python": platform.python_version()},
-        "git_commit": commit.stdout.strip() or None,
+        "git_commit": configuration.git_commit(),
         "seed": config.seed,
         "num_processes": accelerator.num_processes,
         "device": str(accelerator.device),
