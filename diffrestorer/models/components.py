@@ -101,6 +101,9 @@ def build_unet(config: ModelConfig) -> UNet2DConditionModel:
 def save_component(component: ModelMixin, folder: Path, dtype: torch.dtype) -> None:
     """Writes `config.json` and safetensors of `dtype`, leaving the component as it was."""
     component.save_config(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("_name_or_path", None)  # where it was read from is nobody's business
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     tensors = {
         name: value.detach().to("cpu", dtype if value.is_floating_point() else value.dtype).contiguous()
         for name, value in component.state_dict().items()
