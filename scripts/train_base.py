@@ -1,6 +1,7 @@
 """Trains mini's base from a folder of photos: VAE, image encoder, UNet. See configs/train_base.yaml."""
 
-from diffrestorer.config import BaseConfig, run
+from diffrestorer.config.composition import run
+from diffrestorer.config.schema import BaseConfig
 
 
 def main(config: BaseConfig) -> None:

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from diffrestorer.config import DecoderConfig, run
+from diffrestorer.config.composition import run
+from diffrestorer.config.schema import DecoderConfig
 
 
 def main(config: DecoderConfig) -> None:

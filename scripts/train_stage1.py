@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from diffrestorer.config import Stage1Config, run
+from diffrestorer.config.composition import run
+from diffrestorer.config.schema import Stage1Config
 
 
 def main(config: Stage1Config) -> None:

@@ -12,7 +12,7 @@ import pytest
 if TYPE_CHECKING:
     from torch import nn
 
-    from diffrestorer.config import ModelConfig
+    from diffrestorer.config.schema import ModelConfig
     from diffrestorer.models.restorer import Restorer
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -82,7 +82,8 @@ def tiny_overrides() -> list[str]:
 @pytest.fixture(scope="session")
 def tiny_config(tiny_overrides: list[str]) -> "ModelConfig":
     """The mini model's config with tiny widths. Shared: change a copy (`dataclasses.replace`)."""
-    from diffrestorer.config import Stage1Config, load
+    from diffrestorer.config.composition import load
+    from diffrestorer.config.schema import Stage1Config
 
     return load("train_stage1", Stage1Config, tiny_overrides).model
 

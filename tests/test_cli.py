@@ -19,7 +19,8 @@ import torch
 from PIL import Image
 
 from diffrestorer import cli
-from diffrestorer.config import Stage1Config, load
+from diffrestorer.config.composition import load
+from diffrestorer.config.schema import Stage1Config
 from diffrestorer.data.images import read_photo
 from diffrestorer.degradations import DEGRADATIONS
 from diffrestorer.training.stage1 import Stage1Task

@@ -11,21 +11,8 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from diffrestorer import config as configuration
-from diffrestorer.config import (
-    CHOICES,
-    CONFIG_DIR,
-    BaseConfig,
-    DecoderConfig,
-    EvaluateConfig,
-    Stage1Config,
-    _flags_to_overrides,
-    differences,
-    help_text,
-    load,
-    run,
-    save,
-)
+from diffrestorer.config.composition import CONFIG_DIR, _flags_to_overrides, differences, help_text, load, run, save
+from diffrestorer.config.schema import CHOICES, BaseConfig, DataConfig, DecoderConfig, EvaluateConfig, Stage1Config
 from diffrestorer.degradations import DEGRADATIONS
 
 SCHEMAS: dict[str, type] = {
@@ -312,7 +299,9 @@ def test_loading_needs_no_torch() -> None:
     """A typo is refused at once, not after ten seconds of imports."""
     import subprocess
 
-    program = "import sys, diffrestorer.config; assert not {'torch', 'diffusers', 'numpy'} & set(sys.modules)"
+    program = (
+        "import sys, diffrestorer.config.composition; assert not {'torch', 'diffusers', 'numpy'} & set(sys.modules)"
+    )
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stderr
 
@@ -322,4 +311,4 @@ def test_unused_choices_do_not_hide(tmp_path: Path) -> None:
     for name in options("data"):
         content = yaml.safe_load((CONFIG_DIR / "data" / f"{name}.yaml").read_text())
         assert content["degradations"] == list(DEGRADATIONS)
-    assert configuration.DataConfig().degradations == []
+    assert DataConfig().degradations == []

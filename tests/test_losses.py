@@ -52,7 +52,8 @@ def test_eq_8_weighs_its_terms_by_a_tenth_and_a_thousandth() -> None:
 
 
 def test_config_s_weights_are_the_paper_s() -> None:
-    from diffrestorer.config import DecoderConfig, Stage1Config, load
+    from diffrestorer.config.composition import load
+    from diffrestorer.config.schema import DecoderConfig, Stage1Config
 
     stage1, decoder = load("train_stage1", Stage1Config), load("train_decoder", DecoderConfig)
     assert (stage1.lambda_deg, stage1.lambda_rec) == (1.0, 1.0)

@@ -24,7 +24,7 @@ from diffrestorer.pipeline import (
 )
 
 if TYPE_CHECKING:
-    from diffrestorer.config import ModelConfig
+    from diffrestorer.config.schema import ModelConfig
     from diffrestorer.models.restorer import Restorer
 
 STEPS = 2

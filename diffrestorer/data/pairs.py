@@ -12,7 +12,7 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from diffrestorer.config import DataConfig
+from diffrestorer.config.schema import DataConfig
 from diffrestorer.data.counter import counter_rng
 from diffrestorer.data.images import ImageError, find_images, read_photo
 from diffrestorer.data.synthesis import degrade

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from diffrestorer.config import EvaluateConfig
+from diffrestorer.config.schema import EvaluateConfig
 from diffrestorer.evaluation.files import read_pixels, write_bytes
 from diffrestorer.evaluation.suites import Item, Suite
 

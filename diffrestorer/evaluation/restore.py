@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from diffrestorer.config import EvaluateConfig
+from diffrestorer.config.schema import EvaluateConfig
 from diffrestorer.data.images import Photo, write_photo
 from diffrestorer.evaluation.files import read_batch, sha256, write_text
 from diffrestorer.evaluation.methods import Method

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from diffrestorer import __version__
-from diffrestorer import config as configuration
-from diffrestorer.config import EvaluateConfig
+from diffrestorer.config.composition import git_commit, save
+from diffrestorer.config.schema import EvaluateConfig
 from diffrestorer.evaluation.files import read_batch, write_text
 from diffrestorer.evaluation.methods import Method, collect_outputs, parse_methods
 from diffrestorer.evaluation.report import Report, write_contact_sheet, write_page
@@ -54,7 +54,7 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> list[Sco
     scorer = Scorer(metrics, device)
     suite = build_suite(config)
     output_dir = Path(config.output_dir)
-    configuration.save(config, output_dir / "config.yaml")
+    save(config, output_dir / "config.yaml")
     collect_outputs(methods, suite, output_dir)
     restoring = {}
     if any(method.kind == "model" for method in methods):
@@ -124,7 +124,7 @@ def _write_run(
         "diffrestorer": __version__,
         **{name: version(name) for name in ("torch", "diffusers", "pyiqa", "numpy")},
         "python": platform.python_version(),
-        "git_commit": configuration.git_commit(),
+        "git_commit": git_commit(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
         "suite": config.suite,

@@ -16,7 +16,7 @@ from safetensors.torch import load_file as load_safetensors
 from safetensors.torch import save_file as save_safetensors
 from torch import Tensor
 
-from diffrestorer.config import ModelConfig
+from diffrestorer.config.schema import ModelConfig
 from diffrestorer.models.backbones import ImageEncoder, PatchAutoencoderKL
 from diffrestorer.models.control import ControlEncoder, ControlNetwork
 from diffrestorer.models.decoder import DegradationAwareDecoder

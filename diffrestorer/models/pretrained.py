@@ -7,7 +7,7 @@ import open_clip
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
-from diffrestorer.config import ModelConfig
+from diffrestorer.config.schema import ModelConfig
 from diffrestorer.models.backbones import ImageEncoder
 from diffrestorer.models.components import build_image_encoder, build_unet, build_vae, load_component
 

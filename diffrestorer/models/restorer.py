@@ -6,7 +6,7 @@ from diffusers import AutoencoderKL, ModelMixin, UNet2DConditionModel
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from diffrestorer.config import ModelConfig
+from diffrestorer.config.schema import ModelConfig
 from diffrestorer.models.backbones import EncodedImage, ImageEncoder, decode_latents, encode_image
 from diffrestorer.models.components import COMPONENTS, build_component, check_widths
 from diffrestorer.models.control import ControlDecoder, ControlEncoder, ControlNetwork

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffrestorer.config import BaseConfig
+from diffrestorer.config.schema import BaseConfig
 from diffrestorer.data.counter import counter_normal
 from diffrestorer.data.pairs import PairBatch, SynthesisedPairs, collate_pairs
 from diffrestorer.degradations import DEGRADATIONS

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from diffrestorer.config import DecoderConfig
+from diffrestorer.config.schema import DecoderConfig
 from diffrestorer.data.counter import counter_normal
 from diffrestorer.data.pairs import PairBatch
 from diffrestorer.losses import decoder_loss, discriminator_hinge_loss, generator_hinge_loss

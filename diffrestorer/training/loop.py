@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from torchvision.utils import make_grid, save_image
 
-from diffrestorer.config import BaseConfig, DecoderConfig, Stage1Config, TrainConfig
+from diffrestorer.config.schema import BaseConfig, DecoderConfig, Stage1Config, TrainConfig
 from diffrestorer.data.pairs import PairBatch, StepBatches, SynthesisedPairs, pair_loader
 from diffrestorer.training.checkpoint import load_newest, save_checkpoint, write_folder
 from diffrestorer.training.record import LossRecord, prepare_output

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from jaxtyping import Float
 from torch import Tensor
 
-from diffrestorer import config as configuration
+from diffrestorer.config.composition import differences, git_commit, save
 from diffrestorer.data.pairs import SynthesisedPairs
 
 FREE_KEYS = (
@@ -105,14 +105,14 @@ def prepare_output(output_dir: Path, config: Any, accelerator: Accelerator) -> l
     log.setLevel(logging.INFO if accelerator.is_main_process else logging.ERROR)
     output_dir.mkdir(parents=True, exist_ok=True)
     saved = output_dir / "config.yaml"
-    if saved.exists() and (changed := configuration.differences(config, saved, FREE_KEYS)):
+    if saved.exists() and (changed := differences(config, saved, FREE_KEYS)):
         raise ValueError(
             f"{output_dir} holds a run with another configuration ({'; '.join(changed[:5])}); "
             "choose another output_dir or remove it"
         )
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        configuration.save(config, saved)
+        save(config, saved)
         (output_dir / "environment.json").write_text(json.dumps(_environment(config, accelerator), indent=1))
         if not log.handlers:
             log.addHandler(logging.StreamHandler())
@@ -130,7 +130,7 @@ def _environment(config: Any, accelerator: Accelerator) -> dict[str, Any]:
     packages = ("torch", "diffusers", "accelerate", "open_clip_torch", "diffrestorer")
     return {
         "versions": {name: version(name) for name in packages} | {"python": platform.python_version()},
-        "git_commit": configuration.git_commit(),
+        "git_commit": git_commit(),
         "seed": config.seed,
         "num_processes": accelerator.num_processes,
         "device": str(accelerator.device),

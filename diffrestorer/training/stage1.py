@@ -8,7 +8,7 @@ from diffusers import DDPMScheduler, UniPCMultistepScheduler
 from jaxtyping import Float
 from torch import Tensor
 
-from diffrestorer.config import Stage1Config
+from diffrestorer.config.schema import Stage1Config
 from diffrestorer.data.counter import counter_normal
 from diffrestorer.data.pairs import PairBatch
 from diffrestorer.losses import degradation_loss, diffusion_loss, reconstruction_loss, stage1_loss

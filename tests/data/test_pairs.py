@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffrestorer.config import DataConfig
+from diffrestorer.config.schema import DataConfig
 from diffrestorer.data.counter import counter_rng
 from diffrestorer.data.images import ImageError
 from diffrestorer.data.pairs import Pair, PairBatch, StepBatches, SynthesisedPairs, collate_pairs, pair_loader
@@ -221,7 +221,7 @@ def test_workers_start_after_opencv_has_used_its_threads(photos_dir: Path) -> No
     """OpenCV's thread pool does not survive a fork: workers would wait for it forever."""
     script = (
         "import sys, cv2, numpy as np\n"
-        "from diffrestorer.config import DataConfig\n"
+        "from diffrestorer.config.schema import DataConfig\n"
         "from diffrestorer.data.pairs import StepBatches, SynthesisedPairs, pair_loader\n"
         "cv2.setNumThreads(4)\n"
         "cv2.GaussianBlur(np.zeros((2000, 2000, 3), np.uint8), (0, 0), 3)\n"

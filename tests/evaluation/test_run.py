@@ -18,7 +18,8 @@ from diffusers import UniPCMultistepScheduler
 from PIL import Image
 from rich.console import Console
 
-from diffrestorer.config import BaseConfig, EvaluateConfig, load
+from diffrestorer.config.composition import load
+from diffrestorer.config.schema import BaseConfig, EvaluateConfig
 from diffrestorer.degradations import DEGRADATIONS, MIXTURES
 from diffrestorer.evaluation.methods import Method
 from diffrestorer.evaluation.run import evaluate

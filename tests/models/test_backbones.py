@@ -9,7 +9,8 @@ from diffusers import AutoencoderKL, ControlNetModel
 from torch import nn
 from torch.nn import functional as F
 
-from diffrestorer.config import ModelConfig, Stage1Config, load
+from diffrestorer.config.composition import load
+from diffrestorer.config.schema import ModelConfig, Stage1Config
 from diffrestorer.models.backbones import (
     ImageEncoder,
     PatchAutoencoderKL,

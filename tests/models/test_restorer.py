@@ -14,7 +14,7 @@ import torch
 from diffusers import AutoencoderKL, ModelMixin, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
-from diffrestorer.config import ModelConfig
+from diffrestorer.config.schema import ModelConfig
 from diffrestorer.models.backbones import ImageEncoder, PatchAutoencoderKL, decode_latents
 from diffrestorer.models.components import (
     COMPONENTS,

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import training_runs as runs
 
-from diffrestorer.config import TrainConfig
+from diffrestorer.config.schema import TrainConfig
 from diffrestorer.training.loop import learning_rate_factor
 
 

@@ -1,4 +1,4 @@
-"""The typed configuration of every script: what keys exist, their types and meaning, and how a command line sets them.
+"""How a script's configuration is composed from configs/ and the command line, and checked against its schema.
 
 A script's root file in configs/ names one file of each group (model, data, ablation); `key=value` on the command line
 overrides it. Whatever is unknown or of the wrong type is refused in one sentence, before anything is loaded.
@@ -8,7 +8,6 @@ import difflib
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,165 +18,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
-CHOICES = {
-    "train.mixed_precision": ("no", "bf16"),
-    "train.lr_schedule": ("constant", "cosine"),
-    "train.save_dtype": ("float32", "float16"),
-    "train.tracker": ("none", "tensorboard", "wandb"),
-    "model.train_unet": ("none", "cross_attention", "all"),
-    "model.perceptual": ("vgg19", "efficientnet_lite0", "none"),
-    "z0": ("hq", "sampled"),
-    "part": ("all", "vae", "image_encoder", "unet"),
-}
-"""Keys whose values are names, and the names."""
+from diffrestorer.config.schema import CHOICES
 
-
-@dataclass
-class ModelConfig:
-    """Which networks. The dictionaries are constructor arguments of the classes in `diffrestorer.models`."""
-
-    name: str = "sd15"
-    base: str | None = None
-    """Pretrained VAE and UNet (mini: image encoder too): a folder, a hub id, `mini` (bundled) or `none` (random)."""
-    clip: str | None = None
-    """CLIP weights: a tag of open_clip (`openai`) or a file; unused where the base brings its image encoder."""
-    vae_class: str = "AutoencoderKL"
-    vae: dict[str, Any] = field(default_factory=dict)
-    image_encoder: dict[str, Any] = field(default_factory=dict)
-    prompt_processor: dict[str, Any] = field(default_factory=dict)
-    unet: dict[str, Any] = field(default_factory=dict)
-    control_encoder: dict[str, Any] = field(default_factory=dict)
-    scheduler: dict[str, Any] = field(default_factory=dict)
-    refine: bool = True
-    """False leaves the DRBs out of the decoder."""
-    train_unet: str = "none"
-    perceptual: str = "vgg19"
-    """Feature network of the decoder stage's perceptual loss."""
-    perceptual_weights: str | None = None
-    """File with its weights, where they can't be downloaded."""
-
-
-@dataclass
-class DataConfig:
-    """Which pairs."""
-
-    name: str = "paper"
-    root: str | None = None
-    """Folder of clean photos (`data=photos`), searched recursively."""
-    size: int = 512
-    """Side of the training crop in pixels, a multiple of 8."""
-    degradations: list[str] = field(default_factory=list)
-    """Classes that are trained on; the files in configs/data name all eight."""
-
-
-@dataclass
-class TrainConfig:
-    """How long, how fast, and what is kept."""
-
-    max_steps: int = 500_000
-    global_batch_size: int = 16
-    """Samples a step over all processes: what counts, whatever their number."""
-    lr: float = 1e-5
-    weight_decay: float = 0.01
-    lr_schedule: str = "constant"
-    """`constant`, or `cosine` down to 0 at max_steps."""
-    warmup_steps: int = 0
-    max_grad_norm: float | None = None
-    """Gradients are clipped to this norm; null: not clipped."""
-    mixed_precision: str = "no"
-    num_workers: int = 4
-    checkpoint_every: int = 5000
-    keep_checkpoints: int = 2
-    log_every: int = 50
-    sample_every: int = 5000
-    save_dtype: str = "float32"
-    """Of the weights in `model/`."""
-    tracker: str = "none"
-    """Where losses go besides `losses.csv`."""
-
-
-@dataclass
-class BaseConfig:
-    """`scripts/train_base.py`: mini's VAE, image encoder and UNet, one after the other."""
-
-    output_dir: str = "outputs/train_base"
-    seed: int = 0
-    part: str = "all"
-    """Train one part only; the parts before it must be finished."""
-    model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    vae_steps: int | None = None
-    """Steps of each part; null: train.max_steps."""
-    image_encoder_steps: int | None = None
-    unet_steps: int | None = None
-    lambda_kl: float = 1e-6
-    """Weight of the VAE's Kullback-Leibler term."""
-    lambda_content: float = 0.1
-    """Weight of the image encoder's contrastive term beside its classification of the degradation."""
-
-
-@dataclass
-class Stage1Config:
-    """`scripts/train_stage1.py`: prompt processor, classifier and control module (Eq. 7)."""
-
-    output_dir: str = "outputs/train_stage1"
-    seed: int = 0
-    base: str | None = None
-    """Overrides model.base: a folder, a hub id, `mini`, or `none` for random weights."""
-    model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    lambda_deg: float = 1.0
-    lambda_rec: float = 1.0
-
-
-@dataclass
-class DecoderConfig:
-    """`scripts/train_decoder.py`: the Degradation-aware Decoder (Eq. 8)."""
-
-    output_dir: str = "outputs/train_decoder"
-    seed: int = 0
-    stage1: str | None = None
-    """Output folder of stage 1 (or a model folder): whose prompts modulate the decoder."""
-    model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    z0: str = "hq"
-    """Latents it learns to decode: of the clean image (paper) or sampled by stage 1 from the degraded one."""
-    z0_steps: int = 4
-    """Sampling steps of `z0=sampled`."""
-    lambda_perceptual: float = 0.1
-    lambda_adversarial: float = 0.001
-    discriminator_lr: float = 1e-5
-    new_layers: bool = False
-    """Keep only the linear path of a PatchAutoencoderKL and start the decoder's layers anew."""
-    discriminator_channels: int = 64
-    """Width of the PatchGAN's first layer."""
-
-
-@dataclass
-class EvaluateConfig:
-    """`scripts/evaluate.py`: restore a suite with each method, score the files, write tables and pages."""
-
-    output_dir: str = "outputs/evaluate"
-    seed: int = 0
-    suite: str = "demo"
-    method: list[str] = field(default_factory=lambda: ["degraded", "diff_restorer_sd", "diff_restorer"])
-    """Names, or NAME=FOLDER of a model or of outputs made elsewhere."""
-    model: str = "mini"
-    """Weights of diff_restorer: `mini`, a folder or a hub id."""
-    steps: int = 20
-    batch_size: int = 4
-    device: str = "auto"
-    size: int = 256
-    """Side of the suite's images in pixels."""
-    images: int | None = None
-    """Use the first so many photos of the suite; null: all."""
-    metrics: list[str] = field(default_factory=list)
-    """Empty: the fast ones that need no download (`diffrestorer.metrics.DEFAULT_METRICS`)."""
-
+CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
 
 Config = TypeVar("Config")
 
@@ -249,7 +92,7 @@ def differences(config: Any, path: Path, ignore: Sequence[str]) -> list[str]:
 
 def git_commit() -> str | None:
     """The commit of the checkout this package runs from; None where it runs from an installed copy."""
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
     answer = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)

@@ -1,0 +1,1 @@
+"""What the scripts can be told, and how they are told it."""
