@@ -25,11 +25,14 @@ CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
 Config = TypeVar("Config")
 
 
-def run(root: str, schema: type[Config], main: Callable[[Config], None], flags: Sequence[str] = ()) -> None:
+def run(
+    root: str, schema: type[Config], main: Callable[[Config], None], flags: Sequence[str] = (), switch: str = ""
+) -> None:
     """A script's front: composes configs/`root`.yaml with the command line and calls `main` with the typed result.
 
     Args:
         flags: keys that may also be written `--key value`.
+        switch: a key that may also be written `--key`, which sets it to true.
 
     Exits with status 2 and one sentence where a key or a value is wrong or `main` raises ValueError.
     """
@@ -38,6 +41,7 @@ def run(root: str, schema: type[Config], main: Callable[[Config], None], flags: 
         sys.stdout.write(help_text(root, schema) + "\n")
         return
     try:
+        arguments = [f"{switch}=true" if switch and word == f"--{switch}" else word for word in arguments]
         main(load(root, schema, _flags_to_overrides(arguments, flags)))
     except ValueError as error:
         sys.stderr.write(f"{Path(sys.argv[0]).name}: {error}\n")
@@ -134,7 +138,7 @@ def _flags_to_overrides(arguments: Sequence[str], flags: Sequence[str]) -> list[
                 raise ValueError(f"--{name} needs a value")
             argument = f"{name}={value}"
         key, equals, value = argument.partition("=")
-        if key in ("method", "metrics", "data.degradations") and not value.startswith("["):
+        if key in ("method", "metrics", "data.degradations", "degradations") and not value.startswith("["):
             value = "[" + ",".join(f"'{item}'" if "=" in item else item for item in value.split(",")) + "]"
         overrides.append(f"{key}{equals}{value}")
     return overrides

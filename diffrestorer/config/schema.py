@@ -160,3 +160,45 @@ class EvaluateConfig:
     """Use the first so many photos of the suite; null: all."""
     metrics: list[str] = field(default_factory=list)
     """Empty: the fast ones that need no download (`diffrestorer.metrics.DEFAULT_METRICS`)."""
+
+
+@dataclass
+class PrepareConfig:
+    """`scripts/prepare_data.py`: from downloads to verified pairs on disk."""
+
+    set: str = "all"
+    root: str | None = None
+    """Folder (or archive) of the downloads; for `photos` and `open_photos` see the file's header."""
+    out: str | None = None
+    """Folder of the prepared pairs; several sets may share one."""
+    check: bool = False
+    """Validate what is at `root`, verify the checksums of what is at `out`, and make nothing."""
+    seed: int = 0
+    size: int = 512
+    """Side of the stored images in pixels."""
+    fit: str = "auto"
+    """`resize` to a square (the paper), `crop`, or `auto`: crop for photos, resize for everything else."""
+    budget: int | None = None
+    """Training pairs a class; null: 10,000, for photos one a photo."""
+    haze: str = "OTS"
+    """Which of RESIDE's training parts."""
+    degradations: list[str] = field(default_factory=list)
+    """Make these classes and mixtures only; empty: all that the set gives."""
+    num_workers: int | None = None
+    """Processes; null: one a core."""
+    allow_incomplete: bool = False
+    """Go on without the sets that are missing and the files without partner."""
+    skip_unreadable: bool = False
+    """Leave out the pairs of images that cannot be read."""
+
+
+@dataclass
+class FiguresConfig:
+    """`scripts/make_figures.py`: the pictures of the documentation."""
+
+    figure: str = "degradations"
+    out: str = "docs"
+    photo: str | None = None
+    """A photo file; null: one of scikit-image's."""
+    size: int = 256
+    seed: int = 0

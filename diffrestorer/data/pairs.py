@@ -72,7 +72,7 @@ class SynthesisedPairs(Dataset[Pair]):
     def __init__(self, config: DataConfig, seed: int, global_batch_size: int) -> None:
         if config.name != "photos":
             raise ValueError(
-                f"data={config.name} needs pairs prepared on disk, which this version cannot read yet: use data=photos "
+                f"data={config.name} reads pairs prepared on disk, which are not made on the fly: use data=photos "
                 "data.root=FOLDER_OF_PHOTOS"
             )
         if config.size < 8 or config.size % 8:
@@ -164,7 +164,7 @@ def collate_pairs(pairs: Sequence[Pair]) -> PairBatch:
     )
 
 
-def pair_loader(dataset: SynthesisedPairs, batches: StepBatches, num_workers: int) -> DataLoader[PairBatch]:
+def pair_loader(dataset: Dataset[Pair], batches: StepBatches, num_workers: int) -> DataLoader[PairBatch]:
     """A loader of this process's batches; the number of workers changes nothing but the speed."""
     cv2.setNumThreads(0)  # OpenCV's thread pool does not survive the fork into workers: they would wait for it forever
     return DataLoader(

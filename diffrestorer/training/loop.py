@@ -12,7 +12,8 @@ from accelerate import Accelerator
 from torchvision.utils import make_grid, save_image
 
 from diffrestorer.config.schema import BaseConfig, DecoderConfig, Stage1Config, TrainConfig
-from diffrestorer.data.pairs import PairBatch, StepBatches, SynthesisedPairs, pair_loader
+from diffrestorer.data.pairs import PairBatch, StepBatches, pair_loader
+from diffrestorer.data.prepared import open_pairs
 from diffrestorer.training.checkpoint import load_newest, save_checkpoint, write_folder
 from diffrestorer.training.record import LossRecord, prepare_output
 from diffrestorer.training.task import Task
@@ -39,7 +40,7 @@ def train(
         project_dir=output_dir,
     )
     rank, num_processes = accelerator.process_index, accelerator.num_processes
-    dataset = SynthesisedPairs(config.data, config.seed, settings.global_batch_size)
+    dataset = open_pairs(config.data, config.seed, settings.global_batch_size)
     log = prepare_output(output_dir, config, accelerator)
     torch.manual_seed(config.seed)  # initial weights; every later draw is made by counter
     task = build_task(config)

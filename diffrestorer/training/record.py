@@ -17,6 +17,7 @@ from torch import Tensor
 
 from diffrestorer.config.composition import differences, git_commit, save
 from diffrestorer.data.pairs import SynthesisedPairs
+from diffrestorer.data.prepared import PreparedPairs
 
 FREE_KEYS = (
     "output_dir",
@@ -33,7 +34,12 @@ class LossRecord:
     """
 
     def __init__(
-        self, path: Path, first_step: int, accelerator: Accelerator, dataset: SynthesisedPairs, log: logging.Logger
+        self,
+        path: Path,
+        first_step: int,
+        accelerator: Accelerator,
+        dataset: SynthesisedPairs | PreparedPairs,
+        log: logging.Logger,
     ) -> None:
         self.path = path
         self.accelerator = accelerator

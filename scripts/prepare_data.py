@@ -1,0 +1,15 @@
+"""Makes training and test pairs of downloaded data sets, or checks them. See configs/prepare_data.yaml, or --help."""
+
+from diffrestorer.config.composition import run
+from diffrestorer.config.schema import PrepareConfig
+
+
+def main(config: PrepareConfig) -> None:
+    """Writes the pairs and their manifest below `out`."""
+    from diffrestorer.data.preparation import prepare
+
+    prepare(config)
+
+
+if __name__ == "__main__":
+    run("prepare_data", PrepareConfig, main, flags=("set", "root", "out"), switch="check")
