@@ -2,6 +2,7 @@
 
 from diffrestorer.config.composition import run
 from diffrestorer.config.schema import PrepareConfig
+from diffrestorer.data.catalog import explain
 
 
 def main(config: PrepareConfig) -> None:
@@ -12,4 +13,4 @@ def main(config: PrepareConfig) -> None:
 
 
 if __name__ == "__main__":
-    run("prepare_data", PrepareConfig, main, flags=("set", "root", "out"), switch="check")
+    run("prepare_data", PrepareConfig, main, flags=("set", "root", "out"), switch="check", explain=explain)

@@ -26,19 +26,25 @@ Config = TypeVar("Config")
 
 
 def run(
-    root: str, schema: type[Config], main: Callable[[Config], None], flags: Sequence[str] = (), switch: str = ""
+    root: str,
+    schema: type[Config],
+    main: Callable[[Config], None],
+    flags: Sequence[str] = (),
+    switch: str = "",
+    explain: Callable[[Sequence[str]], str] = lambda arguments: "",
 ) -> None:
     """A script's front: composes configs/`root`.yaml with the command line and calls `main` with the typed result.
 
     Args:
         flags: keys that may also be written `--key value`.
         switch: a key that may also be written `--key`, which sets it to true.
+        explain: what `--help` says first of the other arguments.
 
     Exits with status 2 and one sentence where a key or a value is wrong or `main` raises ValueError.
     """
     arguments = sys.argv[1:]
     if {"-h", "--help"} & set(arguments):
-        sys.stdout.write(help_text(root, schema) + "\n")
+        sys.stdout.write("\n".join(filter(None, (explain(arguments), help_text(root, schema)))) + "\n")
         return
     try:
         arguments = [f"{switch}=true" if switch and word == f"--{switch}" else word for word in arguments]

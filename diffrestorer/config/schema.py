@@ -11,6 +11,9 @@ CHOICES = {
     "model.train_unet": ("none", "cross_attention", "all"),
     "model.perceptual": ("vgg19", "efficientnet_lite0", "none"),
     "z0": ("hq", "sampled"),
+    "split": ("train", "test"),
+    "fit": ("auto", "resize", "crop"),
+    "haze": ("OTS", "ITS"),
     "part": ("all", "vae", "image_encoder", "unet"),
 }
 """Keys whose values are names, and the names."""
@@ -47,7 +50,7 @@ class DataConfig:
 
     name: str = "paper"
     root: str | None = None
-    """Folder of clean photos (`data=photos`), searched recursively."""
+    """A folder that scripts/prepare_data.py made, or (`data=photos`) one of clean photos, searched recursively."""
     size: int = 512
     """Side of the training crop in pixels, a multiple of 8."""
     degradations: list[str] = field(default_factory=list)
@@ -179,7 +182,9 @@ class PrepareConfig:
     fit: str = "auto"
     """`resize` to a square (the paper), `crop`, or `auto`: crop for photos, resize for everything else."""
     budget: int | None = None
-    """Training pairs a class; null: 10,000, for photos one a photo."""
+    """Training pairs a class, shared by the sets that make it; null: 10,000, for photos one a photo."""
+    split: str = "train"
+    """What `photos` are for: training pairs of the eight classes, or test images of these and the four mixtures."""
     haze: str = "OTS"
     """Which of RESIDE's training parts."""
     degradations: list[str] = field(default_factory=list)
@@ -187,18 +192,6 @@ class PrepareConfig:
     num_workers: int | None = None
     """Processes; null: one a core."""
     allow_incomplete: bool = False
-    """Go on without the sets that are missing and the files without partner."""
+    """Go on without sets that are missing (the others take over their share) and without files that lack a partner."""
     skip_unreadable: bool = False
     """Leave out the pairs of images that cannot be read."""
-
-
-@dataclass
-class FiguresConfig:
-    """`scripts/make_figures.py`: the pictures of the documentation."""
-
-    figure: str = "degradations"
-    out: str = "docs"
-    photo: str | None = None
-    """A photo file; null: one of scikit-image's."""
-    size: int = 256
-    seed: int = 0

@@ -4,6 +4,7 @@ Files are recognised by the end of their path and paired by name, never by posit
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from diffrestorer.degradations import degradation_steps
@@ -35,6 +36,7 @@ class Part:
             each scene). None where there is no such image.
         sample: how many pairs are drawn by seed from a test split; None takes all.
         layout: an example of its files as distributed.
+        apart_from: a test part of the same set whose scenes, by key, must not be trained on: they are left out.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Part:
     lq: str | None = None
     gt: str | None = None
     sample: int | None = None
+    apart_from: str | None = None
 
     def key(self, kind: str, path: str) -> str | None:
         """The key of the file `path` (POSIX) if it is an image of this part of the kind `lq` or `gt`, else None."""
@@ -157,8 +160,8 @@ _RESIDE = DataSet(
     "RESIDE",
     (
         Part("OTS", "train", 72_135, _carried("haze"), "OTS/part1/0001_0.8_0.2.jpg, OTS/clear/0001.jpg",
-             rf"{_INDOOR_OR_TEST}(?:hazy|part\d|OTS)/(?P<key>\d{{4}})_[\d.]+_[\d.]+\.jpg",
-             rf"{_INDOOR_OR_TEST}clear/(?P<key>\d{{4}})\.jpg"),
+             rf"{_INDOOR_OR_TEST}(?:hazy|haze|part\d|OTS)/(?P<key>\d{{4}})_[\d.]+_[\d.]+\.jpg",
+             rf"{_INDOOR_OR_TEST}clear/(?P<key>\d{{4}})\.jpg", apart_from="SOTS outdoor"),
         Part("ITS", "train", 13_990, _carried("haze"), "ITS/hazy/1_1_0.90179.png, ITS/clear/1.png",
              rf"{_INDOOR_OR_TEST}hazy/(?P<key>\d{{1,4}})_\d+_[\d.]+\.png",
              rf"{_INDOOR_OR_TEST}clear/(?P<key>\d{{1,4}})\.png"),
@@ -168,7 +171,9 @@ _RESIDE = DataSet(
     ),
     _UNSTATED,
     "https://sites.google.com/view/reside-dehaze-datasets",
-    "`haze=OTS` (default) or `haze=ITS` chooses the training part. A clean image has several hazy versions.",
+    "`haze=OTS` (default) or `haze=ITS` chooses the training part. A clean image has several hazy versions. Scenes of "
+    "OTS whose number is in SOTS outdoor are left out: the set as distributed trains on a part of its test images "
+    "(github.com/IDKiro/DehazeFormer, issue 9).",
 )  # fmt: skip
 
 _RAIN1400 = DataSet(
@@ -248,6 +253,21 @@ CATALOG: dict[str, DataSet] = {
 """Name, as in `set=NAME`, -> set."""
 
 
+def training_share(degradation: str, haze: str) -> dict[str, int]:
+    """Sets that train a class -> published pairs, in proportion to which they share the class's budget.
+
+    Args:
+        haze: which of RESIDE's two training parts counts.
+    """
+    unused = {"OTS", "ITS"} - {haze}
+    return {
+        entry.name: part.published
+        for entry in CATALOG.values()
+        for part in entry.parts
+        if part.split == "train" and part.name not in unused and degradation in {p.degradation for p in part.products}
+    }
+
+
 def describe(entry: DataSet) -> str:
     """A set's section of `data/README.md`, in Markdown."""
     lines = [f"## {entry.title} (`set={entry.name}`)", ""]
@@ -261,19 +281,28 @@ def describe(entry: DataSet) -> str:
     return "\n".join([*lines, *(["", entry.note] if entry.note else []), ""])
 
 
+def explain(arguments: Sequence[str]) -> str:
+    """What `--help` says besides: the sections of the sets that a command line names (`set=gopro`, `--set gopro`)."""
+    words = {word for argument in arguments for word in re.split(r"[=,\s]", argument)}
+    return "\n".join(describe(entry) for name, entry in CATALOG.items() if name in words)
+
+
 def page() -> str:
     """The whole of `data/README.md`."""
-    head = """# The data sets
+    return "\n".join([_HEAD, *map(describe, CATALOG.values())]).rstrip() + "\n"
 
-    Download a set from its page, leave it as it is (its archive or its unpacked folder), then
 
-        python scripts/prepare_data.py set=NAME root=DOWNLOADS out=PREPARED
-        python scripts/prepare_data.py set=all root=DOWNLOADS out=PREPARED
-        python scripts/prepare_data.py --check out=PREPARED
-        accelerate launch scripts/train_stage1.py data=paper data.root=PREPARED
+_HEAD = """# The data sets
 
-    Files are recognised by the end of their path and paired by name. `set=photos root=FOLDER` makes pairs of any folder
-    of clean photos; `set=open_photos root=DEB` finds freely licensed ones. Nothing but this page is kept in this folder
-    by git; it is written by `python scripts/prepare_data.py set=readme out=data`."""
-    head = "\n".join(line.removeprefix("    ") for line in head.splitlines())
-    return "\n".join([head, "", *map(describe, CATALOG.values())]).rstrip() + "\n"
+Download a set from its page, leave it as it is (its archive or its unpacked folder), then
+
+    python scripts/prepare_data.py set=NAME root=DOWNLOADS out=PREPARED     # one set; several may share an out
+    python scripts/prepare_data.py set=all root=DOWNLOADS out=PREPARED      # all ten
+    python scripts/prepare_data.py --check out=PREPARED
+    accelerate launch scripts/train_stage1.py data=paper data.root=PREPARED
+
+Files are recognised by the end of their path and paired by name. Every class is brought to 10,000 training pairs; the
+sets of one class share them in proportion to their published pairs. `set=photos root=FOLDER` makes pairs of any folder
+of clean photos; `set=open_photos` collects freely licensed ones. Nothing but this page is kept in this folder by git;
+it is written by `python scripts/prepare_data.py set=readme out=data`.
+"""

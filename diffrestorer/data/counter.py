@@ -5,6 +5,7 @@ So neither a resumed run, nor another number of processes or workers, changes a 
 
 import zlib
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -24,6 +25,36 @@ def counter_rng(seed: int, stream: str, *counters: int) -> np.random.Generator:
     counter = np.zeros(4, dtype=np.uint64)  # the lowest word counts the draws within one generator
     counter[1 : 1 + len(counters)] = counters
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
+
+
+def shuffled(place: int, count: int, seed: int, stream: str, *counters: int) -> int:
+    """What stands at `place` of a random order of 0 ... count - 1, computed without the order itself.
+
+    A Feistel network of six rounds permutes the smallest square of a power of two that holds `count`; values outside
+    are sent through again until one is inside. Source: Black and Rogaway, "Ciphers with arbitrary finite domains", 2002.
+
+    Args:
+        place: in [0, count).
+        count: of what is ordered.
+        seed, stream, counters: which order, see `counter_rng`.
+    """
+    keys = _round_keys(seed, stream, *counters)
+    bits = max(1, ((count - 1).bit_length() + 1) // 2)
+    mask = (1 << bits) - 1
+    while True:
+        left, right = place >> bits, place & mask
+        for key in keys:
+            mixed = (right + key) * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF
+            mixed = (mixed ^ mixed >> 29) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
+            left, right = right, left ^ (mixed >> 32 & mask)
+        place = left << bits | right
+        if place < count:
+            return place
+
+
+@lru_cache(maxsize=16)
+def _round_keys(seed: int, stream: str, *counters: int) -> tuple[int, ...]:
+    return tuple(int(key) for key in counter_rng(seed, stream, *counters).integers(1 << 63, size=6))
 
 
 def counter_normal(

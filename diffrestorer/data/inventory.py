@@ -1,24 +1,23 @@
-"""What of the catalog is on disk: files found, paired by name, counted, compared with the published numbers."""
+"""What of the catalog is on disk: files paired by name, counted, compared with the published numbers."""
 
 import hashlib
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.table import Table
 
-from diffrestorer.data.archives import is_archive, unpack
-from diffrestorer.data.catalog import CATALOG, DataSet, Part
-from diffrestorer.data.images import IMAGE_SUFFIXES
+from diffrestorer.data.catalog import CATALOG, DataSet, Part, Product
+from diffrestorer.data.images import find_images
+from diffrestorer.degradations import DEGRADATIONS, MIXTURES, degradation_steps
 
 
 @dataclass(frozen=True)
 class Source:
-    """A pair of files; one is None where the set has no such image. `key` names it within its part, for good."""
+    """The files of a pair; one is None where the set has no such image. `name` is unique within its part."""
 
-    key: str
+    name: str
     lq: Path | None
     gt: Path | None
 
@@ -32,133 +31,129 @@ class Source:
 
 @dataclass(frozen=True)
 class Found:
-    """A part and its pairs in the order of their keys; `unpaired` names files without partner, with the reason."""
+    """A part of a set and what is there of it.
+
+    Attributes:
+        pairs: in the order of their names; none where the part is missing.
+        unpaired: files without partner, with the reason.
+        left_out: pairs that are not taken because their scene is in the test part (`Part.apart_from`).
+    """
 
     set: str
     part: Part
     pairs: tuple[Source, ...]
     unpaired: tuple[str, ...] = ()
+    left_out: int = 0
 
 
-@dataclass
-class Inventory:
-    """What `take` found: a `Found` for every part asked for, also where it has no file."""
+@dataclass(frozen=True)
+class CleanImage:
+    """What tells a clean image from any other: size and SHA-256 of its file. `split` is `train` or a test split."""
 
-    found: list[Found] = field(default_factory=list)
-
-    def table(self) -> Table:
-        """Pairs found beside those published."""
-        table = Table("set", "part", "split", "pairs", "published", "difference", "without partner")
-        for entry in self.found:
-            count, published = len(entry.pairs), entry.part.published
-            difference = "" if count == published else f"{count - published:+,}"
-            unpaired = f"{len(entry.unpaired):,}" if entry.unpaired else ""
-            shown = (f"{count:,}", f"{published:,}", difference, unpaired)
-            table.add_row(entry.set, entry.part.name, entry.part.split, *shown)
-        return table
+    name: str
+    split: str
+    size: int
+    sha256: str
 
 
-def list_files(root: Path, unpacked: Path) -> dict[str, Path]:
-    """Every image below `root` and in the archives there, by its POSIX path, which starts with the name of `root`.
+def choose(names: str) -> Sequence[DataSet]:
+    """The sets that `set=` names: one, or `all`."""
+    return list(CATALOG.values()) if names == "all" else [CATALOG[names]]
+
+
+def take(sets: Iterable[DataSet], files: dict[str, Path], haze: str) -> list[Found]:
+    """Pairs the files of each set by name: a `Found` for every part, also where it has no file.
 
     Args:
-        root: a folder or an archive.
-        unpacked: where archives are unpacked, also those inside one another.
-
-    Raises:
-        ValueError: `root` is missing or can't be listed; an archive is damaged or unsafe.
-    """
-    if not root.exists():
-        raise ValueError(f"root={root} does not exist; give the folder (or the archive) of the downloads")
-    if root.is_file():
-        if not is_archive(root):
-            raise ValueError(f"root={root} is neither a folder nor a .zip or .tar archive")
-        folder = unpack(root, unpacked)
-        return {f"{root.name.partition('.')[0]}/{name}": path for name, path in _walk(folder, unpacked).items()}
-    return {f"{root.resolve().name}/{name}": path for name, path in _walk(root, unpacked).items()}
-
-
-def _walk(folder: Path, unpacked: Path) -> dict[str, Path]:
-    def refuse(error: OSError) -> None:
-        raise ValueError(f"{error.filename} cannot be listed ({error.strerror})") from error
-
-    files: dict[str, Path] = {}
-    for parent, folders, names in os.walk(folder, onerror=refuse):
-        inside = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
-        folders[:] = [name for name in inside if Path(parent, name).resolve() != unpacked.parent.resolve()]
-        for name in sorted(names):
-            path = Path(parent, name)
-            relative = path.relative_to(folder).as_posix()
-            if name.startswith("."):
-                continue
-            if is_archive(path):
-                stem = relative[: -len("".join(path.suffixes[-2:]) if ".tar" in name.lower() else path.suffix)]
-                members = _walk(unpack(path, unpacked), unpacked)
-                files |= {f"{stem}/{member}": file for member, file in members.items()}
-            elif path.suffix.lower() in IMAGE_SUFFIXES:
-                files[relative] = path
-    return files
-
-
-def take(sets: Iterable[DataSet], files: dict[str, Path], haze: str = "OTS") -> Inventory:
-    """Pairs the files of each set by name.
-
-    Args:
-        files: of `list_files`.
+        files: of `diffrestorer.data.files.list_files`.
         haze: which of RESIDE's two training parts counts.
 
     Raises:
         ValueError: two files are the same image of one part (a set that is there twice).
     """
-    skipped = {"OTS", "ITS"} - {haze}
-    parts = [(entry.name, part) for entry in sets for part in entry.parts if part.name not in skipped]
-    return Inventory([_pair(name, part, files) for name, part in parts])
+    unused = {"OTS", "ITS"} - {haze}
+    found = []
+    for entry in sets:
+        for part in (part for part in entry.parts if part.name not in unused):
+            test = next((other for other in entry.parts if other.name == part.apart_from), None)
+            kept_for_test = {key for name in files if test and (key := test.key("lq", name)) is not None}
+            found.append(_pair(entry.name, part, files, kept_for_test))
+    return found
 
 
-def _pair(set_name: str, part: Part, files: dict[str, Path]) -> Found:
-    lq: dict[str, list[tuple[str, Path]]] = defaultdict(list)
-    gt: dict[str, tuple[str, Path]] = {}
-    seen: dict[str, str] = {}
-    for name, path in sorted(files.items()):
-        if (key := part.key("lq", name)) is not None:
-            identity = f"{key}:{Path(name).stem.lower()}"
-            _refuse_twice(set_name, seen, identity, name)
-            lq[key].append((identity, path))
-        elif (key := part.key("gt", name)) is not None:
-            _refuse_twice(set_name, seen, f"gt:{key}", name)
-            gt[key] = (name, path)
+def _pair(set_name: str, part: Part, files: dict[str, Path], kept_for_test: set[str]) -> Found:
+    lq: dict[str, list[Source]] = defaultdict(list)
+    gt: dict[str, Source] = {}
+    seen: dict[tuple[str, str], str] = {}
+    for file, path in sorted(files.items()):
+        kind = next((kind for kind in ("lq", "gt") if part.key(kind, file) is not None), None)
+        if kind is None:
+            continue
+        key = part.key(kind, file) or ""
+        scene = key.rpartition("/")[0]
+        name = "_".join(filter(None, (scene, path.stem)))
+        other = seen.setdefault((kind, name.lower() if kind == "lq" else key), file)
+        if other != file:
+            raise ValueError(f"{set_name} is there twice: {other} and {file} are the same image; remove one")
+        if kind == "lq":
+            lq[key].append(Source(name, path, None))
+        else:
+            gt[key] = Source(name, None, path)
+    unpaired: list[str] = []
     if part.lq is None:
-        pairs = [Source(key, None, path) for key, (_, path) in gt.items()]
+        pairs = list(gt.values())
     elif part.gt is None:
-        pairs = [Source(identity, path, None) for entries in lq.values() for identity, path in entries]
+        pairs = [source for sources in lq.values() for source in sources]
     else:
-        pairs = [
-            Source(identity, path, gt[key][1]) for key, entries in lq.items() if key in gt for identity, path in entries
-        ]
-    unpaired = []
-    if part.lq is not None and part.gt is not None:
-        unpaired += [f"{path} has no clean partner" for key in lq if key not in gt for _, path in lq[key]]
-        unpaired += [f"{path} has no degraded partner" for key, (_, path) in gt.items() if key not in lq]
-    return Found(set_name, part, tuple(sorted(pairs, key=lambda pair: pair.key)), tuple(unpaired))
+        pairs = [replace(source, gt=gt[key].gt) for key in lq.keys() & gt.keys() for source in lq[key]]
+        unpaired = [f"{source.lq} has no clean partner" for key in lq.keys() - gt.keys() for source in lq[key]]
+        unpaired += [f"{gt[key].gt} has no degraded partner" for key in gt.keys() - lq.keys()]
+    scenes = {source.name for key in kept_for_test for source in lq.get(key, ())}
+    kept = sorted((pair for pair in pairs if pair.name not in scenes), key=lambda pair: pair.name)
+    return Found(set_name, part, tuple(kept), tuple(sorted(unpaired)), len(pairs) - len(kept))
 
 
-def _refuse_twice(set_name: str, seen: dict[str, str], identity: str, name: str) -> None:
-    if identity in seen:
-        raise ValueError(f"{set_name} is there twice: {seen[identity]} and {name} are the same image; remove one")
-    seen[identity] = name
+def take_photos(root: Path, split: str) -> Found:
+    """A folder of clean photos as a set of its own: for training all classes, for a test the mixtures too.
+
+    Raises:
+        ValueError: it is no folder or holds no image.
+    """
+    if not root.is_dir():
+        raise ValueError(f"root={root} is not a folder of photos")
+    paths = find_images(root)
+    if not paths:
+        raise ValueError(f"root={root} holds no images (jpg, png, webp, ...)")
+    names = DEGRADATIONS if split == "train" else (*DEGRADATIONS, *MIXTURES)
+    products = tuple(Product(name, degradation_steps(name)) for name in names)
+    part = Part("photos", split, len(paths), products, "*.jpg")
+    sources = (Source(path.relative_to(root).with_suffix("").as_posix(), None, path) for path in paths)
+    return Found("photos", part, tuple(sources))
 
 
-def refuse_incomplete(inventory: Inventory, allow_incomplete: bool) -> None:
+def count_table(found: Iterable[Found]) -> Table:
+    """Pairs found beside those published."""
+    table = Table("set", "part", "split", "pairs", "published", "difference", "without partner", "also in the test")
+    for entry in found:
+        count, published = len(entry.pairs), entry.part.published
+        difference = "" if count == published else f"{count - published:+,}"
+        others = (f"{number:,}" if number else "" for number in (len(entry.unpaired), entry.left_out))
+        table.add_row(entry.set, entry.part.name, entry.part.split, f"{count:,}", f"{published:,}", difference, *others)
+    return table
+
+
+def refuse_incomplete(found: Sequence[Found], allow_incomplete: bool) -> None:
     """Refuses sets that are missing and files without partner, unless they are allowed.
 
     Raises:
         ValueError: naming the parts, or the number of files and the first ones.
     """
-    missing = [entry for entry in inventory.found if not entry.pairs]
-    if missing and (not allow_incomplete or len(missing) == len(inventory.found)):
+    missing = [entry for entry in found if not entry.pairs]
+    if missing and (not allow_incomplete or len(missing) == len(found)):
         names = "; ".join(f"{entry.set}: {entry.part.name} ({entry.part.layout})" for entry in missing)
-        raise ValueError(f"no pairs found of {names}; allow_incomplete=true goes on with what is there")
-    unpaired = [reason for entry in inventory.found for reason in entry.unpaired]
+        further = "" if len(missing) == len(found) else "; allow_incomplete=true goes on with what is there"
+        raise ValueError(f"no pairs found of {names}{further}")
+    unpaired = [reason for entry in found for reason in entry.unpaired]
     if unpaired and not allow_incomplete:
         raise ValueError(
             f"{len(unpaired):,} files lack their partner, as in a half-unpacked archive: {'; '.join(unpaired[:5])}; "
@@ -166,36 +161,46 @@ def refuse_incomplete(inventory: Inventory, allow_incomplete: bool) -> None:
         )
 
 
-def refuse_leakage(inventory: Inventory) -> int:
-    """Refuses a clean image that is in training and in test.
+def refuse_leakage(found: Iterable[Found], prepared: Iterable[CleanImage]) -> int:
+    """Refuses a clean image that is in training and in test, here or in the folder that is being filled.
+
+    Files are equal where their contents are; the same picture encoded anew is not recognised.
+
+    Args:
+        prepared: clean images of the pairs that the folder holds already.
 
     Returns:
-        The number of images that are there under a second name within one split.
+        The number of images here that are there under a second name within training or test.
 
     Raises:
         ValueError: naming the first two files with equal contents.
     """
-    by_size: dict[int, dict[Path, str]] = defaultdict(dict)
-    for entry in inventory.found:
+    before: dict[int, list[CleanImage]] = defaultdict(list)
+    for image in prepared:
+        before[image.size].append(image)
+    here: dict[int, dict[Path, str]] = defaultdict(dict)
+    for entry in found:
         for pair in entry.pairs:
-            by_size[pair.reference.stat().st_size][pair.reference] = "train" if entry.part.split == "train" else "test"
+            here[pair.reference.stat().st_size][pair.reference] = entry.part.split
     repeated = 0
-    for same_size in by_size.values():
-        if len(same_size) < 2:
+    for size, paths in here.items():
+        if len(paths) + len(before[size]) < 2:
             continue
-        seen: dict[bytes, tuple[Path, str]] = {}
-        for path, split in same_size.items():
-            digest = hashlib.sha256(path.read_bytes()).digest()
-            other, other_split = seen.setdefault(digest, (path, split))
-            if other_split != split:
+        seen = {image.sha256: (image.name, image.split, False) for image in before[size]}
+        for path, split in paths.items():
+            digest = file_hash(path)
+            other, other_split, is_here = seen.get(digest, (str(path), split, False))
+            if (split == "train") != (other_split == "train"):
                 raise ValueError(
                     f"training and test overlap: {other} ({other_split}) and {path} ({split}) are the same image; "
-                    "scores on it would say nothing"
+                    "scores on it would say nothing, so remove one"
                 )
-            repeated += other != path
+            repeated += is_here
+            seen[digest] = (str(path), split, True)
     return repeated
 
 
-def choose(names: str) -> Sequence[DataSet]:
-    """The sets that `set=` names: one, or `all`."""
-    return list(CATALOG.values()) if names == "all" else [CATALOG[names]]
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

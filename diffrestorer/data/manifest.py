@@ -1,13 +1,20 @@
-"""The folder of prepared pairs: shards of uint8 pixels that are mapped into memory, and one Parquet manifest.
+"""The folder of prepared pairs: one Parquet manifest, training pixels to be mapped into memory, test images as PNG.
 
-A shard `pairs/SET/SPLIT/DEGRADATION/00000.npy` is an array (pairs, 2, size, size, 3): degraded, clean; without ground
-truth there is one instead of 2. `00000.json` beside it holds its rows. The address of an image is `SHARD.npy#row/side`.
+- `pairs/SET/train/CLASS/00000.npy` is a uint8 array (pairs, 2, 3, size, size): degraded, clean. The address of an image
+  in it is `SHARD.npy#pair/side`.
+- `pairs/SET/test/CLASS/lq/NAME.png` and `gt/NAME.png` are test images, so that any program can restore them. They are
+  not compressed: all have one size, mode, encoding and length in bytes, which tell nothing of the class.
+- `00000.json` beside them records what a shard holds; the manifest gathers those.
 """
 
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Callable, Iterator
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +23,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.table import Table
 
-from diffrestorer.data.archives import whole_file
+from diffrestorer.data.files import whole_file
+from diffrestorer.data.images import ImageError, read_photo
+from diffrestorer.data.inventory import CleanImage
 
 MANIFEST = "manifest.parquet"
 SCHEMA = pa.schema(
@@ -31,7 +40,10 @@ SCHEMA = pa.schema(
         ("sha256", pa.string()),
     ]
 )
-"""`sha256` is of the pair's pixels as stored, degraded then clean; `augmentation` says what both went through."""
+"""`lq`, `gt`: addresses relative to the folder, `gt` null without ground truth. `augmentation`: what both images went
+through besides a plain resize; empty for nothing. `sha256`: of the pair's pixels as stored, degraded, then clean."""
+
+_SHARDS = "pairs/*/*/*/*.json"
 
 
 def address(shard: str, row: int, side: int) -> str:
@@ -48,29 +60,58 @@ def split_address(text: str) -> tuple[str, int]:
     shard, mark, place = text.rpartition("#")
     row = place.partition("/")[0]
     if not mark or not row.isdigit():
-        raise ValueError(f"{text!r} is not the address of a prepared image (SHARD.npy#row/side)")
+        raise ValueError(f"{text!r} is not the address of a training image (SHARD.npy#pair/side)")
     return shard, int(row)
 
 
-def row_hash(pixels: np.ndarray) -> str:
-    """SHA-256 of a stored pair (1 or 2, size, size, 3)."""
-    return hashlib.sha256(np.ascontiguousarray(pixels).data).hexdigest()
+def open_shard(path: Path) -> np.ndarray:
+    """The pairs of a shard, mapped into memory: uint8 (pairs, 2, 3, size, size).
+
+    Raises:
+        ValueError: it is missing, damaged or no shard.
+    """
+    try:
+        pixels = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); --check finds what is damaged") from None
+    if pixels.dtype != np.uint8 or pixels.ndim != 5 or pixels.shape[1:3] != (2, 3):
+        raise ValueError(f"{path} does not hold pairs: {pixels.dtype} {pixels.shape}")
+    return np.asarray(pixels)
+
+
+def pair_hash(*images: np.ndarray) -> str:
+    """SHA-256 of a stored pair: the bytes of its images as they are laid out on disk."""
+    digest = hashlib.sha256()
+    for image in images:
+        digest.update(np.ascontiguousarray(image).data)
+    return digest.hexdigest()
 
 
 def write_manifest(folder: Path) -> int:
-    """Gathers the rows of all shards below `folder` into its manifest, in the order of their paths.
+    """Gathers the records of all shards below `folder` into its manifest, in the order of their paths.
 
     Returns:
         The number of rows.
     """
-    files = sorted(folder.glob("pairs/*/*/*/*.json"))
-    rows: list[dict[str, Any]] = [row for file in files if file.stem != "plan" for row in json.loads(file.read_text())]
+    rows = [row for record in _records(folder) for row in record["rows"]]
     with whole_file(folder / MANIFEST) as file:
         pq.write_table(pa.Table.from_pylist(rows, SCHEMA), file)
     return len(rows)
 
 
-def read_batches(folder: Path, columns: list[str]) -> Iterator[dict[str, list[Any]]]:
+def clean_images(folder: Path) -> Iterator[CleanImage]:
+    """The clean images that the shards below `folder` were made from."""
+    for record in _records(folder):
+        yield from (CleanImage(*image) for image in record["clean"])
+
+
+def _records(folder: Path) -> Iterator[dict[str, Any]]:
+    for file in sorted(folder.glob(_SHARDS)):
+        if file.stem != "plan":
+            yield json.loads(file.read_text())
+
+
+def read_batches(folder: Path, columns: Sequence[str]) -> Iterator[dict[str, list[Any]]]:
     """The manifest's rows a few thousand at a time, a list a column.
 
     Raises:
@@ -84,10 +125,67 @@ def read_batches(folder: Path, columns: list[str]) -> Iterator[dict[str, list[An
             missing = [name for name in SCHEMA.names if name not in file.schema_arrow.names]
             if missing:
                 raise ValueError(f"{path} lacks the columns {', '.join(missing)}")
-            for batch in file.iter_batches(8192, columns=columns):
+            for batch in file.iter_batches(8192, columns=list(columns)):
                 yield batch.to_pydict()
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} cannot be read ({str(error).splitlines()[0]}); prepare the folder again") from None
+
+
+@dataclass(frozen=True)
+class StoredPair:
+    """A test pair on disk: what every method is given and scored against.
+
+    Attributes:
+        set, split, degradation: where it belongs.
+        name: of the image, unique within (set, split, degradation).
+        lq, gt: PNG files of one size; `gt` is None without ground truth.
+        sha256: of the pixels, see `SCHEMA`.
+    """
+
+    set: str
+    split: str
+    degradation: str
+    name: str
+    lq: Path
+    gt: Path | None
+    sha256: str
+
+    def read(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """Degraded and clean image, uint8 (h, w, 3), compared with the checksum.
+
+        Raises:
+            ValueError: a file is missing or differs from what was prepared.
+        """
+        try:
+            images = [read_photo(path).pixels for path in (self.lq, self.gt) if path is not None]
+        except ImageError as error:
+            raise ValueError(f"the pair of {self.lq} cannot be read: {error}") from None
+        if pair_hash(*images) != self.sha256:
+            raise ValueError(f"the pair of {self.lq} is not what was prepared; --check finds what is damaged")
+        return images[0], images[1] if self.gt else None
+
+
+def list_test_pairs(folder: Path, split: str = "test") -> dict[tuple[str, str], list[StoredPair]]:
+    """The test pairs of a prepared folder by (set, degradation), in the order of the manifest.
+
+    Args:
+        split: `test`, or another test split (Raindrop's `test_b`).
+
+    Raises:
+        ValueError: there is no manifest, it is damaged, or it has no such pair.
+    """
+    found: dict[tuple[str, str], list[StoredPair]] = defaultdict(list)
+    for batch in read_batches(folder, SCHEMA.names):
+        for lq, gt, degradation, row_split, name, sha256 in zip(
+            *(batch[key] for key in ("lq", "gt", "degradation", "split", "set", "sha256")), strict=True
+        ):
+            if row_split == split:
+                clean = None if gt is None else folder / gt
+                pair = StoredPair(name, split, degradation, Path(lq).stem, folder / lq, clean, sha256)
+                found[name, degradation].append(pair)
+    if not found:
+        raise ValueError(f"{folder / MANIFEST} has no pairs of split {split}")
+    return dict(found)
 
 
 def verify(folder: Path, advance: Callable[[int], None] = lambda rows: None) -> Table:
@@ -100,28 +198,24 @@ def verify(folder: Path, advance: Callable[[int], None] = lambda rows: None) -> 
         The number of pairs by set, split and degradation.
 
     Raises:
-        ValueError: pairs differ from the manifest, are missing, or files are unreadable; how many and the first ones.
+        ValueError: pairs differ from the manifest or are missing; how many and the first ones.
     """
     counts: Counter[tuple[str, str, str]] = Counter()
     wrong: list[str] = []
-    shard, pixels = "", np.empty(0)
-    for batch in read_batches(folder, ["lq", "degradation", "split", "set", "sha256"]):
-        for lq, *group, digest in zip(
-            batch["lq"], batch["set"], batch["split"], batch["degradation"], batch["sha256"], strict=True
-        ):
-            counts[group[0], group[1], group[2]] += 1
-            name, row = split_address(lq)
-            if name != shard:
-                shard, pixels = name, _open(folder / name)
-            if row >= len(pixels) or row_hash(pixels[row]) != digest:
-                wrong.append(lq)
-        advance(len(batch["lq"]))
+    open_once = lru_cache(maxsize=8)(open_shard)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for batch in read_batches(folder, SCHEMA.names):
+            counts.update(zip(batch["set"], batch["split"], batch["degradation"], strict=True))
+            rows = (batch["lq"], batch["gt"], batch["sha256"])
+            agree = pool.map(partial(_agrees, folder, open_once), *rows)
+            wrong += [lq for lq, right in zip(batch["lq"], agree, strict=True) if not right]
+            advance(len(batch["lq"]))
     if not counts:
         raise ValueError(f"{folder / MANIFEST} names no pair")
     if wrong:
         raise ValueError(
             f"{len(wrong):,} of {counts.total():,} pairs in {folder} are damaged or missing: {', '.join(wrong[:5])}; "
-            "remove those shards (.npy and .json) and run the same preparation again"
+            f"remove the folders they are in and run the same preparation again"
         )
     table = Table("set", "split", "degradation", "pairs")
     for group, count in sorted(counts.items()):
@@ -129,8 +223,12 @@ def verify(folder: Path, advance: Callable[[int], None] = lambda rows: None) -> 
     return table
 
 
-def _open(path: Path) -> np.ndarray:
+def _agrees(folder: Path, open_once: Callable[[Path], np.ndarray], lq: str, gt: str | None, sha256: str) -> bool:
     try:
-        return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
-    except (OSError, ValueError):
-        return np.empty(0)
+        if "#" not in lq:
+            files = (folder / name for name in (lq, gt) if name is not None)
+            return pair_hash(*(read_photo(file).pixels for file in files)) == sha256
+        shard, row = split_address(lq)
+        return pair_hash(open_once(folder / shard)[row]) == sha256
+    except (ValueError, IndexError):
+        return False

@@ -1,10 +1,11 @@
-"""Freely licensed photos that need no registration: Debian's gcompris-qt-data for training, scikit-image's to evaluate.
+"""Freely licensed photos that need no registration: for training out of Debian's gcompris-qt-data, others to evaluate.
 
 GCompris keeps its pictures in Qt resource files and names author, licence and source of each in README files beside
-them. Only photos under CC0 or in the public domain are taken.
+them. Only photos under CC0 or in the public domain are taken. The photos to evaluate ship inside Python packages.
 """
 
 import csv
+import importlib.util
 import io
 import re
 import struct
@@ -14,18 +15,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from diffrestorer.data.archives import whole_file
-from diffrestorer.data.images import IMAGE_SUFFIXES, Photo, write_photo
+from diffrestorer.data.files import whole_file
+from diffrestorer.data.images import IMAGE_SUFFIXES, Photo, read_photo, write_photo
+
+INSTALLED = Path("/usr/share/gcompris-qt/rcc")
+"""Where Debian's package puts its resource files."""
 
 PHOTO_ACTIVITIES: tuple[str, ...] = (
     "clickgame", "erase", "explore_farm_animals", "explore_monuments", "explore_world_animals", "explore_world_music",
 )  # fmt: skip
 """The resource files whose opaque pictures are photos, not drawings."""
-
-EVAL_PHOTOS: tuple[str, ...] = ("astronaut", "chelsea", "coffee", "rocket")
-"""Of scikit-image's photos those under CC0 or in the public domain."""
 
 _MAX_DEPTH = 32
 _DIRECTORY, _ZLIB, _ZSTD = 2, 1, 4
@@ -33,18 +35,31 @@ _DIRECTORY, _ZLIB, _ZSTD = 2, 1, 4
 
 @dataclass(frozen=True)
 class Credit:
-    """Who made a photo and what may be done with it, as its README says; `source` is where it was found."""
+    """Who made a photo and what may be done with it, as its package says; `source` is where it was found."""
 
     author: str
     licence: str
     source: str
 
 
-def write(root: Path, out: Path) -> str:
-    """Writes `train/` (with credits.csv) and `eval/` below `out`.
+EVAL_PHOTOS: dict[str, Credit] = {
+    "astronaut": Credit("NASA", "public domain", "scikit-image"),
+    "chelsea": Credit("Stefan van der Walt", "CC0", "scikit-image"),
+    "coffee": Credit("Rachel Michetti", "CC0", "scikit-image"),
+    "hubble_deep_field": Credit("NASA", "public domain", "scikit-image"),
+    "motorcycle": Credit("D. Scharstein and others, Middlebury 2014 stereo", "CC0", "scikit-image"),
+    "rocket": Credit("SpaceX", "public domain", "scikit-image"),
+    "china": Credit("danielbuechele", "CC BY 2.0", "scikit-learn"),
+    "flower": Credit("vultilion", "CC BY 2.0", "scikit-learn"),
+}
+"""Photos inside Python packages that may be used freely; those of a package that is not installed are left out."""
+
+
+def write(root: str | None, out: Path) -> str:
+    """Writes `train/` and `eval/` below `out`, each with a credits.csv.
 
     Args:
-        root: the .deb of gcompris-qt-data, or a folder with its .rcc files at any depth.
+        root: the .deb of gcompris-qt-data, or a folder with its .rcc files at any depth; None: where it is installed.
 
     Returns:
         What was written, as a sentence.
@@ -52,31 +67,53 @@ def write(root: Path, out: Path) -> str:
     Raises:
         ValueError: `root` is neither, is damaged, or holds no such photo.
     """
-    folder = out / "train"
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = []
-    for activity, data in _resource_files(root):
+    if root is None and not INSTALLED.is_dir():
+        raise ValueError(
+            "root is not set and gcompris-qt-data is not installed: fetch it (`apt-get download gcompris-qt-data`), "
+            "then give root=FILE.deb"
+        )
+    train, evaluation = out / "train", out / "eval"
+    credits = {}
+    for activity, data in _resource_files(INSTALLED if root is None else Path(root)):
         for name, credit, photo in _photos(activity, data):
-            with whole_file(folder / name) as file:
+            train.mkdir(parents=True, exist_ok=True)
+            with whole_file(train / name) as file:
                 file.write(photo)
-            rows.append([name, credit.author, credit.licence, credit.source])
-    if not rows:
+            credits[name] = credit
+    if not credits:
         raise ValueError(f"root={root} holds none of {', '.join(f'{name}.rcc' for name in PHOTO_ACTIVITIES)}")
+    _write_credits(train, credits)
+    evaluation.mkdir(parents=True, exist_ok=True)
+    eval_credits = {}
+    for name, credit in EVAL_PHOTOS.items():
+        if (pixels := _eval_photo(name, credit.source)) is not None:
+            write_photo(evaluation / f"{name}.png", Photo(pixels))
+            eval_credits[f"{name}.png"] = credit
+    _write_credits(evaluation, eval_credits)
+    return f"{len(credits)} photos in {train}, {len(eval_credits)} in {evaluation}; their authors in credits.csv"
+
+
+def _write_credits(folder: Path, credits: dict[str, Credit]) -> None:
+    rows = [[name, credit.author, credit.licence, credit.source] for name, credit in sorted(credits.items())]
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([["file", "author", "licence", "source"], *sorted(rows)])
+    csv.writer(text, lineterminator="\n").writerows([["file", "author", "licence", "source"], *rows])
     with whole_file(folder / "credits.csv") as file:
         file.write(text.getvalue().encode())
-    count = _write_eval(out / "eval")
-    return f"{len(rows)} photos in {folder}, authors in credits.csv; {count} in {out / 'eval'}"
 
 
-def _write_eval(folder: Path) -> int:
+def _eval_photo(name: str, package: str) -> np.ndarray | None:
+    """The photo's pixels, uint8 (h, w, 3); None where its package is not installed."""
+    if package == "scikit-learn":  # its images are read without importing it, which would take seconds
+        found = importlib.util.find_spec("sklearn")
+        if found is None or found.origin is None:
+            return None
+        return read_photo(Path(found.origin).parent / "datasets" / "images" / f"{name}.jpg").pixels
+    if importlib.util.find_spec("skimage") is None:
+        return None
     import skimage.data
 
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in EVAL_PHOTOS:
-        write_photo(folder / f"{name}.png", Photo(getattr(skimage.data, name)()))
-    return len(EVAL_PHOTOS)
+    photo = skimage.data.stereo_motorcycle()[0] if name == "motorcycle" else getattr(skimage.data, name)()
+    return np.ascontiguousarray(photo[..., :3])
 
 
 def _resource_files(root: Path) -> Iterator[tuple[str, bytes]]:
@@ -120,7 +157,11 @@ def _photos(activity: str, data: bytes) -> Iterator[tuple[str, Credit, bytes]]:
         credits = read_credits(files[readme].decode("utf-8", "replace"))
         for file, credit in sorted(credits.items()):
             photo = files.get(folder + file)
-            if photo is None or Path(file).suffix not in IMAGE_SUFFIXES or not re.search(r"\bcc0|public domain", credit.licence, re.IGNORECASE):
+            if (
+                photo is None
+                or Path(file).suffix not in IMAGE_SUFFIXES
+                or not re.search(r"\bcc0|public domain", credit.licence, re.IGNORECASE)
+            ):
                 continue
             try:
                 with Image.open(io.BytesIO(photo)) as image:
@@ -132,7 +173,7 @@ def _photos(activity: str, data: bytes) -> Iterator[tuple[str, Credit, bytes]]:
 
 
 def read_credits(readme: str) -> dict[str, Credit]:
-    """File names in a README of GCompris -> their credit: paragraphs of `Copyright:`, `License:`, `Source:`, `Files:`."""
+    """File names in a README of GCompris -> their credit (paragraphs of `Copyright:`, `License:`, `Source:`, `Files:`)."""
     credits = {}
     for paragraph in re.split(r"\n\s*\n", readme):
         fields = {key.lower(): value.strip() for key, value in re.findall(r"^(\w+):[ \t]*(.*)$", paragraph, re.M)}

@@ -154,14 +154,21 @@ class StepBatches(Sampler[list[tuple[int, int]]]):
 
 def collate_pairs(pairs: Sequence[Pair]) -> PairBatch:
     """Stacks pairs of one step into a batch."""
-    stack = lambda images: torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()  # noqa: E731
     return PairBatch(
-        lq=stack([pair.lq for pair in pairs]),
-        gt=stack([pair.gt for pair in pairs]),
+        lq=_stack([pair.lq for pair in pairs]),
+        gt=_stack([pair.gt for pair in pairs]),
         label=torch.tensor([pair.label for pair in pairs]),
         step=pairs[0].step,
         positions=tuple(pair.position for pair in pairs),
     )
+
+
+def _stack(images: Sequence[np.ndarray]) -> UInt8[Tensor, "b 3 h w"]:
+    """Images (h, w, 3) as one tensor, each copied once: views of planar pixels at the speed of memory."""
+    stacked = np.empty((len(images), 3, *images[0].shape[:2]), np.uint8)
+    for row, image in zip(stacked, images, strict=True):
+        row[...] = image.transpose(2, 0, 1)
+    return torch.from_numpy(stacked)
 
 
 def pair_loader(dataset: Dataset[Pair], batches: StepBatches, num_workers: int) -> DataLoader[PairBatch]:

@@ -7,12 +7,12 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from diffrestorer.config.schema import DataConfig
-from diffrestorer.data.counter import counter_rng
-from diffrestorer.data.manifest import MANIFEST, read_batches, split_address
+from diffrestorer.data.counter import counter_rng, shuffled
+from diffrestorer.data.manifest import MANIFEST, open_shard, read_batches, split_address
 from diffrestorer.data.pairs import Pair, SynthesisedPairs
 from diffrestorer.degradations import DEGRADATIONS, degradation_index
 
-_OPEN_SHARDS = 64
+_OPEN_SHARDS = 512  # each holds a file descriptor, of which a process usually has 1024
 
 
 def open_pairs(config: DataConfig, seed: int, global_batch_size: int) -> "SynthesisedPairs | PreparedPairs":
@@ -31,8 +31,8 @@ class PreparedPairs(Dataset[Pair]):
     """The training pairs of a folder that `scripts/prepare_data.py` made.
 
     An epoch visits every pair once, in an order drawn from the seed; pairs larger than `config.size` are cropped at
-    random, and half of them mirrored, degraded and clean image alike. A pair costs 13 bytes of memory here (its shard,
-    row and class) and 8 for the epoch's order; its pixels stay on disk.
+    random, and half of them mirrored, degraded and clean image alike. Memory does not grow with the number of pairs:
+    the index keeps runs of rows (a few per shard), the order is computed, pixels stay on disk.
 
     Args:
         config: root folder, crop size and classes.
@@ -55,65 +55,60 @@ class PreparedPairs(Dataset[Pair]):
         self.size = config.size
         self.seed = seed
         self.global_batch_size = global_batch_size
-        self.shards: list[str] = []
         self._read_index(frozenset(config.degradations))
         found = {DEGRADATIONS[label] for label in np.unique(self.labels)}
         if missing := [name for name in config.degradations if name not in found]:
             raise ValueError(
                 f"{self.root / MANIFEST} has no training pairs of {', '.join(missing)}; prepare them, or train on "
-                f"data.degradations=[{','.join(sorted(found))}]"
+                f"data.degradations=[{','.join(name for name in DEGRADATIONS if name in found)}]"
             )
-        stored = self._open(self.shards[0]).shape[2]
+        stored = self._open(self.shards[0]).shape[-1]
         if stored < config.size:
             raise ValueError(f"the pairs in {self.root} are {stored} pixels wide, data.size={config.size} is more")
 
     def _read_index(self, wanted: frozenset[str]) -> None:
-        labels, shards, rows = [], [], []
-        numbers: dict[str, int] = {}
+        """Runs of rows that follow one another in one shard: shard, class, first row, and pairs before the run."""
+        shards: dict[str, int] = {}
+        runs: list[tuple[int, int, int, int]] = []
+        count, expected = 0, ("", -1, "")
         for batch in read_batches(self.root, ["lq", "gt", "degradation", "split"]):
-            kept = [
-                (degradation_index(degradation), *split_address(lq))
-                for lq, gt, degradation, split in zip(*batch.values(), strict=True)
-                if split == "train" and gt is not None and degradation in wanted
-            ]
-            labels.append(np.array([label for label, _, _ in kept], np.uint8))
-            shards.append(np.array([numbers.setdefault(shard, len(numbers)) for _, shard, _ in kept], np.int32))
-            rows.append(np.array([row for _, _, row in kept], np.int32))
-        self.shards = list(numbers)
-        if not self.shards:
+            for lq, gt, degradation, split in zip(*batch.values(), strict=True):
+                if split != "train" or gt is None or degradation not in wanted:
+                    continue
+                shard, row = split_address(lq)
+                if (shard, row, degradation) != expected:
+                    runs.append((shards.setdefault(shard, len(shards)), degradation_index(degradation), row, count))
+                expected = (shard, row + 1, degradation)
+                count += 1
+        if not count:
             raise ValueError(f"{self.root / MANIFEST} has no training pairs of {', '.join(sorted(wanted))}")
-        self.labels, self.shard_of, self.row_of = np.concatenate(labels), np.concatenate(shards), np.concatenate(rows)
+        self.shards = list(shards)
+        self.num_pairs = count
+        self.shard_of, self.labels, self.first_rows, self.starts = np.array(runs).T
 
     def source(self, step: int, position: int) -> tuple[Path, str]:
         """The address and the degradation of sample (step, position)."""
-        index = self._index(step, position)
-        path = self.root / f"{self.shards[self.shard_of[index]]}#{self.row_of[index]}"
-        return path, DEGRADATIONS[self.labels[index]]
+        shard, row, label = self._locate(step, position)
+        return self.root / f"{shard}#{row}", DEGRADATIONS[label]
 
     def __getitem__(self, key: tuple[int, int]) -> Pair:
         step, position = key
-        index = self._index(step, position)
-        pixels = self._open(self.shards[self.shard_of[index]])[self.row_of[index]]
+        shard, row, label = self._locate(step, position)
+        pixels = self._open(shard)[row]
         rng = counter_rng(self.seed, "crop", step, position)
-        top, left = rng.integers(pixels.shape[1] - self.size + 1), rng.integers(pixels.shape[2] - self.size + 1)
-        pixels = pixels[:, top : top + self.size, left : left + self.size]
-        lq, gt = np.array(pixels[:, :, ::-1] if rng.random() < 0.5 else pixels)
-        return Pair(lq, gt, int(self.labels[index]), step, position)
+        top, left = rng.integers(pixels.shape[-2] - self.size + 1), rng.integers(pixels.shape[-1] - self.size + 1)
+        pixels = pixels[..., top : top + self.size, left : left + self.size]
+        lq, gt = (pixels[..., ::-1] if rng.random() < 0.5 else pixels).transpose(0, 2, 3, 1)
+        return Pair(lq, gt, label, step, position)
 
-    def _index(self, step: int, position: int) -> int:
-        epoch, index = divmod(step * self.global_batch_size + position, len(self.labels))
-        return int(self._order(epoch)[index])
+    def _locate(self, step: int, position: int) -> tuple[str, int, int]:
+        """Shard, row in it and class of a sample."""
+        epoch, place = divmod(step * self.global_batch_size + position, self.num_pairs)
+        index = shuffled(place, self.num_pairs, self.seed, "order", epoch)
+        run = int(np.searchsorted(self.starts, index, side="right")) - 1
+        row = int(self.first_rows[run] + index - self.starts[run])
+        return self.shards[self.shard_of[run]], row, int(self.labels[run])
 
-    @lru_cache(maxsize=2)  # noqa: B019 - the dataset lives as long as the run
-    def _order(self, epoch: int) -> np.ndarray:
-        return counter_rng(self.seed, "order", epoch).permutation(len(self.labels)).astype(np.int32)
-
-    @lru_cache(maxsize=_OPEN_SHARDS)  # noqa: B019
+    @lru_cache(maxsize=_OPEN_SHARDS)  # noqa: B019 - the dataset lives as long as the run
     def _open(self, shard: str) -> np.ndarray:
-        try:
-            pixels = np.load(self.root / shard, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{self.root / shard} cannot be read ({error}); --check finds what is damaged") from None
-        if pixels.dtype != np.uint8 or pixels.ndim != 5 or pixels.shape[1] != 2:
-            raise ValueError(f"{self.root / shard} does not hold pairs: {pixels.dtype} {pixels.shape}")
-        return np.asarray(pixels)
+        return open_shard(self.root / shard)

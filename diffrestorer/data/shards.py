@@ -1,23 +1,29 @@
-"""Making prepared pairs: which pairs a group holds, and a shard's pixels from its sources, by seed alone."""
+"""Making prepared pairs: which pairs a group holds, and a shard's images from its sources, by seed alone."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import cv2
 import numpy as np
+from PIL import Image
 
-from diffrestorer.data.archives import whole_file
 from diffrestorer.data.counter import counter_rng
+from diffrestorer.data.files import whole_file
 from diffrestorer.data.images import ImageError, read_photo
-from diffrestorer.data.inventory import Source
-from diffrestorer.data.manifest import address, row_hash
+from diffrestorer.data.inventory import CleanImage, Source, file_hash
+from diffrestorer.data.manifest import SCHEMA, address, pair_hash
 from diffrestorer.data.synthesis import degrade
 
-SHARD_BYTES = 1 << 26
-"""A shard is about this large: 42 pairs at 512 x 512."""
+SHARD_BYTES = 1 << 28
+"""A shard is about this large: 170 pairs at 512 x 512."""
+
+_SIDES = ("lq", "gt")
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Planned:
-    """One pair to be made: of which source, and the how-manieth of that source (0: as it is, others augmented)."""
+    """A pair to be made: of which source, and the how-manieth of that source (0: as it is; others are augmented)."""
 
     source: Source
     copy: int
@@ -45,32 +51,59 @@ class Planned:
 
 @dataclass(frozen=True)
 class Group:
-    """The pairs of one (set, split, degradation); `steps` are synthesised after the resize or crop."""
+    """The pairs of one (set, split, degradation), or a run of them: a shard.
+
+    Attributes:
+        steps: degradations synthesised after the resize or crop.
+        names: of the test images, one a pair and unique; unused in training.
+        first: place of the first pair in its whole group.
+    """
 
     set: str
     split: str
     degradation: str
     steps: tuple[str, ...]
     pairs: tuple[Planned, ...]
+    names: tuple[str, ...]
+    first: int = 0
 
     @property
     def folder(self) -> str:
-        """Where its shards lie, below the prepared folder."""
+        """Where its files lie, below the prepared folder."""
         return f"pairs/{self.set}/{self.split}/{self.degradation}"
 
     @property
-    def sides(self) -> int:
-        """Images a pair: 1 where there is no ground truth."""
-        return 1 if self.pairs and self.pairs[0].source.gt is None else 2
+    def num_images(self) -> int:
+        """Images in all: two a pair, one where there is no ground truth."""
+        return sum(1 if planned.source.gt is None else 2 for planned in self.pairs)
+
+    def shards(self, size: int) -> list["Group"]:
+        """The group in runs of about `SHARD_BYTES`."""
+        step = max(1, SHARD_BYTES // (2 * 3 * size * size))
+        return [
+            Group(
+                self.set,
+                self.split,
+                self.degradation,
+                self.steps,
+                self.pairs[i : i + step],
+                self.names[i : i + step],
+                i,
+            )
+            for i in range(0, len(self.pairs), step)
+        ]
 
 
-def shard_rows(size: int) -> int:
-    """Pairs a shard."""
-    return max(1, SHARD_BYTES // (2 * size * size * 3))
+@dataclass
+class Problems:
+    """Pairs that could not be made, a sentence each: a file is unreadable, or its two images differ in size."""
+
+    unreadable: list[str] = field(default_factory=list)
+    mismatched: list[str] = field(default_factory=list)
 
 
 def plan(sources: Sequence[Source], number: int, seed: int, stream: str) -> tuple[Planned, ...]:
-    """`number` pairs of the sources: a sample without repetition if there are more, else every one as often as it takes.
+    """`number` pairs of the sources: a sample without repetition if there are more, else each as often as it takes.
 
     Args:
         stream: what the draw is for; streams are independent.
@@ -79,88 +112,169 @@ def plan(sources: Sequence[Source], number: int, seed: int, stream: str) -> tupl
         In the order of the sources, copies of one after the other.
     """
     rounds, rest = divmod(number, len(sources))
-    drawn = counter_rng(seed, f"sample {stream}").permutation(len(sources))[:rest]
     times = np.full(len(sources), rounds)
-    times[drawn] += 1
+    times[counter_rng(seed, f"sample {stream}").permutation(len(sources))[:rest]] += 1
     return tuple(Planned(source, copy) for source, count in zip(sources, times, strict=True) for copy in range(count))
 
 
-def make_shard(out: Path, shard: Group, first: int, settings: Settings, skip_unreadable: bool) -> list[str]:
-    """Makes one shard of a group, unless it is there: pixels, then rows.
+def file_names(pairs: Sequence[Planned]) -> tuple[str, ...]:
+    """A file name for each pair: its source's name, numbered where several have the same."""
+    seen: Counter[str] = Counter()
+    names = []
+    for planned in pairs:
+        name = planned.source.name.replace("/", "_")
+        seen[name.lower()] += 1
+        names.append(name if seen[name.lower()] == 1 else f"{name}__{seen[name.lower()]}")
+    return tuple(names)
+
+
+def group_record(group: Group, settings: Settings) -> dict[str, Any]:
+    """What identifies a group's content: settings, steps, and its pairs by name and file sizes."""
+    paths = {path for planned in group.pairs for path in (planned.source.lq, planned.source.gt) if path is not None}
+    sizes: dict[Path | None, int | None] = {None: None} | {path: path.stat().st_size for path in paths}
+    pairs = [[p.source.name, p.copy, sizes[p.source.lq], sizes[p.source.gt]] for p in group.pairs]
+    return {**asdict(settings), "steps": list(group.steps), "pairs": pairs}
+
+
+def make_shard(out: Path, shard: Group, settings: Settings, skip_unreadable: bool) -> Problems:
+    """Makes one shard, unless it is there: first its images, then its record.
 
     Args:
         out: the prepared folder.
-        shard: the group with the pairs of this shard only.
-        first: the place of its first pair in the group.
+        shard: of `Group.shards`.
         settings: of the preparation.
         skip_unreadable: whether images that cannot be read cost their pairs only.
 
     Returns:
-        The images that could not be read, with the reason. Without `skip_unreadable` nothing is written if there are
-        any; with it their pairs are left out.
-
-    Raises:
-        ValueError: degraded and clean image differ in size.
+        What went wrong; the shard counts as made if nothing did, or if only unreadable images did and they may be
+        skipped.
     """
-    name = f"{shard.folder}/{first // shard_rows(settings.size):05d}"
-    if (out / f"{name}.json").exists():
-        return []
-    images, rows, unreadable = [], [], []
-    for index, planned in enumerate(shard.pairs, start=first):
-        rng = counter_rng(settings.seed, f"prepare {shard.folder}", index)
+    folder = out / shard.folder
+    record_file = folder / f"{shard.first:05d}.json"
+    if record_file.exists():
+        return Problems(unreadable=json.loads(record_file.read_text())["left_out"])
+    problems = Problems()
+    if shard.split == "train":
+        with whole_file(folder / f"{shard.first:05d}.npy") as file:
+            shape = (len(shard.pairs), 2, 3, settings.size, settings.size)
+            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            start = file.tell()
+            rows, clean = _make_rows(shard, settings, problems, partial(_write_to_array, file, start, shard))
+            file.truncate(start + math.prod(shape))
+    else:
+        for side in _SIDES:
+            (folder / side).mkdir(exist_ok=True)
+        rows, clean = _make_rows(shard, settings, problems, partial(_write_png, out, shard))
+    if problems.mismatched or (problems.unreadable and not skip_unreadable):
+        return problems
+    record = {"rows": rows, "clean": [[*asdict(image).values()] for image in clean], "left_out": problems.unreadable}
+    with whole_file(record_file) as file:
+        file.write(json.dumps(record).encode())
+    return problems
+
+
+def _write_to_array(
+    file: BinaryIO, start: int, shard: Group, place: int, images: Sequence[np.ndarray]
+) -> tuple[list[str], str]:
+    """Writes a training pair to its place; a pair that could not be made leaves a gap there that no row names."""
+    pixels = np.ascontiguousarray(np.stack(images).transpose(0, 3, 1, 2))
+    file.seek(start + place * pixels.nbytes)
+    file.write(pixels.data)
+    name = f"{shard.folder}/{shard.first:05d}.npy"
+    return [address(name, place, side) for side in range(2)], pair_hash(pixels)
+
+
+def _write_png(out: Path, shard: Group, place: int, images: Sequence[np.ndarray]) -> tuple[list[str], str]:
+    """Writes test images, uncompressed, so that a file's length does not tell its class."""
+    names = [f"{shard.folder}/{side}/{shard.names[place]}.png" for side in _SIDES[: len(images)]]
+    for name, image in zip(names, images, strict=True):
+        with whole_file(out / name) as file:
+            Image.fromarray(image).save(file, "PNG", compress_level=0)
+    return names, pair_hash(*images)
+
+
+def _make_rows(
+    shard: Group,
+    settings: Settings,
+    problems: Problems,
+    write: Callable[[int, Sequence[np.ndarray]], tuple[list[str], str]],
+) -> tuple[list[dict[str, Any]], list[CleanImage]]:
+    """Makes and writes the pairs one after the other; returns their rows of the manifest, and the clean images."""
+    rows, clean = [], []
+    for place, planned in enumerate(shard.pairs):
+        source = planned.source
+        rng = counter_rng(settings.seed, f"{shard.folder} {source.name}", planned.copy)
         try:
-            pair, augmentation = _make_pair(shard, planned, settings, rng)
+            images, augmentation = _make_pair(shard, planned, settings, rng)
         except ImageError as error:
-            unreadable.append(str(error))
+            problems.unreadable.append(str(error))
             continue
-        row = len(rows)
-        rows.append(
-            {
-                "lq": address(f"{name}.npy", row, 0),
-                "gt": address(f"{name}.npy", row, 1) if len(pair) == 2 else None,
-                "degradation": shard.degradation,
-                "split": shard.split,
-                "set": shard.set,
-                "seed": settings.seed,
-                "augmentation": f"{planned.source.key} {augmentation}".strip(),
-                "sha256": row_hash(pair),
-            }
-        )
-        images.append(pair)
-    if unreadable and not skip_unreadable:
-        return unreadable
-    shape = (0, shard.sides, settings.size, settings.size, 3)
-    with whole_file(out / f"{name}.npy") as file:
-        np.save(file, np.stack(images) if images else np.empty(shape, np.uint8))
-    with whole_file(out / f"{name}.json") as file:
-        file.write(json.dumps(rows).encode())
-    return unreadable
+        except SizeError as error:
+            problems.mismatched.append(str(error))
+            continue
+        names, sha256 = write(place, images)
+        values = [*names, None][:2] + [shard.degradation, shard.split, shard.set, settings.seed, augmentation, sha256]
+        rows.append(dict(zip(SCHEMA.names, values, strict=True)))
+        if planned.copy == 0:
+            path = source.reference
+            clean.append(CleanImage(f"{shard.set} {source.name}", shard.split, path.stat().st_size, file_hash(path)))
+    return rows, clean
+
+
+class SizeError(ValueError):
+    """Degraded and clean image differ in size."""
 
 
 def _make_pair(
     group: Group, planned: Planned, settings: Settings, rng: np.random.Generator
-) -> tuple[np.ndarray, str]:
-    """Stored pixels (1 or 2, size, size, 3) of a pair, and what its images went through together."""
+) -> tuple[list[np.ndarray], str]:
+    """Degraded and (if there is one) clean image, uint8 (size, size, 3), and what they went through together."""
     source = planned.source
-    paths = [path for path in (source.lq, source.gt) if path is not None]
-    originals = [_read(path) for path in paths]
-    if len({image.shape for image in originals}) > 1:
-        shapes = " and ".join(
-            f"{path} {image.shape[1]}x{image.shape[0]}" for path, image in zip(paths, originals, strict=True)
-        )
-        raise ValueError(f"a pair differs in size: {shapes}")
-    geometry = _draw_geometry(originals[0].shape[:2], planned.copy, group.split == "train", settings, rng)
+    originals = read_pair(source)
+    shape = originals[0].shape
+    geometry = _draw_geometry(shape[:2], planned.copy, group.split == "train", settings, rng)
     images = [_apply(image, geometry, settings.size) for image in originals]
     lq = images[0]
     for step in group.steps:
         lq = degrade(lq, step, rng)
-    pair = np.stack([lq, images[-1]]) if source.gt is not None else lq[None]
-    words = {"crop": ",".join(map(str, geometry.window))} | {
-        name: value for name, value in asdict(geometry).items() if name != "window" and value
-    }
-    return pair, " ".join(f"{name}={value}" for name, value in words.items())
+    words = {name: value for name, value in asdict(geometry).items() if name != "window" and value}
+    if geometry.window != (0, 0, *shape[:2]):
+        words = {"crop": ",".join(map(str, geometry.window)), **words}
+    return [lq, images[-1]] if source.gt else [lq], " ".join(f"{name}={value}" for name, value in words.items())
 
 
+def inspect(sources: Sequence[Source]) -> Problems:
+    """Reads every image of some pairs, and says what is wrong with them."""
+    problems = Problems()
+    for source in sources:
+        try:
+            read_pair(source)
+        except ImageError as error:
+            problems.unreadable.append(str(error))
+        except SizeError as error:
+            problems.mismatched.append(str(error))
+    return problems
+
+
+def read_pair(source: Source) -> list[np.ndarray]:
+    """The images that a source has, degraded first: uint8 (h, w, 3).
+
+    Raises:
+        ImageError: a file cannot be read; the message names it.
+        SizeError: the two differ in size.
+    """
+    paths = [path for path in (source.lq, source.gt) if path is not None]
+    images = [_read(path) for path in paths]
+    if len({image.shape for image in images}) > 1:
+        shapes = " and ".join(
+            f"{path} {image.shape[1]}x{image.shape[0]}" for path, image in zip(paths, images, strict=True)
+        )
+        raise SizeError(f"a pair differs in size: {shapes}")
+    return images
+
+
+@lru_cache(maxsize=4)  # copies of a source, and the versions of one clean image, come one after the other
 def _read(path: Path) -> np.ndarray:
     try:
         pixels = read_photo(path).pixels
@@ -171,7 +285,7 @@ def _read(path: Path) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Geometry:
-    """Window (top, left, height, width), quarter turns, mirroring, degrees of rotation and shear of the result."""
+    """A window (top, left, height, width), quarter turns, mirroring, degrees of rotation and shear of the result."""
 
     window: tuple[int, int, int, int]
     turns: int = 0
@@ -183,12 +297,10 @@ class _Geometry:
 def _draw_geometry(
     shape: tuple[int, ...], copy: int, training: bool, settings: Settings, rng: np.random.Generator
 ) -> _Geometry:
-    """The plain resize or crop for a source's first copy; random windows, turns, mirroring and affine for the others."""
+    """The plain resize or crop for a source's first copy; random windows, turns, mirroring, affine for the others."""
     height, width = shape
     if settings.fit == "crop":
         high = wide = min(settings.size, height, width)
-        if training and copy:
-            high = wide = int(rng.integers((high + 1) // 2, min(height, width) + 1))
     else:
         share = rng.uniform(0.6, 1.0) if copy else 1.0
         high, wide = max(1, round(share * height)), max(1, round(share * width))
@@ -220,18 +332,3 @@ def _apply(image: np.ndarray, geometry: _Geometry, size: int) -> np.ndarray:
         matrix[0, 2] -= geometry.shear * middle
         image = cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101)
     return np.asarray(image, np.uint8)
-
-
-def group_record(group: Group, settings: Settings) -> dict[str, Any]:
-    """What identifies a group's content: settings, steps, and its pairs by key and file size."""
-    sizes = {
-        path: path.stat().st_size
-        for planned in group.pairs
-        for path in (planned.source.lq, planned.source.gt)
-        if path is not None
-    }
-    pairs = [
-        [planned.source.key, planned.copy, *(sizes[p] for p in (planned.source.lq, planned.source.gt) if p is not None)]
-        for planned in group.pairs
-    ]
-    return {**asdict(settings), "steps": list(group.steps), "pairs": pairs}

@@ -17,7 +17,8 @@ from torch.nn import functional as F
 
 from diffrestorer.config.schema import BaseConfig
 from diffrestorer.data.counter import counter_normal
-from diffrestorer.data.pairs import PairBatch, SynthesisedPairs, collate_pairs
+from diffrestorer.data.pairs import PairBatch, collate_pairs
+from diffrestorer.data.prepared import open_pairs
 from diffrestorer.degradations import DEGRADATIONS
 from diffrestorer.losses import contrastive_loss, degradation_loss, diffusion_loss
 from diffrestorer.models.backbones import decode_latents, encode_image
@@ -66,7 +67,7 @@ class VAETask(Task):
     @torch.no_grad()
     def _latent_deviation(self, num_crops: int = 64) -> float:
         """Standard deviation of clean crops' latents: what `scaling_factor` brings to 1 for the diffusion."""
-        pairs = SynthesisedPairs(self.config.data, self.config.seed, num_crops)
+        pairs = open_pairs(self.config.data, self.config.seed, num_crops)
         crops = [collate_pairs([pairs[0, position]]).gt.to(self.vae.device) for position in range(num_crops)]
         latents = [self.vae.encode(to_unit(crop) * 2 - 1).latent_dist.mode() for crop in crops]
         return torch.cat(latents).std().item()

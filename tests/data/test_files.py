@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from diffrestorer.data.archives import unpack, whole_file
+from diffrestorer.data.files import unpack, whole_file
 
 
 def make_zip(path: Path, members: dict[str, bytes]) -> Path:
