@@ -1,13 +1,22 @@
-"""A few images of each data set in its distributed layout, for the tests of preparation."""
+"""A few images of each data set in its distributed layout, and their preparation, for the tests."""
 
+import hashlib
+import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 from PIL import Image
 
+from diffrestorer.config.schema import PrepareConfig
+from diffrestorer.data.manifest import MANIFEST
+from diffrestorer.data.preparation import prepare
 from diffrestorer.data.synthesis import degrade
 
 WIDTH, HEIGHT = 56, 48
+SIZE = 16  # of what is prepared
+BUDGET = 40
 
 LAYOUTS: dict[str, tuple[tuple[str, str | None, str], ...]] = {
     "div2k": tuple((f"DIV2K_{s}_HR/{n:04d}.png", None, "") for s, n in (("train", 1), ("train", 2), ("valid", 801))),
@@ -20,6 +29,7 @@ LAYOUTS: dict[str, tuple[tuple[str, str | None, str], ...]] = {
         ("RESIDE/OTS/clear/0001.jpg", "RESIDE/OTS/part1/0001_0.8_0.04.jpg", "haze"),
         ("RESIDE/OTS/clear/0001.jpg", "RESIDE/OTS/part2/0001_0.95_0.2.jpg", "haze"),
         ("RESIDE/OTS/clear/0025.jpg", "RESIDE/OTS/part1/0025_0.8_0.04.jpg", "haze"),
+        ("RESIDE/OTS/clear/0007.jpg", "RESIDE/OTS/part1/0007_0.8_0.04.jpg", "haze"),  # also in SOTS outdoor
         ("RESIDE/ITS/clear/1.png", "RESIDE/ITS/hazy/1_1_0.90179.png", "haze"),
         ("RESIDE/SOTS/outdoor/clear/0007.png", "RESIDE/SOTS/outdoor/hazy/0007_0.8_0.2.jpg", "haze"),
         ("RESIDE/SOTS/indoor/clear/1400.png", "RESIDE/SOTS/indoor/hazy/1400_1.png", "haze"),
@@ -58,7 +68,7 @@ LAYOUTS: dict[str, tuple[tuple[str, str | None, str], ...]] = {
 def build(name: str, root: Path) -> None:
     """Writes a set's miniature below `root`."""
     for number, (gt, lq, degradation) in enumerate(LAYOUTS[name]):
-        photo = scene(sum(map(ord, gt or str(lq))))
+        photo = scene(zlib.crc32((gt or str(lq)).encode()))
         if gt:
             save(root / gt, photo)
         if lq:
@@ -75,3 +85,28 @@ def save(path: Path, image: np.ndarray) -> None:
     """Writes an image, with the folders it needs."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(image).save(path, quality=95)
+
+
+def photos(folder: Path, *numbers: int) -> Path:
+    """A folder of photos, one for each number."""
+    for number in numbers:
+        save(folder / f"{number}.png", scene(number))
+    return folder
+
+
+def make(name: str, root: Path, out: Path, **keys: Any) -> list[dict[str, Any]]:
+    """Prepares and verifies; the manifest's rows."""
+    prepare(PrepareConfig(name, str(root), str(out), **{"size": SIZE, "budget": BUDGET, "num_workers": 1, **keys}))
+    prepare(PrepareConfig(out=str(out), check=True))
+    return rows_of(out)
+
+
+def rows_of(out: Path) -> list[dict[str, Any]]:
+    """The rows of a manifest."""
+    return pq.read_table(out / MANIFEST).to_pylist()
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """Digest of every file below a folder."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

@@ -12,7 +12,15 @@ import yaml
 from omegaconf import OmegaConf
 
 from diffrestorer.config.composition import CONFIG_DIR, _flags_to_overrides, differences, help_text, load, run, save
-from diffrestorer.config.schema import CHOICES, BaseConfig, DataConfig, DecoderConfig, EvaluateConfig, Stage1Config
+from diffrestorer.config.schema import (
+    CHOICES,
+    BaseConfig,
+    DataConfig,
+    DecoderConfig,
+    EvaluateConfig,
+    PrepareConfig,
+    Stage1Config,
+)
 from diffrestorer.degradations import DEGRADATIONS
 
 SCHEMAS: dict[str, type] = {
@@ -20,6 +28,7 @@ SCHEMAS: dict[str, type] = {
     "train_stage1": Stage1Config,
     "train_decoder": DecoderConfig,
     "evaluate": EvaluateConfig,
+    "prepare_data": PrepareConfig,
 }
 
 

@@ -57,7 +57,7 @@ def prepare(config: PrepareConfig) -> None:
         with whole_file(out / "README.md") as file:
             file.write(page().encode())
     elif config.set == "open_photos":
-        console.print(open_photos.write(config.root, out))
+        console.print(open_photos.write(config.root, out), soft_wrap=True)
     else:
         _make(config, out, console)
 
@@ -94,7 +94,7 @@ def _check(config: PrepareConfig, console: Console) -> None:
         total = sum(len(batch["lq"]) for batch in read_batches(folder, ["lq"]))
         with _progress(console, "verifying", total) as advance:
             console.print(verify(folder, advance))
-        console.print(f"{total:,} pairs in {folder} agree with their checksums")
+        console.print(f"{total:,} pairs in {folder} agree with their checksums", soft_wrap=True)
 
 
 def _inspect_all(config: PrepareConfig, found: Sequence[Found], console: Console) -> None:
@@ -148,7 +148,7 @@ def _make(config: PrepareConfig, out: Path, console: Console) -> None:
             "command goes on"
         ) from None
     shutil.rmtree(out / _UNPACKED, ignore_errors=True)
-    console.print(f"{rows:,} pairs in {out / MANIFEST}")
+    console.print(f"{rows:,} pairs in {out / MANIFEST}", soft_wrap=True)
 
 
 def _report(problems: Sequence[Problems], skip_unreadable: bool, console: Console) -> None:
@@ -249,4 +249,3 @@ def _progress(console: Console, task: str, total: int) -> Iterator[Callable[[int
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
         yield partial(progress.advance, progress.add_task(task, total=total))
-

@@ -32,7 +32,8 @@ def run_all(
             results.append(task())
             advance(items)
         return results
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")  # a fork of this process would inherit its threads' locks
+    context.set_forkserver_preload(["diffrestorer.data.shards"])  # imported once instead of by every worker
     with ProcessPoolExecutor(workers, context, initializer=_start_worker) as pool:
         futures = {pool.submit(task): items for task, items in tasks}
         try:

@@ -214,7 +214,8 @@ def _make_rows(
             problems.mismatched.append(str(error))
             continue
         names, sha256 = write(place, images)
-        values = [*names, None][:2] + [shard.degradation, shard.split, shard.set, settings.seed, augmentation, sha256]
+        lq, gt = (*names, None)[:2]
+        values = (lq, gt, shard.degradation, shard.split, shard.set, settings.seed, augmentation, sha256)
         rows.append(dict(zip(SCHEMA.names, values, strict=True)))
         if planned.copy == 0:
             path = source.reference

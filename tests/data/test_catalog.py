@@ -16,7 +16,9 @@ def test_the_ten_sets_are_there() -> None:
 
 
 def test_readme_is_the_catalog() -> None:
-    assert (ROOT / "data" / "README.md").read_text() == page(), "run: python scripts/prepare_data.py set=readme out=data"
+    assert (ROOT / "data" / "README.md").read_text() == page(), (
+        "run: python scripts/prepare_data.py set=readme out=data"
+    )
 
 
 def test_help_names_every_set() -> None:

@@ -74,7 +74,11 @@ def test_an_archive_that_is_cut_off(tmp_path: Path, suffix: str) -> None:
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), whole_file(tmp_path / "a") as file:
-        file.write(b"half")
-        raise RuntimeError
+    def fail() -> None:
+        with whole_file(tmp_path / "a") as file:
+            file.write(b"half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     assert files(tmp_path) == []
