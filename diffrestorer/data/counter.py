@@ -31,7 +31,8 @@ def shuffled(place: int, count: int, seed: int, stream: str, *counters: int) -> 
     """What stands at `place` of a random order of 0 ... count - 1, computed without the order itself.
 
     A Feistel network of six rounds permutes the smallest square of a power of two that holds `count`; values outside
-    are sent through again until one is inside. Source: Black and Rogaway, "Ciphers with arbitrary finite domains", 2002.
+    are sent through again until one is inside. Source: Black and Rogaway, "Ciphers with arbitrary finite domains",
+    CT-RSA 2002.
 
     Args:
         place: in [0, count).

@@ -132,7 +132,7 @@ def take_photos(root: Path, split: str) -> Found:
 
 
 def count_table(found: Iterable[Found]) -> Table:
-    """Pairs found beside those published; files without partner, and pairs left out since their scene is in the test."""
+    """Pairs found beside those published, files without partner, pairs left out since their scene is in the test."""
     table = Table("set", "part", "split", "pairs", "published", "differ", "unpaired", "in test")
     for entry in found:
         count, published = len(entry.pairs), entry.part.published

@@ -173,7 +173,7 @@ def _photos(activity: str, data: bytes) -> Iterator[tuple[str, Credit, bytes]]:
 
 
 def read_credits(readme: str) -> dict[str, Credit]:
-    """File names in a README of GCompris -> their credit (paragraphs of `Copyright:`, `License:`, `Source:`, `Files:`)."""
+    """File names in a README of GCompris -> their credit: paragraphs with `Copyright:`, `License:`, `Source:`."""
     credits = {}
     for paragraph in re.split(r"\n\s*\n", readme):
         fields = {key.lower(): value.strip() for key, value in re.findall(r"^(\w+):[ \t]*(.*)$", paragraph, re.M)}

@@ -1,0 +1,149 @@
+"""Pairs a second from the memory-mapped store, beside the usual dataset of paired PNG files.
+
+    python benchmarks/loader.py                     # table on stdout, raw numbers in benchmarks/results/loader.json
+
+Both serve the same pairs in the same order, cropped and mirrored alike, through the same DataLoader; that their batches
+are equal is checked first. Rounds alternate between the two, each over samples that the round before did not serve; the
+median, slowest and fastest round are printed. Files of both are in the page cache.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import skimage.data
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+from diffrestorer.config.schema import DataConfig, PrepareConfig
+from diffrestorer.data.counter import counter_rng
+from diffrestorer.data.manifest import open_shard
+from diffrestorer.data.pairs import Pair, StepBatches, pair_loader
+from diffrestorer.data.prepared import PreparedPairs
+from diffrestorer.data.preparation import prepare
+from diffrestorer.degradations import DEGRADATIONS, degradation_index
+
+PHOTOS = ("astronaut", "coffee", "chelsea", "rocket")
+BATCH = 16
+PAIRS_A_CLASS = 12
+
+
+class PairedPNG(Dataset[Pair]):
+    """Files `lq/NAME.png` and `gt/NAME.png`, decoded by Pillow, then cropped and mirrored."""
+
+    def __init__(self, pairs: PreparedPairs, folder: Path) -> None:
+        self.pairs = pairs
+        self.folder = folder
+
+    def __getitem__(self, key: tuple[int, int]) -> Pair:
+        path, degradation = self.pairs.source(*key)
+        lq, gt = (np.asarray(Image.open(file).convert("RGB")) for file in png_files(self.folder, path))
+        rng = counter_rng(self.pairs.seed, "crop", *key)
+        size = self.pairs.size
+        top, left = (int(rng.integers(side - size + 1)) for side in lq.shape[:2])
+        lq, gt = (image[top : top + size, left : left + size] for image in (lq, gt))
+        if rng.random() < 0.5:
+            lq, gt = lq[:, ::-1], gt[:, ::-1]
+        return Pair(lq, gt, degradation_index(degradation), *key)
+
+
+def main() -> None:
+    """Measures, prints and saves."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, default=512, help="side of the pairs (default: 512)")
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 2], help="of the DataLoader (default: 0 2)")
+    parser.add_argument("--rounds", type=int, default=7, help="(default: 7)")
+    parser.add_argument("--steps", type=int, default=6, help=f"batches of {BATCH} a round (default: 6)")
+    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("results") / "loader.json")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+
+    with tempfile.TemporaryDirectory() as folder:
+        mapped, png = build(Path(folder), arguments.size)
+        check_parity(mapped, png)
+        datasets = {"paired PNG": png, "memory-mapped": mapped}
+        rows = []
+        print("workers  dataset        pairs/s: median (slowest - fastest)")
+        for workers in arguments.workers:
+            rates: dict[str, list[float]] = {name: [] for name in datasets}
+            for number in range(arguments.rounds + 1):
+                for name, dataset in datasets.items():
+                    rates[name].append(measure(dataset, number * arguments.steps, arguments.steps, workers))
+            for name, values in rates.items():
+                del values[0]  # warm-up
+                rows.append({"workers": workers, "dataset": name, "pairs_per_second": values})
+                middle = statistics.median(values)
+                print(f"{workers:7d}  {name:13s}  {middle:.1f} ({min(values):.1f} - {max(values):.1f})", flush=True)
+            ratios = [b / a for a, b in zip(*rates.values(), strict=True)]
+            print(f"         ratio          {statistics.median(ratios):.1f} ({min(ratios):.1f} - {max(ratios):.1f})")
+    arguments.output.parent.mkdir(exist_ok=True)
+    arguments.output.write_text(json.dumps({**environment(arguments), "rows": rows}, indent=1) + "\n")
+
+
+def build(folder: Path, size: int) -> tuple[PreparedPairs, PairedPNG]:
+    """The same pairs in both forms: photos under the eight degradations."""
+    (folder / "photos").mkdir()
+    for name in PHOTOS:
+        Image.fromarray(getattr(skimage.data, name)()).save(folder / "photos" / f"{name}.png")
+    store = folder / "store"
+    prepare(PrepareConfig("photos", str(folder / "photos"), str(store), size=size, budget=PAIRS_A_CLASS, num_workers=1))
+    mapped = PreparedPairs(DataConfig("manifest", str(store), size, list(DEGRADATIONS)), 0, BATCH)
+    for number in range(mapped.num_pairs):
+        path, _ = mapped.source(*divmod(number, BATCH))
+        shard, _, row = str(path).partition("#")
+        for file, image in zip(png_files(folder / "png", path), open_shard(Path(shard))[int(row)], strict=True):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))).save(file)
+    return mapped, PairedPNG(mapped, folder / "png")
+
+
+def png_files(folder: Path, path: Path) -> tuple[Path, Path]:
+    """The PNG files of the pair at an address of the store."""
+    name = f"{path.parent.name}_{path.name.partition('#')[2]}.png"
+    return folder / "lq" / name, folder / "gt" / name
+
+
+def check_parity(mapped: PreparedPairs, png: PairedPNG) -> None:
+    """Compares the batches of an epoch."""
+    batches = StepBatches(0, -(-mapped.num_pairs // BATCH), BATCH, 0, 1)
+    for ours, theirs in zip(pair_loader(mapped, batches, 0), pair_loader(png, batches, 0), strict=True):
+        for first, second in ((ours.lq, theirs.lq), (ours.gt, theirs.gt), (ours.label, theirs.label)):
+            if not torch.equal(first, second):
+                raise SystemExit(f"step {ours.step}: the two datasets differ")
+
+
+def measure(dataset: Dataset[Pair], first_step: int, steps: int, workers: int) -> float:
+    """Pairs a second over some batches, the first of which is not timed (workers start)."""
+    batches = iter(pair_loader(dataset, StepBatches(first_step, first_step + steps + 1, BATCH, 0, 1), workers))
+    next(batches)
+    started = time.perf_counter()
+    for _ in range(steps):
+        next(batches)
+    return steps * BATCH / (time.perf_counter() - started)
+
+
+def environment(arguments: argparse.Namespace) -> dict[str, object]:
+    """What the numbers depend on."""
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    return {
+        "size": arguments.size,
+        "batch_size": BATCH,
+        "steps": arguments.steps,
+        "cores": os.cpu_count(),
+        "machine": platform.machine(),
+        "versions": {name: version(name) for name in ("torch", "numpy", "pillow", "diffrestorer")},
+        "git_commit": commit or None,
+    }
+
+
+if __name__ == "__main__":
+    main()
