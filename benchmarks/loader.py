@@ -3,8 +3,9 @@
     python benchmarks/loader.py                     # table on stdout, raw numbers in benchmarks/results/loader.json
 
 Both serve the same pairs in the same order, cropped and mirrored alike, through the same DataLoader; that their batches
-are equal is checked first. Rounds alternate between the two, each over samples that the round before did not serve; the
-median, slowest and fastest round are printed. Files of both are in the page cache.
+are equal is checked first. Rounds alternate between the two and take equally long, each from a step of its own; the
+median, slowest and fastest are printed. The files of both are in the page cache. Without workers, processor time is
+measured too, which other programs on the machine disturb less.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import statistics
 import subprocess
 import tempfile
 import time
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -28,8 +30,8 @@ from diffrestorer.config.schema import DataConfig, PrepareConfig
 from diffrestorer.data.counter import counter_rng
 from diffrestorer.data.manifest import open_shard
 from diffrestorer.data.pairs import Pair, StepBatches, pair_loader
-from diffrestorer.data.prepared import PreparedPairs
 from diffrestorer.data.preparation import prepare
+from diffrestorer.data.prepared import PreparedPairs
 from diffrestorer.degradations import DEGRADATIONS, degradation_index
 
 PHOTOS = ("astronaut", "coffee", "chelsea", "rocket")
@@ -62,7 +64,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=512, help="side of the pairs (default: 512)")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 2], help="of the DataLoader (default: 0 2)")
     parser.add_argument("--rounds", type=int, default=7, help="(default: 7)")
-    parser.add_argument("--steps", type=int, default=6, help=f"batches of {BATCH} a round (default: 6)")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of a round, at least (default: 3)")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("results") / "loader.json")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -72,19 +74,24 @@ def main() -> None:
         check_parity(mapped, png)
         datasets = {"paired PNG": png, "memory-mapped": mapped}
         rows = []
-        print("workers  dataset        pairs/s: median (slowest - fastest)")
+        print("workers  pairs a second       median (slowest - fastest)")
         for workers in arguments.workers:
-            rates: dict[str, list[float]] = {name: [] for name in datasets}
+            rounds: dict[str, list[Round]] = {name: [] for name in datasets}
             for number in range(arguments.rounds + 1):
                 for name, dataset in datasets.items():
-                    rates[name].append(measure(dataset, number * arguments.steps, arguments.steps, workers))
-            for name, values in rates.items():
+                    rounds[name].append(measure(dataset, 1000 * number, arguments.seconds, workers))
+            for name, values in rounds.items():
                 del values[0]  # warm-up
-                rows.append({"workers": workers, "dataset": name, "pairs_per_second": values})
-                middle = statistics.median(values)
-                print(f"{workers:7d}  {name:13s}  {middle:.1f} ({min(values):.1f} - {max(values):.1f})", flush=True)
-            ratios = [b / a for a, b in zip(*rates.values(), strict=True)]
-            print(f"         ratio          {statistics.median(ratios):.1f} ({min(ratios):.1f} - {max(ratios):.1f})")
+                rows.append({"workers": workers, "dataset": name, "rounds": [asdict(value) for value in values]})
+                show(workers, name, [value.pairs / value.seconds for value in values])
+            pairs = list(zip(*rounds.values(), strict=True))
+            show(workers, "ratio", [(b.pairs / b.seconds) / (a.pairs / a.seconds) for a, b in pairs])
+            if not workers:
+                show(
+                    workers,
+                    "ratio, processor",
+                    [(b.pairs / b.cpu_seconds) / (a.pairs / a.cpu_seconds) for a, b in pairs],
+                )
     arguments.output.parent.mkdir(exist_ok=True)
     arguments.output.write_text(json.dumps({**environment(arguments), "rows": rows}, indent=1) + "\n")
 
@@ -121,14 +128,30 @@ def check_parity(mapped: PreparedPairs, png: PairedPNG) -> None:
                 raise SystemExit(f"step {ours.step}: the two datasets differ")
 
 
-def measure(dataset: Dataset[Pair], first_step: int, steps: int, workers: int) -> float:
-    """Pairs a second over some batches, the first of which is not timed (workers start)."""
-    batches = iter(pair_loader(dataset, StepBatches(first_step, first_step + steps + 1, BATCH, 0, 1), workers))
+@dataclass(frozen=True)
+class Round:
+    """What one measurement gave; the processor time is of this process alone."""
+
+    pairs: int
+    seconds: float
+    cpu_seconds: float
+
+
+def measure(dataset: Dataset[Pair], first_step: int, seconds: float, workers: int) -> Round:
+    """Loads batches until the time is over; the first is not counted, since workers start."""
+    batches = iter(pair_loader(dataset, StepBatches(first_step, first_step + 1_000_000, BATCH, 0, 1), workers))
     next(batches)
-    started = time.perf_counter()
-    for _ in range(steps):
+    started, cpu_started, count = time.perf_counter(), time.process_time(), 0
+    while time.perf_counter() - started < seconds:
         next(batches)
-    return steps * BATCH / (time.perf_counter() - started)
+        count += BATCH
+    return Round(count, time.perf_counter() - started, time.process_time() - cpu_started)
+
+
+def show(workers: int, name: str, values: list[float]) -> None:
+    """Prints a line of the table."""
+    middle = statistics.median(values)
+    print(f"{workers:7d}  {name:18s}  {middle:7.1f} ({min(values):.1f} - {max(values):.1f})", flush=True)
 
 
 def environment(arguments: argparse.Namespace) -> dict[str, object]:
@@ -137,7 +160,6 @@ def environment(arguments: argparse.Namespace) -> dict[str, object]:
     return {
         "size": arguments.size,
         "batch_size": BATCH,
-        "steps": arguments.steps,
         "cores": os.cpu_count(),
         "machine": platform.machine(),
         "versions": {name: version(name) for name in ("torch", "numpy", "pillow", "diffrestorer")},

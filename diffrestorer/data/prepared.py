@@ -3,6 +3,7 @@
 from functools import lru_cache
 from pathlib import Path
 
+import cv2
 import numpy as np
 from torch.utils.data import Dataset
 
@@ -98,7 +99,9 @@ class PreparedPairs(Dataset[Pair]):
         rng = counter_rng(self.seed, "crop", step, position)
         top, left = rng.integers(pixels.shape[-2] - self.size + 1), rng.integers(pixels.shape[-1] - self.size + 1)
         pixels = pixels[..., top : top + self.size, left : left + self.size]
-        lq, gt = (pixels[..., ::-1] if rng.random() < 0.5 else pixels).transpose(0, 2, 3, 1)
+        if rng.random() < 0.5:  # NumPy mirrors byte by byte
+            pixels = cv2.flip(pixels.reshape(-1, self.size), 1).reshape(pixels.shape)
+        lq, gt = pixels.transpose(0, 2, 3, 1)
         return Pair(lq, gt, label, step, position)
 
     def _locate(self, step: int, position: int) -> tuple[str, int, int]:
