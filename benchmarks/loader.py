@@ -48,13 +48,13 @@ class PairedPNG(Dataset[Pair]):
 
     def __getitem__(self, key: tuple[int, int]) -> Pair:
         path, degradation = self.pairs.source(*key)
-        lq, gt = (np.asarray(Image.open(file).convert("RGB")) for file in png_files(self.folder, path))
+        lq, gt = (np.array(Image.open(file).convert("RGB")) for file in png_files(self.folder, path))
         rng = counter_rng(self.pairs.seed, "crop", *key)
         size = self.pairs.size
         top, left = (int(rng.integers(side - size + 1)) for side in lq.shape[:2])
         lq, gt = (image[top : top + size, left : left + size] for image in (lq, gt))
         if rng.random() < 0.5:
-            lq, gt = lq[:, ::-1], gt[:, ::-1]
+            lq, gt = (np.ascontiguousarray(image[:, ::-1]) for image in (lq, gt))
         return Pair(lq, gt, degradation_index(degradation), *key)
 
 

@@ -65,13 +65,13 @@ def split_address(text: str) -> tuple[str, int]:
 
 
 def open_shard(path: Path) -> np.ndarray:
-    """The pairs of a shard, mapped into memory: uint8 (pairs, 2, 3, size, size).
+    """The pairs of a shard, mapped into memory: uint8 (pairs, 2, 3, size, size). Writing to them leaves the file alone.
 
     Raises:
         ValueError: it is missing, damaged or no shard.
     """
     try:
-        pixels = np.load(path, mmap_mode="r", allow_pickle=False)
+        pixels = np.load(path, mmap_mode="c", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise ValueError(f"{path} cannot be read ({error}); --check finds what is damaged") from None
     if pixels.dtype != np.uint8 or pixels.ndim != 5 or pixels.shape[1:3] != (2, 3):

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from diffrestorer.config.schema import DataConfig
 from diffrestorer.data.counter import counter_rng
@@ -164,11 +164,8 @@ def collate_pairs(pairs: Sequence[Pair]) -> PairBatch:
 
 
 def _stack(images: Sequence[np.ndarray]) -> UInt8[Tensor, "b 3 h w"]:
-    """Images (h, w, 3) as one tensor, each copied once: views of planar pixels at the speed of memory."""
-    stacked = np.empty((len(images), 3, *images[0].shape[:2]), np.uint8)
-    for row, image in zip(stacked, images, strict=True):
-        row[...] = image.transpose(2, 0, 1)
-    return torch.from_numpy(stacked)
+    """Images (h, w, 3) as one tensor; in a worker it is made in the memory that the main process reads."""
+    return default_collate([torch.from_numpy(image.transpose(2, 0, 1)) for image in images]).contiguous()
 
 
 def pair_loader(dataset: Dataset[Pair], batches: StepBatches, num_workers: int) -> DataLoader[PairBatch]:
