@@ -52,11 +52,13 @@ def arithmetic() -> str:
     return digest(b"".join(result.tobytes() for result in results))
 
 
-@pytest.mark.parametrize("name", (*DEGRADATIONS, *MIXTURES))
+@pytest.mark.parametrize("name", [*DEGRADATIONS, *MIXTURES])
 def test_bytes_are_those_recorded(name: str, request: pytest.FixtureRequest) -> None:
     recorded = json.loads(CHECKSUMS.read_text())
     if request.config.getoption("--record-golden"):
-        CHECKSUMS.write_text(json.dumps({**recorded, "arithmetic": arithmetic(), name: checksums(name)}, indent=1) + "\n")
+        CHECKSUMS.write_text(
+            json.dumps({**recorded, "arithmetic": arithmetic(), name: checksums(name)}, indent=1) + "\n"
+        )
     elif recorded["arithmetic"] != arithmetic():
         pytest.skip("OpenCV or NumPy computes otherwise here than where the checksums were recorded")
     else:
