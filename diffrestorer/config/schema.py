@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from diffrestorer.config.synthesis import Synthesis
+
 CHOICES = {
     "train.mixed_precision": ("no", "bf16"),
     "train.lr_schedule": ("constant", "cosine"),
@@ -52,6 +54,8 @@ class DataConfig:
     """Side of the training crop in pixels, a multiple of 8."""
     degradations: list[str] = field(default_factory=list)
     """Classes that are trained on; the files in configs/data name all eight."""
+    synthesis: Synthesis = field(default_factory=Synthesis)
+    """How strong the synthesised degradations are, such as data.synthesis.noise.sigma=[10,50]."""
 
 
 @dataclass

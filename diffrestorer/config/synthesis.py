@@ -41,11 +41,9 @@ class Parameters:
     def __post_init__(self) -> None:
         for item in fields(self):
             value = getattr(self, item.name)
-            if isinstance(value, list):  # YAML has no tuples
-                value = tuple(value)
             if rule := _rule(item):
                 value = _checked(f"synthesis.{_snake_case(type(self).__name__)}.{item.name}", value, rule, item.default)
-            object.__setattr__(self, item.name, value)
+                object.__setattr__(self, item.name, value)
 
 
 AnyParameters = TypeVar("AnyParameters", bound=Parameters)
