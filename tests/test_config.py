@@ -22,7 +22,15 @@ from diffrestorer.config.composition import (
     run,
     save,
 )
-from diffrestorer.config.schema import CHOICES, BaseConfig, DataConfig, DecoderConfig, EvaluateConfig, Stage1Config
+from diffrestorer.config.schema import (
+    CHOICES,
+    BaseConfig,
+    DataConfig,
+    DecoderConfig,
+    EvaluateConfig,
+    FiguresConfig,
+    Stage1Config,
+)
 from diffrestorer.config.synthesis import Jpeg, Noise, Snow, SnowLayer, Synthesis
 from diffrestorer.degradations import DEGRADATIONS
 
@@ -31,6 +39,7 @@ SCHEMAS: dict[str, type] = {
     "train_stage1": Stage1Config,
     "train_decoder": DecoderConfig,
     "evaluate": EvaluateConfig,
+    "make_figures": FiguresConfig,
 }
 
 

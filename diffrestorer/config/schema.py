@@ -164,3 +164,15 @@ class EvaluateConfig:
     """Use the first so many photos of the suite; null: all."""
     metrics: list[str] = field(default_factory=list)
     """Empty: the fast ones that need no download (`diffrestorer.metrics.DEFAULT_METRICS`)."""
+
+
+@dataclass
+class FiguresConfig:
+    """`scripts/make_figures.py`: a picture for the documentation."""
+
+    figure: str = "degradations"
+    output_dir: str = "docs"
+    """The picture is OUTPUT_DIR/FIGURE.png."""
+    seed: int = 0
+    photo: str = "astronaut"
+    """Of scikit-image."""

@@ -23,11 +23,13 @@ class Rule:
     Attributes:
         low, high: its bounds.
         stronger: at which end of the range the degradation is stronger; None where the range is not one of strength.
+        log: ratios count, not differences: drawn log-uniformly.
     """
 
     low: float = 0.0
     high: float = math.inf
     stronger: Literal["low", "high"] | None = None
+    log: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def _narrowed(item: Field[Any], value: Any, strength: float) -> Any:
     if rule.stronger is None:
         return value
     weak, strong = value if rule.stronger == "high" else value[::-1]
-    point = weak + (strong - weak) * strength
+    point = weak * (strong / weak) ** strength if rule.log else weak + (strong - weak) * strength
     return (round(point),) * 2 if isinstance(weak, int) else (point,) * 2
 
 
@@ -114,7 +116,7 @@ class Noise(Parameters):
 class LowLight(Parameters):
     """A short exposure."""
 
-    exposure: Annotated[Range, Rule(1e-4, 1.0, stronger="low")] = (0.04, 0.16)
+    exposure: Annotated[Range, Rule(1e-4, 1.0, stronger="low", log=True)] = (0.04, 0.16)
     """Share of the linear light that is left; drawn log-uniformly."""
     full_well: Annotated[Range, Rule(1.0, stronger="low")] = (1500.0, 6000.0)
     """Electrons at white: the fewer, the more shot noise."""
