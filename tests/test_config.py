@@ -11,16 +11,28 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from diffrestorer.config.composition import CONFIG_DIR, _flags_to_overrides, differences, help_text, load, run, save
+from diffrestorer.config.composition import (
+    CONFIG_DIR,
+    _flags_to_overrides,
+    _instantiate,
+    _settable,
+    differences,
+    help_text,
+    load,
+    run,
+    save,
+)
 from diffrestorer.config.schema import (
     CHOICES,
     BaseConfig,
     DataConfig,
     DecoderConfig,
     EvaluateConfig,
+    FiguresConfig,
     PrepareConfig,
     Stage1Config,
 )
+from diffrestorer.config.synthesis import Jpeg, Noise, Snow, SnowLayer, Synthesis
 from diffrestorer.degradations import DEGRADATIONS
 
 SCHEMAS: dict[str, type] = {
@@ -28,6 +40,7 @@ SCHEMAS: dict[str, type] = {
     "train_stage1": Stage1Config,
     "train_decoder": DecoderConfig,
     "evaluate": EvaluateConfig,
+    "make_figures": FiguresConfig,
     "prepare_data": PrepareConfig,
 }
 
@@ -169,6 +182,12 @@ def test_overrides_are_typed() -> None:
         ("train.mixed_precision=bf61", "did you mean 'bf16'?; choose from no, bf16"),
         ("model.train_unet=some", "choose from none, cross_attention, all"),
         ("data.degradations=[rain,rian]", "data.degradations=rian is not valid, did you mean 'rain'?"),
+        ("data.synthesis.noise.sigma=[50,10]", "synthesis.noise.sigma=[50.0, 10.0] is reversed: write [10.0,50.0]"),
+        ("data.synthesis.noise.sigma=[-1,10]", "synthesis.noise.sigma=[-1.0, 10.0] is not possible"),
+        ("data.synthesis.noise.sigma=10", "data.synthesis.noise.sigma"),
+        ("data.synthesis.jpeg.quality=[1.5,3]", "data.synthesis.jpeg.quality"),
+        ("data.synthesis.noise.sgma=[1,2]", "did you mean 'data.synthesis.noise.sigma'?"),
+        ("data.synthesis.rain.layers=[{densty:[1,2]}]", "Key 'densty' not in 'RainLayer'"),
         ("train.max_steps=abc", "train.max_steps: Value 'abc'"),
         ("train.max_steps=1.5", "train.max_steps: Value '1.5'"),
         ("train.lr=fast", "train.lr: Value 'fast'"),
@@ -250,7 +269,7 @@ def test_help_lists_every_key_and_group(root: str) -> None:
     text = help_text(root, SCHEMAS[root])
     shown = dict(line.strip().split("=", 1) for line in text.splitlines() if line.startswith("  ") and "=" in line)
     config = load(root, SCHEMAS[root])
-    for key, value in flat(dataclasses.asdict(config)).items():
+    for key, value in flat(OmegaConf.to_container(OmegaConf.structured(config))).items():
         assert shown.get(key) == ("null" if value is None else str(value)), key
     for group in groups(root):
         assert f"{group}={'|'.join(options(group))}" in text
@@ -273,7 +292,32 @@ def test_differences_name_the_keys(tmp_path: Path) -> None:
     )
     assert differences(other, path, ("train.num_workers",)) == ["model.unet.layers_per_block: 1 -> 2", "seed: 0 -> 5"]
     assert "train.num_workers: 4 -> 9" in differences(other, path, ())
-    assert OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Stage1Config), OmegaConf.load(path))) == config
+    assert _instantiate(OmegaConf.merge(_settable(Stage1Config), OmegaConf.load(path))) == config
+
+
+def test_a_file_from_before_a_key_existed_means_its_default(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    overrides = ["model=mini", "data=photos"]
+    save(load("train_stage1", Stage1Config, overrides), path)
+    older = OmegaConf.load(path)
+    del older["data"]["synthesis"]
+    OmegaConf.save(older, path)
+    assert differences(load("train_stage1", Stage1Config, overrides), path, ()) == []
+    changed = load("train_stage1", Stage1Config, [*overrides, "data.synthesis.noise.sigma=[10,50]"])
+    assert differences(changed, path, ()) == ["data.synthesis.noise.sigma: [50.0, 50.0] -> [10.0, 50.0]"]
+
+
+def test_ranges_of_the_synthesis_are_keys() -> None:
+    overrides = [
+        "data.synthesis.noise.sigma=[10,50]",
+        "data.synthesis.jpeg.quality=[5,40]",
+        "data.synthesis.snow.layers=[{density:[1,2]},{radius:[3,4]}]",
+    ]
+    synthesis = load("train_stage1", Stage1Config, overrides).data.synthesis
+    layers = (SnowLayer(density=(1.0, 2.0)), SnowLayer(radius=(3.0, 4.0)))
+    expected = Synthesis(noise=Noise((10.0, 50.0)), jpeg=Jpeg((5, 40)), snow=Snow(layers=layers))
+    assert synthesis == expected
+    assert load("train_stage1", Stage1Config).data.synthesis == Synthesis()
 
 
 def test_run_hands_over_the_typed_config(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,8 +8,9 @@ import difflib
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_origin, get_type_hints
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -67,7 +68,7 @@ def load(root: str, schema: type[Config], overrides: Sequence[str] = ()) -> Conf
         _check_group(*line.split("=", 1))
     try:
         with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-            merged = OmegaConf.merge(OmegaConf.structured(schema), compose(root, chosen))
+            merged = OmegaConf.merge(_settable(schema), compose(root, chosen))
         known = list(_flatten(OmegaConf.to_container(merged)))
         choices = {**CHOICES, "data.degradations": list(OmegaConf.select(merged, "data.degradations") or [])}
         for override in parsed:
@@ -77,12 +78,12 @@ def load(root: str, schema: type[Config], overrides: Sequence[str] = ()) -> Conf
             if not _is_known(key, known):
                 raise ValueError(f"unknown key {key!r}{_nearest(key, [*known, *groups])}; --help lists them all")
             OmegaConf.update(merged, key, override.value())
-        config = OmegaConf.to_object(merged)
+        config = _instantiate(merged)
     except (HydraException, OmegaConfBaseException) as error:
         key = getattr(error, "full_key", None) or root
         raise ValueError(f"{key}: {str(error).splitlines()[0]}") from None
     _check_choices(merged, choices)
-    return config  # type: ignore[return-value]
+    return config
 
 
 def save(config: Any, path: Path) -> None:
@@ -91,8 +92,13 @@ def save(config: Any, path: Path) -> None:
 
 
 def differences(config: Any, path: Path, ignore: Sequence[str]) -> list[str]:
-    """Keys in which `config` differs from the one saved at `path`, as `key: old -> new`; `ignore` names prefixes."""
-    old, new = (_flatten(OmegaConf.to_container(c)) for c in (OmegaConf.load(path), OmegaConf.structured(config)))
+    """Keys in which `config` differs from the one saved at `path`, as `key: old -> new`; `ignore` names prefixes.
+
+    A key that did not exist yet when the file was saved counts as saved with its default.
+    """
+    defaults, new = (OmegaConf.to_container(OmegaConf.structured(c)) for c in (type(config), config))
+    old = _flatten(OmegaConf.to_container(OmegaConf.merge(defaults, OmegaConf.load(path))))
+    new = _flatten(new)
     return [
         f"{key}: {old.get(key)} -> {new.get(key)}"
         for key in sorted({*old, *new})
@@ -121,6 +127,28 @@ def help_text(root: str, schema: type[Any]) -> str:
     ]
     shown_groups = ["", "Groups:", *groups] if groups else []
     return "\n".join([*header, *shown_groups, "", "Keys and their defaults:", *keys])
+
+
+def _settable(schema: type[Any]) -> DictConfig:
+    """The schema's tree, open to overrides: OmegaConf would lock the frozen dataclasses in it."""
+    tree = OmegaConf.structured(schema)
+    nodes: list[Any] = [tree]
+    for node in nodes:
+        OmegaConf.set_readonly(node, None)
+        keys = node.keys() if isinstance(node, DictConfig) else range(len(node))
+        nodes += [node[key] for key in keys if OmegaConf.is_config(node[key])]
+    return tree
+
+
+def _instantiate(node: Any, hint: Any = None) -> Any:
+    """The dataclasses of a tree. A list becomes a tuple where the dataclass that holds it says so."""
+    if isinstance(node, ListConfig):
+        items = [_instantiate(item) for item in node]
+        return tuple(items) if get_origin(hint) is tuple else items
+    if isinstance(node, DictConfig) and is_dataclass(schema := OmegaConf.get_type(node)):
+        hints = get_type_hints(schema)
+        return schema(**{str(key): _instantiate(node[key], hints[str(key)]) for key in node})
+    return OmegaConf.to_container(node) if OmegaConf.is_config(node) else node
 
 
 def _groups(root: str) -> list[str]:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from diffrestorer.config.synthesis import Synthesis
+
 CHOICES = {
     "train.mixed_precision": ("no", "bf16"),
     "train.lr_schedule": ("constant", "cosine"),
@@ -55,6 +57,8 @@ class DataConfig:
     """Side of the training crop in pixels, a multiple of 8."""
     degradations: list[str] = field(default_factory=list)
     """Classes that are trained on; the files in configs/data name all eight."""
+    synthesis: Synthesis = field(default_factory=Synthesis)
+    """How strong the synthesised degradations are, such as data.synthesis.noise.sigma=[10,50]."""
 
 
 @dataclass
@@ -189,9 +193,23 @@ class PrepareConfig:
     """Which of RESIDE's training parts."""
     degradations: list[str] = field(default_factory=list)
     """Make these classes and mixtures only; empty: all that the set gives."""
+    synthesis: Synthesis = field(default_factory=Synthesis)
+    """How strong the synthesised degradations are, such as synthesis.noise.sigma=[10,50]."""
     num_workers: int | None = None
     """Processes; null: one a core."""
     allow_incomplete: bool = False
     """Go on without sets that are missing (the others take over their share) and without files that lack a partner."""
     skip_unreadable: bool = False
     """Leave out the pairs of images that cannot be read."""
+
+
+@dataclass
+class FiguresConfig:
+    """`scripts/make_figures.py`: a picture for the documentation."""
+
+    figure: str = "degradations"
+    output_dir: str = "docs"
+    """The picture is OUTPUT_DIR/FIGURE.png."""
+    seed: int = 0
+    photo: str = "astronaut"
+    """Of scikit-image."""

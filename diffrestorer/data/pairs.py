@@ -60,7 +60,7 @@ class SynthesisedPairs(Dataset[Pair]):
     step * global_batch_size + position of that order, so any sample of the run can be made at any time.
 
     Args:
-        config: root folder, crop size and classes.
+        config: root folder, crop size, classes and their strength.
         seed: of the run.
         global_batch_size: samples a step over all processes.
 
@@ -88,6 +88,7 @@ class SynthesisedPairs(Dataset[Pair]):
         if not config.degradations:
             raise ValueError("data.degradations is empty: name at least one degradation")
         self.degradations = tuple(config.degradations)
+        self.synthesis = config.synthesis
         self.seed = seed
         self.global_batch_size = global_batch_size
 
@@ -102,7 +103,7 @@ class SynthesisedPairs(Dataset[Pair]):
         step, position = key
         path, degradation = self.source(step, position)
         gt = self._crop(_read_cached(path, self.size), counter_rng(self.seed, "crop", step, position))
-        lq = degrade(gt, degradation, counter_rng(self.seed, "degradation", step, position))
+        lq = degrade(gt, degradation, counter_rng(self.seed, "degradation", step, position), self.synthesis)
         return Pair(lq, gt, degradation_index(degradation), step, position)
 
     def _crop(self, photo: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -125,7 +125,7 @@ def _find(config: PrepareConfig, unpacked: Path, prepared: Sequence[Path], conso
 
 def _make(config: PrepareConfig, out: Path, console: Console) -> None:
     fit = ("crop" if config.set == "photos" else "resize") if config.fit == "auto" else config.fit
-    settings = Settings(config.size, fit, config.seed)
+    settings = Settings(config.size, fit, config.seed, config.synthesis)
     out.mkdir(parents=True, exist_ok=True)
     found = _find(config, out / _UNPACKED, [out], console)
     groups = plan_groups(found, config)

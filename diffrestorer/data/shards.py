@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from diffrestorer.config.synthesis import Synthesis
 from diffrestorer.data.counter import counter_rng
 from diffrestorer.data.files import whole_file
 from diffrestorer.data.images import ImageError, read_photo
@@ -34,11 +35,13 @@ class Settings:
         size: side in pixels.
         fit: `resize` squeezes an image into the square (the paper), `crop` cuts one out (in the middle for tests).
         seed: of everything drawn.
+        synthesis: strength of what is synthesised.
     """
 
     size: int
     fit: str
     seed: int
+    synthesis: Synthesis
 
 
 @dataclass(frozen=True)
@@ -238,7 +241,7 @@ def _make_pair(
     images = [_apply(image, geometry, settings.size) for image in originals]
     lq = images[0]
     for step in group.steps:
-        lq = degrade(lq, step, rng)
+        lq = degrade(lq, step, rng, settings.synthesis)
     words = {name: value for name, value in asdict(geometry).items() if name != "window" and value}
     if geometry.window != (0, 0, *shape[:2]):
         words = {"crop": ",".join(map(str, geometry.window)), **words}

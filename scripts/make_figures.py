@@ -1,0 +1,15 @@
+"""Makes a picture of the documentation. See configs/make_figures.yaml, or --help."""
+
+from diffrestorer.config.composition import run
+from diffrestorer.config.schema import FiguresConfig
+
+
+def main(config: FiguresConfig) -> None:
+    """Writes `output_dir`/`figure`.png."""
+    from diffrestorer.evaluation.figures import make_figure
+
+    make_figure(config)
+
+
+if __name__ == "__main__":
+    run("make_figures", FiguresConfig, main)
