@@ -1,6 +1,6 @@
 """From a degraded image to a restored one: the sampler around the networks, as a diffusers pipeline."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -21,6 +21,7 @@ from diffrestorer.models.control import ControlEncoder, ControlNetwork
 from diffrestorer.models.decoder import DegradationAwareDecoder
 from diffrestorer.models.prompt_processor import PromptProcessor
 from diffrestorer.models.restorer import Conditioning, Restorer
+from diffrestorer.sampler import sample_latents
 
 ImageTensor = Float[Tensor, "3 _ _"]
 ImageInput = Image.Image | np.ndarray | Float[Tensor, "..."]
@@ -50,25 +51,6 @@ class SampledLatents:
     condition: Conditioning
     height: int
     width: int
-
-
-def sample_latents(
-    restorer: Restorer,
-    scheduler: UniPCMultistepScheduler,
-    condition: Conditioning,
-    noise: Float[Tensor, "b l h8 w8"],
-    num_inference_steps: int,
-    on_step: Callable[[], object] | None = None,
-) -> Float[Tensor, "b l h8 w8"]:
-    """Runs the reverse diffusion from `noise`; no classifier-free guidance. The paper: UniPC, 20 steps."""
-    scheduler.set_timesteps(num_inference_steps, device=noise.device)
-    latents = noise * scheduler.init_noise_sigma
-    for timestep in scheduler.timesteps:
-        model_output = restorer.denoise(scheduler.scale_model_input(latents, timestep), timestep, condition)
-        latents = scheduler.step(model_output, timestep, latents, return_dict=False)[0]
-        if on_step is not None:
-            on_step()
-    return latents
 
 
 class DiffRestorerPipeline(DiffusionPipeline):

@@ -21,8 +21,9 @@ ROWS = (
     ("app",),
     ("training", "evaluation"),
     ("pipeline",),
+    ("sampler", "tiling"),
     ("baselines",),
-    ("models", "data", "tiling"),
+    ("models", "data"),
     ("losses", "metrics"),
     ("config", "degradations"),
 )

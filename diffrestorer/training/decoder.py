@@ -18,7 +18,8 @@ from diffrestorer.models.decoder import DegradationAwareDecoder
 from diffrestorer.models.discriminator import PatchDiscriminator
 from diffrestorer.models.perceptual import PerceptualLoss
 from diffrestorer.models.prompt_processor import VisualPrompts
-from diffrestorer.pipeline import DiffRestorerPipeline, sample_latents, save_model_folder
+from diffrestorer.pipeline import DiffRestorerPipeline, save_model_folder
+from diffrestorer.sampler import sample_latents
 from diffrestorer.training.task import Losses, Task, to_unit
 
 

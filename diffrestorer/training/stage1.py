@@ -15,7 +15,8 @@ from diffrestorer.losses import degradation_loss, diffusion_loss, reconstruction
 from diffrestorer.models.backbones import encode_image
 from diffrestorer.models.pretrained import load_base
 from diffrestorer.models.restorer import build_control_decoder, build_restorer
-from diffrestorer.pipeline import sample_latents, save_model_folder
+from diffrestorer.pipeline import save_model_folder
+from diffrestorer.sampler import sample_latents
 from diffrestorer.training.diffusion import add_noise
 from diffrestorer.training.task import Losses, Task, to_unit
 

@@ -1,0 +1,119 @@
+"""The sampler: a scheduler's steps as a fixed table of coefficients, run around the controlled UNet."""
+
+import functools
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from diffusers import UniPCMultistepScheduler
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from diffrestorer.models.denoiser import Denoiser
+from diffrestorer.models.restorer import Conditioning, Restorer
+
+SAMPLE, OUTPUT, CORRECTED = 0, 1, 2
+"""Rows of the sampler's state; those after them hold the latest converted model outputs, oldest first."""
+
+
+@dataclass(frozen=True)
+class SamplingTable:
+    """UniPC for one number of steps.
+
+    UniPC is linear in the sample and the model's outputs, so a step is one small matrix on a state whose rows are the
+    sample, the model's output for it, the last corrected sample and the last converted outputs.
+
+    Attributes:
+        timesteps: at which the network is asked, in order; on the CPU.
+        coefficients: a matrix a step, from the state before it to the state after it.
+    """
+
+    timesteps: Int[Tensor, " n"]
+    coefficients: Float[Tensor, "n r r"]
+
+    def sample(
+        self,
+        noise: Float[Tensor, "b l h w"],
+        predict: Callable[[Float[Tensor, "b l h w"], int], Float[Tensor, "b l h w"]],
+        on_step: Callable[[], object] | None = None,
+    ) -> Float[Tensor, "b l h w"]:
+        """Runs the reverse diffusion from `noise`. The state is float32 at least; nothing waits for the device.
+
+        Args:
+            predict: the network: noisy latents and the step's index to what the scheduler's `prediction_type` says.
+            on_step: called after every step.
+        """
+        dtype = torch.promote_types(noise.dtype, torch.float32)
+        state = torch.zeros(self.coefficients.shape[1], noise.numel(), dtype=dtype, device=noise.device)
+        state[SAMPLE] = noise.flatten()
+        for step, matrix in enumerate(self.coefficients.to(noise.device, dtype).unbind()):
+            output = predict(state[SAMPLE].view(noise.shape).to(noise.dtype), step)
+            state[OUTPUT] = output.flatten()
+            state = matrix @ state
+            if on_step is not None:
+                on_step()
+        return state[SAMPLE].view(noise.shape).to(noise.dtype)
+
+
+def sampling_table(scheduler: UniPCMultistepScheduler, num_steps: int) -> SamplingTable:
+    """The table of a scheduler, from its configuration alone; computed once a process.
+
+    Raises:
+        ValueError: the scheduler's step is not linear, or there are no steps.
+    """
+    if num_steps < 1:
+        raise ValueError(f"num_inference_steps must be at least 1, not {num_steps}")
+    for name in ("thresholding", "solver_p"):
+        if scheduler.config.get(name):
+            raise ValueError(f"the scheduler's {name} is not supported: its steps would not be linear")
+    config = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
+    return _sampling_table(json.dumps(config), num_steps)
+
+
+@functools.lru_cache(maxsize=32)
+def _sampling_table(config: str, num_steps: int) -> SamplingTable:
+    """A linear map is known by what it does to unit vectors: the scheduler's own steps, taken with those.
+
+    Each row of the state is stood for by a unit vector; a step of diffusers' scheduler then returns coefficients.
+    """
+    scheduler = UniPCMultistepScheduler(**json.loads(config))
+    scheduler.set_timesteps(num_steps)
+    order = scheduler.config.solver_order
+    units = torch.eye(3 + order, dtype=torch.float64)[:, None]
+    matrices = []
+    for timestep in scheduler.timesteps:
+        if matrices:
+            scheduler.last_sample = units[CORRECTED]
+        scheduler.model_outputs = [
+            None if output is None else unit for output, unit in zip(scheduler.model_outputs, units[3:], strict=True)
+        ]
+        matrix = torch.zeros(3 + order, 3 + order, dtype=torch.float64)
+        matrix[SAMPLE] = scheduler.step(units[OUTPUT], timestep, units[SAMPLE]).prev_sample[0]
+        matrix[CORRECTED] = scheduler.last_sample[0]
+        for row, output in zip(matrix[3:], scheduler.model_outputs, strict=True):
+            if output is not None:
+                row.copy_(output[0])
+        matrices.append(matrix)
+    table = torch.stack(matrices)
+    if not torch.isfinite(table).all():
+        raise ValueError(f"the scheduler's settings give steps that are not finite: {config}")
+    return SamplingTable(scheduler.timesteps, table)
+
+
+def sample_latents(
+    restorer: Restorer,
+    scheduler: UniPCMultistepScheduler,
+    condition: Conditioning,
+    noise: Float[Tensor, "b l h8 w8"],
+    num_inference_steps: int,
+    on_step: Callable[[], object] | None = None,
+) -> Float[Tensor, "b l h8 w8"]:
+    """Latents of restored images from `noise`; no classifier-free guidance. The paper: UniPC, 20 steps."""
+    table = sampling_table(scheduler, num_inference_steps)
+    denoiser = Denoiser(restorer, condition.prompts.semantic_embedding, table.timesteps)
+
+    def predict(latents: Float[Tensor, "b l h8 w8"], step: int) -> Float[Tensor, "b l h8 w8"]:
+        return denoiser(latents, step, condition.control_features, condition.encoded.latents)
+
+    return table.sample(noise, predict, on_step)
