@@ -131,6 +131,7 @@ class _Run:
 
     arguments: argparse.Namespace
     tally: Counter[str] = field(default_factory=Counter)
+    on_step: Callable[[int], object] | None = None
     console: Console = field(default_factory=lambda: Console(stderr=True))
 
     def say(self, text: str) -> None:
@@ -218,8 +219,7 @@ def _load(run: _Run) -> Any:
     diffusers_logging.set_verbosity_error()
     diffusers_logging.disable_progress_bar()
     device, model = run.arguments.device, run.arguments.model
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     try:
         torch.zeros(1, device=device).item()
     except Exception as error:  # torch raises several kinds, with hints for its developers
@@ -264,8 +264,8 @@ def _restore(run: _Run) -> int:
         pipe, before, plain = _load(run), tally.total(), not run.console.is_terminal
         columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
         with Progress(*columns, console=run.console, redirect_stdout=False, disable=plain) as progress:
-            bar = progress.add_task("", total=len(jobs))  # moves with every pass through the UNet: one a step
-            pipe.unet.register_forward_hook(lambda _, inputs, __: progress.advance(bar, len(inputs[0]) / steps))
+            bar = progress.add_task("", total=len(jobs))
+            run.on_step = lambda images: progress.advance(bar, images / steps)
             waiting: dict[tuple[int, ...], list[tuple[_Job, Photo]]] = {}
             for job in [*jobs, None]:
                 if job is not None and (photo := _read(run, job)) is not None:
@@ -299,7 +299,7 @@ def _restore_group(run: _Run, pipe: Any, group: Sequence[tuple[_Job, Photo]]) ->
         if pipe.device.type == "cpu" and size > room:  # a GPU says when it is full, here the system would kill
             raise ImageError(f"it has {size / 1e6:.2f} megapixels; the free memory suffices for {room / 1e6:.2f}")
         own = [Generator().manual_seed(options.seed) for _ in group]
-        result = pipe(pixels, options.steps, own, options.decoder, options.fidelity, output_type="np")
+        result = pipe(pixels, options.steps, own, options.decoder, options.fidelity, "np", on_step=run.on_step)
     except Exception as error:  # networks fail in many ways, for lack of memory above all
         reason = _reason(error)
     else:

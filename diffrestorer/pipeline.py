@@ -1,32 +1,32 @@
 """From a degraded image to a restored one: the sampler around the networks, as a diffusers pipeline."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel, UniPCMultistepScheduler
 from diffusers.utils import BaseOutput
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from diffrestorer.models.backbones import PATCH, ImageEncoder
-from diffrestorer.models.components import ModelFolderError, check_model_folder, save_component
+from diffrestorer.data.tensors import ImageInput, ImageTensor, OutputType, as_tensors, from_tensor
+from diffrestorer.models.backbones import PATCH, EncodedImage, ImageEncoder, decode_latents, encode_image
+from diffrestorer.models.components import ModelFolderError, check_finite, check_model_folder, save_component
 from diffrestorer.models.control import ControlEncoder, ControlNetwork
 from diffrestorer.models.decoder import DegradationAwareDecoder
-from diffrestorer.models.prompt_processor import PromptProcessor
+from diffrestorer.models.denoiser import Denoiser
+from diffrestorer.models.prompt_processor import PromptProcessor, VisualPrompts
 from diffrestorer.models.restorer import Conditioning, Restorer
-from diffrestorer.sampler import sample_latents
+from diffrestorer.sampler import sampling_table
+from diffrestorer.tiling import Axis, Grid, smaller_sides, tile_side, until_it_fits
 
-ImageTensor = Float[Tensor, "3 _ _"]
-ImageInput = Image.Image | np.ndarray | Float[Tensor, "..."]
 Decoder = Literal["refined", "sd"]
-OutputType = Literal["pil", "np", "pt"]
+Tile = Literal["auto", "none"] | int
 
 
 @dataclass
@@ -45,12 +45,24 @@ class DiffRestorerOutput(BaseOutput):
 
 @dataclass(frozen=True)
 class SampledLatents:
-    """Restored latents before they are decoded, so that one sampling can serve both decoders."""
+    """Restored latents before they are decoded, so that one sampling can serve both decoders.
+
+    Attributes:
+        lq: the degraded images, padded.
+        height, width: before they were padded.
+        side: of the largest tile in pixels; None: the images are taken whole.
+        tile_batch_size: tiles that go through a network at a time.
+        shrink: whether smaller tiles may be taken where memory falls short.
+    """
 
     latents: Float[Tensor, "b l h8 w8"]
     condition: Conditioning
+    lq: Float[Tensor, "b 3 hp wp"]
     height: int
     width: int
+    side: int | None = None
+    tile_batch_size: int | None = None
+    shrink: bool = False
 
 
 class DiffRestorerPipeline(DiffusionPipeline):
@@ -59,8 +71,6 @@ class DiffRestorerPipeline(DiffusionPipeline):
     `DiffRestorerPipeline.from_pretrained("mini")` loads the weights that ship with the package; a folder or a hub id
     loads others.
     """
-
-    model_cpu_offload_seq = "image_encoder->prompt_processor->vae->control_encoder->control_network->unet->decoder"
 
     def __init__(
         self,
@@ -96,11 +106,13 @@ class DiffRestorerPipeline(DiffusionPipeline):
             kwargs: diffusers' own, such as `torch_dtype` (float32 by default, whatever the files hold).
 
         Raises:
-            ModelFolderError: nothing is there, or a file is missing, truncated or does not fit.
+            ModelFolderError: nothing is there, or a file is missing, truncated or does not fit, or holds a NaN.
         """
         folder = find_model(pretrained_model_name_or_path)
         check_model_folder(folder)
-        return super().from_pretrained(folder, **kwargs)
+        pipeline = super().from_pretrained(folder, **kwargs)
+        check_finite(folder, pipeline.restorer.components())
+        return pipeline
 
     @torch.no_grad()
     def __call__(
@@ -111,8 +123,12 @@ class DiffRestorerPipeline(DiffusionPipeline):
         decoder: Decoder = "refined",
         fidelity: float = 1.0,
         output_type: OutputType = "pil",
+        degradation: str | None = None,
+        tile: Tile = "auto",
+        tile_batch_size: int | None = None,
+        on_step: Callable[[int], object] | None = None,
     ) -> DiffRestorerOutput:
-        """Restores one image or a list of images; those of one size run as one batch.
+        """Restores one image or a list of images of any size; those of one size run as one batch.
 
         Args:
             image: RGB; PIL, an array (h, w, 3) of uint8, uint16 or floats in [0, 1], or a float tensor (3, h, w) in
@@ -120,29 +136,38 @@ class DiffRestorerPipeline(DiffusionPipeline):
             num_inference_steps: denoising steps.
             generator: of the starting noise; a list gives each image its own, so that batching changes nothing.
             decoder: `refined` (the Degradation-aware Decoder) or `sd` (the VAE's own).
-            fidelity: weight of the refinement in [0, 1].
+            fidelity: weight in [0, 1] of what the refined decoder takes from the degraded image; 0 is `sd`.
+            degradation: one of `DEGRADATIONS`: what to remove, instead of what the model detects. The probabilities
+                in the result stay those detected.
+            tile, tile_batch_size: see `sample`.
+            on_step: called after every denoising step with the number of images it was a step of.
+
+        Raises:
+            ValueError: an image or an option is not usable; nothing has been restored.
         """
-        images = _as_tensors(image)
+        images = as_tensors(image)
         if isinstance(generator, Sequence) and len(generator) != len(images):
             raise ValueError(f"{len(generator)} generators were given for {len(images)} images")
         _check_option("decoder", decoder, Decoder)
         _check_option("output_type", output_type, OutputType)
+        _check_fidelity(fidelity)
         restored: list[Any] = [None] * len(images)
         probabilities = torch.empty(len(images), self.prompt_processor.classifier.out_features)
-        for indices in _group_by_size(images):
+        for indices in self._batches(images, tile):
             own = [generator[i] for i in indices] if isinstance(generator, Sequence) else generator
-            sampled = self.sample(torch.stack([images[i] for i in indices]), num_inference_steps, own)
+            batch = torch.stack([images[i] for i in indices]) if len(indices) > 1 else images[indices[0]][None]
+            sampled = self.sample(batch, num_inference_steps, own, degradation, tile, tile_batch_size, on_step)
             decoded = self.decode(sampled, decoder, fidelity).float().cpu()
             logits = sampled.condition.prompts.degradation_logits.float().cpu()
             for row, i in enumerate(indices):
-                restored[i] = _convert(decoded[row], output_type)
+                restored[i] = from_tensor(decoded[row], output_type)
                 probabilities[i] = logits[row].softmax(dim=-1)
         return DiffRestorerOutput(restored, probabilities)
 
     @torch.no_grad()
     def detect(self, image: ImageInput | Sequence[ImageInput]) -> Float[Tensor, "b 8"]:
         """Degradation probabilities of each image, in the order of `DEGRADATIONS`; restores nothing."""
-        rows = [self._to_device(tensor[None]) for tensor in _as_tensors(image)]
+        rows = [self._to_device(tensor[None]) for tensor in as_tensors(image)]
         logits = torch.cat([self.restorer.read_prompts(row).degradation_logits for row in rows])
         return logits.float().softmax(dim=-1).cpu()
 
@@ -152,23 +177,55 @@ class DiffRestorerPipeline(DiffusionPipeline):
         lq: Float[Tensor, "b 3 h w"],
         num_inference_steps: int = 20,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        degradation: str | None = None,
+        tile: Tile = "auto",
+        tile_batch_size: int | None = None,
+        on_step: Callable[[int], object] | None = None,
     ) -> SampledLatents:
         """Latents of restored images; `decode` turns them into pixels.
 
         Args:
             lq: degraded images in [0, 1], one size. They are padded by reflection to what the UNet needs.
+            tile: `auto` takes up to 1024x1024 pixels whole and a larger image by tiles of at most 1024x1024, smaller
+                ones where memory falls short; `none` takes any whole; a number is the side of the largest tile.
+            tile_batch_size: tiles at a time; None: as many as make 1024x1024 pixels.
+
+        Raises:
+            ValueError: an option is not usable, or several images that need tiles were given at once.
         """
+        height, width = lq.shape[-2:]
+        side = tile_side(tile, height, width, self._multiple)
+        if side is not None and len(lq) > 1:
+            raise ValueError(f"images of {width}x{height} pixels are restored by tiles: sample them one by one")
+        table = sampling_table(self.scheduler, num_inference_steps)
         lq = self._to_device(lq)
         prompts = self.restorer.read_prompts(lq)
-        condition = self.restorer.condition(self._pad(lq), prompts)
-        shape = condition.encoded.latents.shape[1:]
-        sources = list(generator) if isinstance(generator, Sequence) else [generator] * len(lq)
-        noise = torch.stack([torch.randn(shape, generator=own, device=own.device if own else "cpu") for own in sources])
-        with self.progress_bar(total=num_inference_steps) as bar:
-            latents = sample_latents(
-                self.restorer, self.scheduler, condition, self._to_device(noise), num_inference_steps, bar.update
-            )
-        return SampledLatents(latents, condition, lq.shape[-2], lq.shape[-1])
+        if degradation is not None:
+            own = self.prompt_processor.prototype(degradation).expand(len(lq), -1)
+            prompts = replace(prompts, degradation_embedding=own)
+        padded = self._pad(lq)
+        noise = self._noise(padded, generator)
+
+        def run(side: int | None) -> SampledLatents:
+            grid = self._grid(padded, side, tile_batch_size)
+            condition = self._condition(padded, prompts, grid)
+            denoiser = Denoiser(self.restorer, prompts.semantic_embedding, table.timesteps)
+
+            def predict(noisy: Float[Tensor, "b l h8 w8"], step: int) -> Float[Tensor, "b l h8 w8"]:
+                inputs = (noisy, condition.control_features, condition.encoded.latents)
+                denoise = partial(denoiser, step)
+                return denoise(*inputs) if grid is None else grid.run(denoise, inputs)
+
+            def count() -> None:
+                bar.update()
+                if on_step is not None:
+                    on_step(len(lq))
+
+            with self.progress_bar(total=num_inference_steps) as bar:
+                latents = table.sample(noise, predict, count)
+            return SampledLatents(latents, condition, padded, height, width, side, tile_batch_size, tile == "auto")
+
+        return until_it_fits(run, self._sides(side, padded, tile == "auto"))
 
     @torch.no_grad()
     def decode(
@@ -176,17 +233,75 @@ class DiffRestorerPipeline(DiffusionPipeline):
     ) -> Float[Tensor, "b 3 h w"]:
         """Images in [0, 1] of the original size."""
         _check_option("decoder", decoder, Decoder)
-        images = self.restorer.decode(sampled.latents, sampled.condition, decoder == "refined", fidelity)
-        return images[..., : sampled.height, : sampled.width].clamp(0, 1)
+        _check_fidelity(fidelity)
+        refined = decoder == "refined" and fidelity > 0
+        latents, lq, condition = sampled.latents, sampled.lq, sampled.condition
+
+        def refine(latents: Float[Tensor, "t l h8 w8"], lq: Float[Tensor, "t 3 h w"]) -> Float[Tensor, "t 3 h w"]:
+            embedding = condition.prompts.degradation_embedding.expand(len(lq), -1)
+            return self.decoder(latents, encode_image(self.vae, lq).features, embedding, fidelity)
+
+        def run(side: int | None) -> Float[Tensor, "b 3 hp wp"]:
+            grid = self._grid(lq, side, sampled.tile_batch_size)
+            if grid is None:
+                return self.restorer.decode(latents, condition, refined, fidelity)
+            if refined:
+                return grid.run_shared(refine, [latents, lq], self._multiple // PATCH)
+            return grid.run_shared(lambda own: decode_latents(self.vae, own), [latents], self._multiple // PATCH)
+
+        images = until_it_fits(run, self._sides(sampled.side, lq, sampled.shrink))
+        return images[..., : sampled.height, : sampled.width].clamp_(0, 1)
+
+    def _condition(self, lq: Float[Tensor, "b 3 h w"], prompts: VisualPrompts, grid: Grid | None) -> Conditioning:
+        if grid is None:
+            return self.restorer.condition(lq, prompts)
+        multiple = self._multiple // PATCH
+
+        def control(lq: Float[Tensor, "t 3 h w"], latents: Float[Tensor, "t l h8 w8"]) -> Float[Tensor, "t c h8 w8"]:
+            return self.control_encoder(lq, prompts.degradation_embedding.expand(len(lq), -1), latents)
+
+        latents = grid.run_shared(lambda own: encode_image(self.vae, own).latents, [lq], multiple)
+        return Conditioning(prompts, EncodedImage(latents, ()), grid.run_shared(control, [lq, latents], multiple))
+
+    def _noise(
+        self, padded: Float[Tensor, "b 3 hp wp"], generator: torch.Generator | Sequence[torch.Generator] | None
+    ) -> Float[Tensor, "b l h8 w8"]:
+        shape = (self.unet.config.in_channels, padded.shape[-2] // PATCH, padded.shape[-1] // PATCH)
+        sources = list(generator) if isinstance(generator, Sequence) else [generator] * len(padded)
+        noise = [torch.randn(shape, generator=own, device=own.device if own else "cpu") for own in sources]
+        return self._to_device(torch.stack(noise))
+
+    def _grid(self, lq: Float[Tensor, "b 3 h w"], side: int | None, batch_size: int | None) -> Grid | None:
+        """Tiles of padded images, or None: they are taken whole."""
+        if side is None:
+            return None
+        multiple = self._multiple // PATCH
+        rows, columns = (Axis.spread(length // PATCH, side // PATCH, multiple) for length in lq.shape[-2:])
+        return Grid(rows, columns, batch_size)
+
+    def _sides(self, side: int | None, lq: Float[Tensor, "b 3 h w"], shrink: bool) -> list[int | None]:
+        return [side, *smaller_sides(side, lq.shape[-2:], self._multiple)] if shrink and len(lq) == 1 else [side]
+
+    def _batches(self, images: Sequence[ImageTensor], tile: Tile) -> list[list[int]]:
+        """Positions of the images that run together: of one size, and alone where tiles are needed."""
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for i, image in enumerate(images):
+            side = tile_side(tile, image.shape[1], image.shape[2], self._multiple)
+            groups.setdefault((*image.shape, 0 if side is None else i), []).append(i)
+        return list(groups.values())
+
+    @property
+    def _multiple(self) -> int:
+        """Pixels that a side of a padded image is a multiple of: what VAE and UNet divide by."""
+        return PATCH * 2 ** (len(self.unet.config.block_out_channels) - 1)
 
     def _to_device(self, tensor: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         return tensor.to(self._execution_device, self.unet.dtype)
 
     def _pad(self, lq: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 hp wp"]:
         """Pads right and bottom to a multiple of what VAE and UNet divide by."""
-        multiple = PATCH * 2 ** (len(self.unet.config.block_out_channels) - 1)
         height, width = lq.shape[-2:]
-        bottom, right = -height % multiple, -width % multiple
+        bottom, right = -height % self._multiple, -width % self._multiple
         # A reflection needs more pixels than it adds; the rest of a tiny image repeats its edge.
         first = (min(right, width - 1), min(bottom, height - 1))
         lq = F.pad(lq, (0, first[0], 0, first[1]), mode="reflect")
@@ -230,43 +345,6 @@ def _check_option(name: str, value: str, options: Any) -> None:
         raise ValueError(f"{name} must be {', '.join(first)} or {last}, not {value!r}")
 
 
-def _as_tensors(image: ImageInput | Sequence[ImageInput]) -> list[ImageTensor]:
-    if isinstance(image, Image.Image | np.ndarray) or (isinstance(image, Tensor) and image.ndim == 3):
-        image = [image]
-    return [_as_tensor(item) for item in image]
-
-
-def _as_tensor(image: ImageInput) -> ImageTensor:
-    """One image as floats in [0, 1]."""
-    if isinstance(image, Tensor):
-        tensor = image
-    else:
-        array = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
-        scale = {"uint8": 255, "uint16": 65535, "float16": 1, "float32": 1, "float64": 1}.get(array.dtype.name)
-        if scale is None:
-            raise ValueError(f"an image array must be uint8, uint16 or floats in [0, 1], not {array.dtype}")
-        if array.ndim != 3 or array.shape[2] != 3:
-            raise ValueError(f"an image array must be (height, width, 3), not {array.shape}")
-        tensor = torch.from_numpy(array.astype(np.float32) / scale).permute(2, 0, 1)
-    if tensor.ndim != 3 or tensor.shape[0] != 3 or not tensor.is_floating_point():
-        raise ValueError(f"an image tensor must be floats (3, height, width), not {tensor.dtype} {tuple(tensor.shape)}")
-    if not tensor.numel():
-        raise ValueError(f"an image must have pixels, and this one is {tuple(tensor.shape)}")
-    low, high = (value.item() for value in tensor.aminmax())
-    if not (low >= 0 and high <= 1):  # NaN is neither
-        raise ValueError(f"an image's floats must lie in [0, 1], and these lie in [{low:g}, {high:g}]")
-    return tensor
-
-
-def _group_by_size(images: Sequence[ImageTensor]) -> list[list[int]]:
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for i, image in enumerate(images):
-        groups.setdefault(tuple(image.shape), []).append(i)
-    return list(groups.values())
-
-
-def _convert(image: Float[Tensor, "3 h w"], output_type: str) -> Image.Image | np.ndarray | Float[Tensor, "3 h w"]:
-    if output_type == "pt":
-        return image
-    array = image.permute(1, 2, 0).numpy()
-    return array if output_type == "np" else Image.fromarray((array * 255).round().astype(np.uint8))
+def _check_fidelity(fidelity: float) -> None:
+    if not 0 <= fidelity <= 1:
+        raise ValueError(f"fidelity must be from 0 to 1, not {fidelity}")

@@ -81,7 +81,7 @@ def _sampling_table(config: str, num_steps: int) -> SamplingTable:
     scheduler.set_timesteps(num_steps)
     order = scheduler.config.solver_order
     units = torch.eye(3 + order, dtype=torch.float64)[:, None]
-    matrices = []
+    matrices: list[Float[Tensor, "r r"]] = []
     for timestep in scheduler.timesteps:
         if matrices:
             scheduler.last_sample = units[CORRECTED]
@@ -107,13 +107,12 @@ def sample_latents(
     condition: Conditioning,
     noise: Float[Tensor, "b l h8 w8"],
     num_inference_steps: int,
-    on_step: Callable[[], object] | None = None,
 ) -> Float[Tensor, "b l h8 w8"]:
     """Latents of restored images from `noise`; no classifier-free guidance. The paper: UniPC, 20 steps."""
     table = sampling_table(scheduler, num_inference_steps)
     denoiser = Denoiser(restorer, condition.prompts.semantic_embedding, table.timesteps)
 
     def predict(latents: Float[Tensor, "b l h8 w8"], step: int) -> Float[Tensor, "b l h8 w8"]:
-        return denoiser(latents, step, condition.control_features, condition.encoded.latents)
+        return denoiser(step, latents, condition.control_features, condition.encoded.latents)
 
-    return table.sample(noise, predict, on_step)
+    return table.sample(noise, predict)

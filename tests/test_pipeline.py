@@ -1,5 +1,6 @@
 """The pipeline: any size in, the same size out, nothing depends on the batch, and strict model folders."""
 
+import copy
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ import pytest
 import torch
 from diffusers import UniPCMultistepScheduler
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from diffrestorer.models.components import COMPONENTS, WEIGHTS_NAME, ModelFolderError, save_component
 from diffrestorer.pipeline import (
@@ -192,6 +194,40 @@ def test_each_step_is_the_scheduler_s(trained: DiffRestorerPipeline, tiny_config
     torch.testing.assert_close(sampled.latents, latents, atol=1e-5, rtol=1e-5)
 
 
+def test_fidelity_0_is_the_sd_decoder(trained: DiffRestorerPipeline) -> None:
+    lq = image(20, 28)
+    assert torch.equal(restore(trained, lq, 0, fidelity=0.0).images[0], restore(trained, lq, 0, decoder="sd").images[0])
+
+
+def test_a_given_degradation_replaces_the_detected_one(trained: DiffRestorerPipeline, tmp_path: Path) -> None:
+    """Prototypes that are the image's own P_D change nothing, others do; a folder keeps them."""
+    lq = image(20, 28)
+    with pytest.raises(ValueError, match="this model holds no prototype of haze"):
+        restore(trained, lq, 0, degradation="haze")
+    pipeline = copy.deepcopy(trained)
+    other = torch.rand(1, 12, generator=torch.Generator().manual_seed(0))
+    embeddings = torch.cat([trained.image_encoder(lq[None]), other, -other]).detach()
+    with torch.no_grad():
+        pipeline.prompt_processor.record_prototypes(embeddings, torch.tensor([0, 2, 2]))
+    pipeline.save_pretrained(tmp_path)
+    loaded = DiffRestorerPipeline.from_pretrained(tmp_path)
+    detected = restore(trained, lq, 0)
+    same, hazy = (restore(loaded, lq, 0, degradation=name) for name in ("noise", "haze"))
+    torch.testing.assert_close(same.images[0], detected.images[0], atol=1e-4, rtol=0)
+    assert (hazy.images[0] - detected.images[0]).abs().max() > 1e-3
+    torch.testing.assert_close(hazy.degradation_probabilities, detected.degradation_probabilities)
+    with pytest.raises(ValueError, match="this model holds no prototype of snow"):
+        restore(loaded, lq, 0, degradation="snow")
+    with pytest.raises(ValueError, match="degradation must be one of noise, .*, not 'fog'"):
+        restore(loaded, lq, 0, degradation="fog")
+
+
+def test_every_step_is_reported(trained: DiffRestorerPipeline) -> None:
+    reported: list[int] = []
+    restore(trained, [image(20, 28), image(8, 8), image(20, 28, 1)], 0, 1, 2, on_step=reported.append)
+    assert sorted(reported) == [1] * STEPS + [2] * STEPS
+
+
 def bad_images() -> dict[str, Any]:
     return {
         "grey array": np.zeros((8, 8), np.uint8),
@@ -232,6 +268,8 @@ def test_bad_options_are_refused_before_sampling(
         trained([lq, lq], STEPS, seeds(0))
     with pytest.raises(ValueError, match="decoder must be 'refined' or 'sd', not 'vae'"):
         trained(lq, STEPS, decoder="vae")
+    with pytest.raises(ValueError, match=r"fidelity must be from 0 to 1, not 1\.5"):
+        trained(lq, STEPS, fidelity=1.5)
     with pytest.raises(ValueError, match="output_type must be 'pil', 'np' or 'pt', not 'jpg'"):
         trained(lq, STEPS, output_type="jpg")
 
@@ -344,6 +382,27 @@ def test_networks_of_two_models_are_refused(
     with pytest.raises(
         ModelFolderError, match=r"degradation_dim \(7\) must equal control_encoder\.degradation_dim \(6\)"
     ):
+        DiffRestorerPipeline.from_pretrained(tmp_path / "model")
+
+
+def _spoil(path: Path) -> None:
+    tensors = load_file(path)
+    name = next(iter(tensors))
+    tensors[name].view(-1)[0] = float("nan")
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def test_weights_that_are_no_numbers_are_refused(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "model")
+    _spoil(tmp_path / "model" / "unet" / WEIGHTS_NAME)
+    with pytest.raises(ModelFolderError, match=r"model/unet: .* holds numbers that are not finite"):
+        DiffRestorerPipeline.from_pretrained(tmp_path / "model")
+
+
+def test_another_architecture_is_refused(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "model")
+    _edit(tmp_path / "model" / "unet" / "config.json", act_fn="gelu")
+    with pytest.raises(ModelFolderError, match="unet: act_fn=gelu is not supported"):
         DiffRestorerPipeline.from_pretrained(tmp_path / "model")
 
 

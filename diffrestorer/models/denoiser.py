@@ -6,9 +6,6 @@ of the time embeddings, which become biases of convolutions, and the keys and va
 With one token, as the paper has it, the softmax over it is 1 and cross-attention a constant. The numbers are the same.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
@@ -21,48 +18,7 @@ from torch.nn import functional as F
 
 from diffrestorer.models.restorer import Restorer
 
-SUPPORTED: Mapping[str, tuple[Any, ...]] = {
-    "act_fn": ("silu",),
-    "addition_embed_type": (None,),
-    "attention_type": ("default",),
-    "center_input_sample": (False,),
-    "class_embed_type": (None,),
-    "cross_attention_norm": (None,),
-    "dual_cross_attention": (False,),
-    "encoder_hid_dim_type": (None,),
-    "global_pool_conditions": (False,),
-    "mid_block_only_cross_attention": (None, False),
-    "mid_block_scale_factor": (1,),
-    "mid_block_type": ("UNetMidBlock2DCrossAttn",),
-    "num_class_embeds": (None,),
-    "only_cross_attention": (False,),
-    "resnet_out_scale_factor": (1,),
-    "resnet_skip_time_act": (False,),
-    "resnet_time_scale_shift": ("default",),
-    "time_cond_proj_dim": (None,),
-    "time_embedding_act_fn": (None,),
-    "time_embedding_type": ("positional",),
-    "timestep_post_act": (None,),
-}
-"""What the UNet's and the control network's configuration may say: Stable Diffusion 1.5's family."""
-
-BLOCKS = {"DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D"}
-
 Constant = Float[Tensor, "b 1 c"] | tuple[Float[Tensor, "b e t d"], Float[Tensor, "b e t d"]]
-
-
-def check_supported(network: UNet2DConditionModel | ControlNetModel, name: str) -> None:
-    """Refuses a UNet or control network of another architecture.
-
-    Raises:
-        ValueError: names the configuration's key and what it may be.
-    """
-    for key, values in SUPPORTED.items():
-        if network.config.get(key, values[0]) not in values:
-            raise ValueError(f"{name}: {key}={network.config[key]} is not supported, only {key}={values[0]} is")
-    blocks = [*network.config.down_block_types, *network.config.get("up_block_types", ())]
-    if unknown := sorted(set(blocks) - BLOCKS):
-        raise ValueError(f"{name}: blocks of type {unknown[0]} are not supported, only {', '.join(sorted(BLOCKS))} are")
 
 
 class Denoiser:
@@ -97,8 +53,8 @@ class Denoiser:
 
     def __call__(
         self,
-        noisy_latents: Float[Tensor, "b l h8 w8"],
         step: int,
+        noisy_latents: Float[Tensor, "b l h8 w8"],
         control_features: Float[Tensor, "b c h8 w8"],
         lq_latents: Float[Tensor, "b l h8 w8"],
     ) -> Float[Tensor, "b l h8 w8"]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from diffrestorer.degradations import DEGRADATIONS
@@ -48,7 +48,10 @@ class PromptProcessor(ModelMixin, ConfigMixin):
         degradation_dim: width of P_D.
         semantic: False hands P_CLIP on as the token (ablation `no_semantic`; needs `clip_dim == semantic_dim`).
         degradation: False makes P_D a zero vector, in training and test (ablation `no_degradation`).
+        prototypes: whether the weights hold each class's mean P_D (see `record_prototypes`).
     """
+
+    prototypes: Float[Tensor, "k g"]
 
     @register_to_config
     def __init__(
@@ -59,6 +62,7 @@ class PromptProcessor(ModelMixin, ConfigMixin):
         degradation_dim: int = 256,
         semantic: bool = True,
         degradation: bool = True,
+        prototypes: bool = False,
     ) -> None:
         super().__init__()
         if not semantic and clip_dim != semantic_dim:
@@ -69,6 +73,8 @@ class PromptProcessor(ModelMixin, ConfigMixin):
         self.semantic_branch = _mlp(clip_dim, clip_dim, clip_dim, semantic_dim) if semantic else nn.Identity()
         self.degradation_branch = _mlp(clip_dim, hidden_dim, degradation_dim)
         self.classifier = nn.Linear(degradation_dim, len(DEGRADATIONS))
+        if prototypes:
+            self.register_buffer("prototypes", torch.zeros(len(DEGRADATIONS), degradation_dim))
 
     def forward(self, clip_embedding: Float[Tensor, "b d"]) -> VisualPrompts:
         degradation_embedding = self.degradation_branch(clip_embedding)
@@ -80,3 +86,32 @@ class PromptProcessor(ModelMixin, ConfigMixin):
             degradation_embedding=degradation_embedding,
             degradation_logits=self.classifier(degradation_embedding),
         )
+
+    def record_prototypes(self, clip_embeddings: Float[Tensor, "n d"], labels: Int[Tensor, " n"]) -> None:
+        """Keeps each degradation's mean P_D over examples, to be used where a caller names the degradation himself.
+
+        Args:
+            labels: of the examples; the prototype of a class without examples stays zero.
+        """
+        embeddings = self(clip_embeddings).degradation_embedding
+        prototypes = torch.zeros(len(DEGRADATIONS), embeddings.shape[1], device=embeddings.device)
+        for label in labels.unique():
+            prototypes[label] = embeddings[labels == label].mean(dim=0)
+        self.register_to_config(prototypes=True)
+        self.register_buffer("prototypes", prototypes)
+
+    def prototype(self, degradation: str) -> Float[Tensor, "1 g"]:
+        """The mean P_D of a degradation.
+
+        Raises:
+            ValueError: there is no such degradation, or the model has not learned its prototype.
+        """
+        if degradation not in DEGRADATIONS:
+            raise ValueError(f"degradation must be one of {', '.join(DEGRADATIONS)}, not {degradation!r}")
+        row = self.prototypes[DEGRADATIONS.index(degradation)] if self.config.prototypes else None
+        if row is None or not row.any():
+            raise ValueError(
+                f"this model holds no prototype of {degradation}, so its degradation can't be given: leave it to the "
+                "model, or train stage 1 anew (it records them when it ends)"
+            )
+        return row[None]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from diffrestorer.config.schema import ModelConfig
 from diffrestorer.models.backbones import EncodedImage, ImageEncoder, decode_latents, encode_image
-from diffrestorer.models.components import COMPONENTS, build_component, check_widths
+from diffrestorer.models.components import COMPONENTS, build_component, check_networks
 from diffrestorer.models.control import ControlDecoder, ControlEncoder, ControlNetwork
 from diffrestorer.models.decoder import DegradationAwareDecoder
 from diffrestorer.models.prompt_processor import PromptProcessor, VisualPrompts
@@ -120,7 +120,7 @@ def build_restorer(
         "control_network": ControlNetwork.from_unet(unet),
         "decoder": DegradationAwareDecoder.from_vae(vae, degradation_dim, config.refine),
     }
-    check_widths(components, "model")
+    check_networks(components, "model")
     return Restorer(**components)
 
 

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from diffrestorer.config.schema import Stage1Config
 from diffrestorer.data.counter import counter_normal
-from diffrestorer.data.pairs import PairBatch
+from diffrestorer.data.pairs import PairBatch, SynthesisedPairs, collate_pairs
 from diffrestorer.losses import degradation_loss, diffusion_loss, reconstruction_loss, stage1_loss
 from diffrestorer.models.backbones import encode_image
 from diffrestorer.models.pretrained import load_base
-from diffrestorer.models.restorer import build_control_decoder, build_restorer
+from diffrestorer.models.restorer import Restorer, build_control_decoder, build_restorer
 from diffrestorer.pipeline import save_model_folder
 from diffrestorer.sampler import sample_latents
 from diffrestorer.training.diffusion import add_noise
@@ -22,6 +22,23 @@ from diffrestorer.training.task import Losses, Task, to_unit
 
 SAMPLE_STEPS = 10
 """Denoising steps of the sample sheets."""
+
+
+PROTOTYPE_BATCHES, PROTOTYPE_BATCH = 8, 16
+"""Batches of training pairs, and pairs in each, whose mean degradation embeddings become the prototypes."""
+
+
+@torch.no_grad()
+def record_prototypes(restorer: Restorer, config: Stage1Config) -> None:
+    """Keeps each degradation's mean P_D over training pairs: see `PromptProcessor.prototype`."""
+    pairs = SynthesisedPairs(config.data, config.seed, PROTOTYPE_BATCH)
+    device = restorer.prompt_processor.device
+    embeddings, labels = [], []
+    for step in range(PROTOTYPE_BATCHES):
+        batch = collate_pairs([pairs[step, position] for position in range(PROTOTYPE_BATCH)]).to(device)
+        embeddings.append(restorer.image_encoder(to_unit(batch.lq)))
+        labels.append(batch.label)
+    restorer.prompt_processor.record_prototypes(torch.cat(embeddings), torch.cat(labels))
 
 
 class Stage1Task(Task):
@@ -73,7 +90,8 @@ class Stage1Task(Task):
         return [torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)]
 
     def save_model(self, folder: Path, dtype: torch.dtype) -> None:
-        """The whole pipeline; its refined decoder is still the VAE's own."""
+        """The whole pipeline, with the degradations' prototypes; its refined decoder is still the VAE's own."""
+        record_prototypes(self.restorer, self.config)
         save_model_folder(self.restorer, UniPCMultistepScheduler(**self.config.model.scheduler), folder, dtype)
 
     def sample(self, batch: PairBatch) -> list[Float[Tensor, "b 3 h w"]]:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from diffrestorer.models.components import build_unet
-from diffrestorer.models.denoiser import Denoiser, check_supported
+from diffrestorer.models.components import build_unet, check_supported
+from diffrestorer.models.denoiser import Denoiser
 from diffrestorer.models.restorer import Conditioning, Restorer, build_restorer
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def test_it_predicts_what_the_networks_predict(
         denoiser = Denoiser(restorer, condition.prompts.semantic_embedding, TIMESTEPS)
         for step, timestep in enumerate(TIMESTEPS):
             expected = restorer.denoise(latents, timestep, condition)
-            predicted = denoiser(latents, step, condition.control_features, condition.encoded.latents)
+            predicted = denoiser(step, latents, condition.control_features, condition.encoded.latents)
             assert (predicted - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
@@ -78,7 +78,7 @@ def test_it_dispatches_fewer_operations(tiny_restorer: Restorer) -> None:
         with Operations() as plain:
             tiny_restorer.denoise(latents, TIMESTEPS[0], condition)
         with Operations() as lean:
-            denoiser(latents, 0, condition.control_features, condition.encoded.latents)
+            denoiser(0, latents, condition.control_features, condition.encoded.latents)
     assert lean.count <= 0.75 * plain.count, (lean.count, plain.count)
 
 

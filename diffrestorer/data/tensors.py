@@ -1,0 +1,55 @@
+"""Images as callers hold them (PIL, arrays, tensors) to float tensors in [0, 1] and back, with few copies."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+ImageTensor = Float[Tensor, "3 _ _"]
+ImageInput = Image.Image | np.ndarray | Float[Tensor, "..."]
+OutputType = Literal["pil", "np", "pt"]
+
+
+def as_tensors(image: ImageInput | Sequence[ImageInput]) -> list[ImageTensor]:
+    """Images as floats (3, h, w) in [0, 1]: one, several, or a tensor (b, 3, h, w).
+
+    Raises:
+        ValueError: says what an image may be.
+    """
+    if isinstance(image, Image.Image | np.ndarray) or (isinstance(image, Tensor) and image.ndim == 3):
+        image = [image]
+    return [_as_tensor(item) for item in image]
+
+
+def _as_tensor(image: ImageInput) -> ImageTensor:
+    if isinstance(image, Tensor):
+        tensor = image
+    else:
+        array = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
+        scale = {"uint8": 255, "uint16": 65535, "float16": 1, "float32": 1, "float64": 1}.get(array.dtype.name)
+        if scale is None:
+            raise ValueError(f"an image array must be uint8, uint16 or floats in [0, 1], not {array.dtype}")
+        if array.ndim != 3 or array.shape[2] != 3:
+            raise ValueError(f"an image array must be (height, width, 3), not {array.shape}")
+        tensor = torch.from_numpy(array.astype(np.float32)).div_(scale).permute(2, 0, 1)
+    if tensor.ndim != 3 or tensor.shape[0] != 3 or not tensor.is_floating_point():
+        raise ValueError(f"an image tensor must be floats (3, height, width), not {tensor.dtype} {tuple(tensor.shape)}")
+    if not tensor.numel():
+        raise ValueError(f"an image must have pixels, and this one is {tuple(tensor.shape)}")
+    low, high = (value.item() for value in tensor.aminmax())
+    if not (low >= 0 and high <= 1):  # NaN is neither
+        raise ValueError(f"an image's floats must lie in [0, 1], and these lie in [{low:g}, {high:g}]")
+    return tensor
+
+
+def from_tensor(image: Float[Tensor, "3 h w"], output_type: OutputType) -> Image.Image | np.ndarray | ImageTensor:
+    """A float image in [0, 1] as PIL, as an array (h, w, 3), or as it is; the first may overwrite it."""
+    if output_type == "pt":
+        return image
+    if output_type == "np":
+        return image.permute(1, 2, 0).numpy()
+    return Image.fromarray(image.mul_(255).round_().to(torch.uint8).permute(1, 2, 0).contiguous().numpy())

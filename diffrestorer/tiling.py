@@ -1,0 +1,257 @@
+"""Any size: a large image through a network by overlapping tiles, blended, in memory that does not grow with it.
+
+Convolutions see a neighbourhood; what ties a whole image together is GroupNorm. The VAE and the control encoder, whose
+features must mean the same everywhere, therefore normalise all tiles by the same statistics, those of crops spread over
+the image (`run_shared`): no tile differs from its neighbour, and at most the whole from what it would be untiled. The
+UNet normalises each tile by itself, as it was trained; its predictions are averaged at every step (`run`), so that
+neighbours never drift apart.
+"""
+
+import functools
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from diffrestorer.models.backbones import PATCH
+
+WHOLE_PIXELS = 1024 * 1024
+"""Up to this many pixels `tile="auto"` takes an image whole."""
+
+AUTO_SIDE = 1024
+"""Side in pixels of the largest tile that `tile="auto"` makes."""
+
+CROPS = 4
+"""Crops along each side of an image whose pooled statistics stand for the image's."""
+
+SMALLEST_CROP = 16
+"""Cells along a crop's side, at least."""
+
+Canvas = Float[Tensor, "1 _ _ _"]
+Network = Callable[..., Float[Tensor, "t _ _ _"]]
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Equal tiles along one side of an image, neighbours overlapping by about a quarter.
+
+    Attributes:
+        length: of the image, in cells.
+        side: of a tile, in cells.
+        starts: first cell of each tile.
+    """
+
+    length: int
+    side: int
+    starts: tuple[int, ...]
+
+    @classmethod
+    def spread(cls, length: int, largest: int, multiple: int) -> "Axis":
+        """As few tiles as cover `length`, none longer than `largest`; all three are multiples of `multiple`."""
+        if length <= largest:
+            return cls(length, length, (0,))
+        overlap = largest // 4
+        count = math.ceil((length - overlap) / (largest - overlap))
+        side = math.ceil((length + (count - 1) * overlap) / count / multiple) * multiple
+        steps = (length - side) // multiple
+        return cls(length, side, tuple(round(i * steps / (count - 1)) * multiple for i in range(count)))
+
+    def weights(self, scale: int, device: torch.device) -> Float[Tensor, "n s"]:
+        """How much each tile counts at its own positions, `scale` a cell: smooth, and 1 in sum at each position."""
+        side, starts = self.side * scale, [start * scale for start in self.starts]
+        weights = torch.ones(len(starts), side, dtype=torch.float64, device=device)
+        ramp = (torch.arange(side, dtype=torch.float64, device=device) + 0.5) / (side // 4)
+        ramp = (ramp.clamp(max=1) * math.pi / 2).sin().square()
+        weights[1:] *= ramp
+        weights[:-1] *= ramp.flip(0)
+        total = torch.zeros(self.length * scale, dtype=torch.float64, device=device)
+        for start, row in zip(starts, weights, strict=True):
+            total[start : start + side] += row
+        return torch.stack([row / total[s : s + side] for s, row in zip(starts, weights, strict=True)]).float()
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The tiles of one image. A cell is a square of pixels that one latent stands for; canvases may be finer.
+
+    Attributes:
+        rows, columns: where tiles lie along the height and the width.
+        batch_size: tiles that go through a network at a time; None: as many as make 1024x1024 pixels.
+    """
+
+    rows: Axis
+    columns: Axis
+    batch_size: int | None = None
+
+    def run(self, network: Network, canvases: Sequence[Canvas]) -> Canvas:
+        """What `network` makes of the canvases' tiles, averaged where tiles overlap.
+
+        Args:
+            network: takes one batch of crops a canvas, returns one batch, at any whole number of values a cell.
+            canvases: each at a whole number of values a cell.
+        """
+        blended = None
+        for tiles in self._batches():
+            outputs = network(*(self._crops(canvas, tiles) for canvas in canvases))
+            scale = outputs.shape[-2] // self.rows.side
+            if blended is None:
+                size = (self.rows.length * scale, self.columns.length * scale)
+                blended = outputs.new_zeros(1, outputs.shape[1], *size)
+            for tile, output, weights in zip(tiles, outputs, self._weights(tiles, scale, outputs.device), strict=True):
+                self._crop(blended, tile).add_(output * weights.to(output.dtype))
+        assert blended is not None, "a grid has tiles"
+        return blended
+
+    def run_shared(self, network: Network, canvases: Sequence[Canvas], multiple: int) -> Canvas:
+        """Like `run`, for a network whose GroupNorms normalise every tile by the same statistics: those of the crops.
+
+        Args:
+            multiple: cells that the network's input sides must be a multiple of.
+        """
+        crops = self._spread_crops(canvases, multiple)
+        with _SharedGroupNorm() as pooled:
+            network(*crops)
+        with _SharedGroupNorm(pooled.moments) as shared:
+
+            def normalised(*tiles: Float[Tensor, "t _ _ _"]) -> Float[Tensor, "t _ _ _"]:
+                shared.start()
+                return network(*tiles)
+
+            return self.run(normalised, canvases)
+
+    def _batches(self) -> Iterator[Sequence[tuple[int, int]]]:
+        tiles = list(itertools.product(range(len(self.rows.starts)), range(len(self.columns.starts))))
+        size = self.batch_size or max(1, WHOLE_PIXELS // (self.rows.side * self.columns.side * PATCH**2))
+        return (tiles[i : i + size] for i in range(0, len(tiles), size))
+
+    def _crop(self, canvas: Canvas, tile: tuple[int, int]) -> Canvas:
+        scale = canvas.shape[-2] // self.rows.length
+        top, left = self.rows.starts[tile[0]] * scale, self.columns.starts[tile[1]] * scale
+        return canvas[..., top : top + self.rows.side * scale, left : left + self.columns.side * scale]
+
+    def _crops(self, canvas: Canvas, tiles: Sequence[tuple[int, int]]) -> Float[Tensor, "t _ _ _"]:
+        return torch.cat([self._crop(canvas, tile) for tile in tiles])
+
+    def _weights(
+        self, tiles: Sequence[tuple[int, int]], scale: int, device: torch.device
+    ) -> Float[Tensor, "t {self.rows.side*scale} {self.columns.side*scale}"]:
+        rows, columns = _weights(self.rows, scale, device), _weights(self.columns, scale, device)
+        return torch.stack([rows[i][:, None] * columns[j] for i, j in tiles])
+
+    def _spread_crops(self, canvases: Sequence[Canvas], multiple: int) -> list[Float[Tensor, "t _ _ _"]]:
+        """`CROPS` x `CROPS` crops of each canvas, evenly spread; together about a tile's area."""
+
+        def spread(axis: Axis) -> Axis:
+            side = min(max(axis.side // CROPS // multiple * multiple, SMALLEST_CROP), axis.side)
+            steps, count = (axis.length - side) // multiple, CROPS if axis.length > side else 1
+            return Axis(axis.length, side, tuple(round(i * steps / max(1, count - 1)) * multiple for i in range(count)))
+
+        crops = Grid(spread(self.rows), spread(self.columns))
+        tiles = list(itertools.product(range(len(crops.rows.starts)), range(len(crops.columns.starts))))
+        return [crops._crops(canvas, tiles) for canvas in canvases]
+
+
+@functools.lru_cache(maxsize=16)
+def _weights(axis: Axis, scale: int, device: torch.device) -> Float[Tensor, "n s"]:
+    return axis.weights(scale, device)
+
+
+class _SharedGroupNorm(TorchFunctionMode):
+    """While active, GroupNorm normalises a batch by given moments, or else by those of the batch as one image.
+
+    The GroupNorms of a network are told apart by the order in which it calls them.
+
+    Attributes:
+        moments: mean and variance of the groups of each GroupNorm: those given, or those met.
+    """
+
+    def __init__(self, known: Sequence[Float[Tensor, "2 g"]] = ()) -> None:
+        super().__init__()
+        self.moments = list(known)
+        self.start()
+
+    def start(self) -> None:
+        """Called before the network runs: its first GroupNorm comes next."""
+        self.call = 0
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is not F.group_norm:
+            return function(*args, **(kwargs or {}))
+        return self._group_norm(*args, **(kwargs or {}))
+
+    def _group_norm(
+        self,
+        input: Float[Tensor, "t c *n"],
+        num_groups: int,
+        weight: Float[Tensor, " c"],
+        bias: Float[Tensor, " c"],
+        eps: float = 1e-5,
+    ) -> Float[Tensor, "t c *n"]:
+        if self.call == len(self.moments):
+            grouped = input.transpose(0, 1).reshape(num_groups, -1).float()
+            variance, mean = torch.var_mean(grouped, dim=1, correction=0)
+            self.moments.append(torch.stack([mean, variance]))
+        mean, variance = self.moments[self.call]
+        self.call += 1
+        scale = (variance + eps).rsqrt().repeat_interleave(len(weight) // num_groups) * weight
+        shift = bias - mean.repeat_interleave(len(weight) // num_groups) * scale
+        shape = (-1, *[1] * (input.ndim - 2))
+        return torch.addcmul(shift.to(input.dtype).view(shape), input, scale.to(input.dtype).view(shape))
+
+
+def tile_side(tile: Literal["auto", "none"] | int, height: int, width: int, multiple: int) -> int | None:
+    """Side in pixels of the largest tile for an image, or None: take it whole.
+
+    Args:
+        tile: `auto` takes up to 1024x1024 pixels whole and larger images by tiles of at most 1024; `none` takes any
+            whole; a number is a tile's side, rounded to what the networks can take.
+        multiple: pixels that a tile's sides are a multiple of.
+
+    Raises:
+        ValueError: `tile` is none of these, or too small.
+    """
+    if tile == "none":
+        return None
+    if tile == "auto":
+        return None if height * width <= WHOLE_PIXELS else AUTO_SIDE
+    if isinstance(tile, str) or tile < 4 * multiple:
+        raise ValueError(f"tile must be 'auto', 'none' or a number of pixels of at least {4 * multiple}, not {tile!r}")
+    side = tile // multiple * multiple
+    return None if max(height, width) <= side else side
+
+
+def smaller_sides(side: int | None, size: Sequence[int], multiple: int) -> list[int]:
+    """Sides in pixels to try, one after the other, where memory falls short: halves, while they are of use.
+
+    Args:
+        side: that was too large; None: the whole image was.
+        size: of the image, in pixels.
+        multiple: as in `tile_side`.
+    """
+    side = side or 2 ** math.ceil(math.log2(max(size)))
+    halves = [side // 2**i // multiple * multiple for i in range(1, 16)]
+    return [half for half in halves if half >= 4 * multiple]
+
+
+def until_it_fits(run: Callable[[int | None], Result], sides: Sequence[int | None]) -> Result:
+    """What `run` returns for the first of the tile sides for which memory suffices.
+
+    Raises:
+        MemoryError, RuntimeError: it does not suffice for the last of them either (torch's own error).
+    """
+    for side in sides[:-1]:
+        try:
+            return run(side)
+        except (MemoryError, RuntimeError) as error:  # a GPU's torch.OutOfMemoryError is a RuntimeError
+            text = str(error).lower()
+            if not (isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text):
+                raise
+    return run(sides[-1])
