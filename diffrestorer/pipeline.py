@@ -148,9 +148,8 @@ class DiffRestorerPipeline(DiffusionPipeline):
         images = as_tensors(image)
         if isinstance(generator, Sequence) and len(generator) != len(images):
             raise ValueError(f"{len(generator)} generators were given for {len(images)} images")
-        _check_option("decoder", decoder, Decoder)
+        _check_decoder(decoder, fidelity)
         _check_option("output_type", output_type, OutputType)
-        _check_fidelity(fidelity)
         restored: list[Any] = [None] * len(images)
         probabilities = torch.empty(len(images), self.prompt_processor.classifier.out_features)
         for indices in self._batches(images, tile):
@@ -158,10 +157,9 @@ class DiffRestorerPipeline(DiffusionPipeline):
             batch = torch.stack([images[i] for i in indices]) if len(indices) > 1 else images[indices[0]][None]
             sampled = self.sample(batch, num_inference_steps, own, degradation, tile, tile_batch_size, on_step)
             decoded = self.decode(sampled, decoder, fidelity).float().cpu()
-            logits = sampled.condition.prompts.degradation_logits.float().cpu()
+            probabilities[indices] = sampled.condition.prompts.degradation_logits.float().softmax(dim=-1).cpu()
             for row, i in enumerate(indices):
                 restored[i] = from_tensor(decoded[row], output_type)
-                probabilities[i] = logits[row].softmax(dim=-1)
         return DiffRestorerOutput(restored, probabilities)
 
     @torch.no_grad()
@@ -232,8 +230,7 @@ class DiffRestorerPipeline(DiffusionPipeline):
         self, sampled: SampledLatents, decoder: Decoder = "refined", fidelity: float = 1.0
     ) -> Float[Tensor, "b 3 h w"]:
         """Images in [0, 1] of the original size."""
-        _check_option("decoder", decoder, Decoder)
-        _check_fidelity(fidelity)
+        _check_decoder(decoder, fidelity)
         refined = decoder == "refined" and fidelity > 0
         latents, lq, condition = sampled.latents, sampled.lq, sampled.condition
 
@@ -261,7 +258,7 @@ class DiffRestorerPipeline(DiffusionPipeline):
             return self.control_encoder(lq, prompts.degradation_embedding.expand(len(lq), -1), latents)
 
         latents = grid.run_shared(lambda own: encode_image(self.vae, own).latents, [lq], multiple)
-        return Conditioning(prompts, EncodedImage(latents, ()), grid.run_shared(control, [lq, latents], multiple))
+        return Conditioning(prompts, EncodedImage(latents, None), grid.run_shared(control, [lq, latents], multiple))
 
     def _noise(
         self, padded: Float[Tensor, "b 3 hp wp"], generator: torch.Generator | Sequence[torch.Generator] | None
@@ -302,6 +299,8 @@ class DiffRestorerPipeline(DiffusionPipeline):
         """Pads right and bottom to a multiple of what VAE and UNet divide by."""
         height, width = lq.shape[-2:]
         bottom, right = -height % self._multiple, -width % self._multiple
+        if not (bottom or right):
+            return lq
         # A reflection needs more pixels than it adds; the rest of a tiny image repeats its edge.
         first = (min(right, width - 1), min(bottom, height - 1))
         lq = F.pad(lq, (0, first[0], 0, first[1]), mode="reflect")
@@ -345,6 +344,7 @@ def _check_option(name: str, value: str, options: Any) -> None:
         raise ValueError(f"{name} must be {', '.join(first)} or {last}, not {value!r}")
 
 
-def _check_fidelity(fidelity: float) -> None:
+def _check_decoder(decoder: str, fidelity: float) -> None:
+    _check_option("decoder", decoder, Decoder)
     if not 0 <= fidelity <= 1:
         raise ValueError(f"fidelity must be from 0 to 1, not {fidelity}")

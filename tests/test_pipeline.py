@@ -218,7 +218,7 @@ def test_a_given_degradation_replaces_the_detected_one(trained: DiffRestorerPipe
     torch.testing.assert_close(hazy.degradation_probabilities, detected.degradation_probabilities)
     with pytest.raises(ValueError, match="this model holds no prototype of snow"):
         restore(loaded, lq, 0, degradation="snow")
-    with pytest.raises(ValueError, match="degradation must be one of noise, .*, not 'fog'"):
+    with pytest.raises(ValueError, match=r"degradation must be one of noise, .*, not 'fog'"):
         restore(loaded, lq, 0, degradation="fog")
 
 

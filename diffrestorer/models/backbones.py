@@ -92,12 +92,12 @@ class EncodedImage:
 
     Attributes:
         latents: scaled mode of the posterior.
-        features: the encoder's features at 1/8 (after the mid block), 1/4 and 1/2 (before the downsamplers); none of a
-            large image, which is encoded by tiles, and again when it is decoded.
+        features: the encoder's features at 1/8 (after the mid block), 1/4 and 1/2 (before the downsamplers); None for
+            a large image, which is encoded by tiles, and again when it is decoded.
     """
 
     latents: Float[Tensor, "b l h8 w8"]
-    features: tuple[Float[Tensor, "b _ h8 w8"], Float[Tensor, "b _ h4 w4"], Float[Tensor, "b _ h2 w2"]] | tuple[()]
+    features: tuple[Float[Tensor, "b _ h8 w8"], Float[Tensor, "b _ h4 w4"], Float[Tensor, "b _ h2 w2"]] | None
 
 
 def encode_image(vae: AutoencoderKL, images: Float[Tensor, "b 3 h w"]) -> EncodedImage:

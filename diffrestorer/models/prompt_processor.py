@@ -51,7 +51,7 @@ class PromptProcessor(ModelMixin, ConfigMixin):
         prototypes: whether the weights hold each class's mean P_D (see `record_prototypes`).
     """
 
-    prototypes: Float[Tensor, "k g"]
+    class_prototypes: Float[Tensor, "k g"]
 
     @register_to_config
     def __init__(
@@ -74,7 +74,7 @@ class PromptProcessor(ModelMixin, ConfigMixin):
         self.degradation_branch = _mlp(clip_dim, hidden_dim, degradation_dim)
         self.classifier = nn.Linear(degradation_dim, len(DEGRADATIONS))
         if prototypes:
-            self.register_buffer("prototypes", torch.zeros(len(DEGRADATIONS), degradation_dim))
+            self.register_buffer("class_prototypes", torch.zeros(len(DEGRADATIONS), degradation_dim))
 
     def forward(self, clip_embedding: Float[Tensor, "b d"]) -> VisualPrompts:
         degradation_embedding = self.degradation_branch(clip_embedding)
@@ -98,7 +98,7 @@ class PromptProcessor(ModelMixin, ConfigMixin):
         for label in labels.unique():
             prototypes[label] = embeddings[labels == label].mean(dim=0)
         self.register_to_config(prototypes=True)
-        self.register_buffer("prototypes", prototypes)
+        self.register_buffer("class_prototypes", prototypes)
 
     def prototype(self, degradation: str) -> Float[Tensor, "1 g"]:
         """The mean P_D of a degradation.
@@ -108,7 +108,7 @@ class PromptProcessor(ModelMixin, ConfigMixin):
         """
         if degradation not in DEGRADATIONS:
             raise ValueError(f"degradation must be one of {', '.join(DEGRADATIONS)}, not {degradation!r}")
-        row = self.prototypes[DEGRADATIONS.index(degradation)] if self.config.prototypes else None
+        row = self.class_prototypes[DEGRADATIONS.index(degradation)] if self.config.prototypes else None
         if row is None or not row.any():
             raise ValueError(
                 f"this model holds no prototype of {degradation}, so its degradation can't be given: leave it to the "

@@ -63,3 +63,15 @@ def test_no_semantic_refuses_two_widths() -> None:
 def test_batched_embeddings_only() -> None:
     with pytest.raises(jaxtyping.TypeCheckError):
         PromptProcessor(12, 10, 9, 6)(torch.randn(12))
+
+
+def test_prototypes_are_means_of_the_degradation_embedding() -> None:
+    processor = PromptProcessor(12, 10, 9, 6)
+    embeddings = torch.randn(5, 12)
+    with torch.no_grad():
+        processor.record_prototypes(embeddings, torch.tensor([0, 7, 7, 0, 7]))
+        expected = processor(embeddings).degradation_embedding
+    torch.testing.assert_close(processor.prototype("noise"), expected[[0, 3]].mean(0, keepdim=True))
+    torch.testing.assert_close(processor.prototype("jpeg"), expected[[1, 2, 4]].mean(0, keepdim=True))
+    with pytest.raises(ValueError, match="no prototype of rain"):
+        processor.prototype("rain")
