@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from diffusers import UniPCMultistepScheduler
 from PIL import Image
 
 from diffrestorer import cli
@@ -23,7 +24,9 @@ from diffrestorer.config.composition import load
 from diffrestorer.config.schema import Stage1Config
 from diffrestorer.data.images import read_photo
 from diffrestorer.degradations import DEGRADATIONS
-from diffrestorer.training.stage1 import Stage1Task
+from diffrestorer.models.pretrained import load_base
+from diffrestorer.models.restorer import build_restorer
+from diffrestorer.pipeline import save_model_folder
 
 RNG = np.random.default_rng(0)
 
@@ -33,8 +36,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder of mini's networks with random weights."""
     folder = tmp_path_factory.mktemp("random_model")
     torch.manual_seed(0)
-    config = load("train_stage1", Stage1Config, ["model=mini", "data=photos", "data.root=unused", "base=none"])
-    Stage1Task(config).save_model(folder, torch.float16)
+    config = load("train_stage1", Stage1Config, ["model=mini", "model.base=none"]).model
+    restorer = build_restorer(config, *load_base(config))
+    save_model_folder(restorer, UniPCMultistepScheduler(**config.scheduler), folder, torch.float16)
     return folder
 
 
