@@ -196,15 +196,21 @@ class _SharedGroupNorm(TorchFunctionMode):
         eps: float = 1e-5,
     ) -> Float[Tensor, "t c *n"]:
         if self.call == len(self.moments):
-            grouped = input.transpose(0, 1).reshape(num_groups, -1).float()
-            variance, mean = torch.var_mean(grouped, dim=1, correction=0)
-            self.moments.append(torch.stack([mean, variance]))
+            self.moments.append(_pooled_moments(input, num_groups))
         mean, variance = self.moments[self.call]
         self.call += 1
         scale = (variance + eps).rsqrt().repeat_interleave(len(weight) // num_groups) * weight
         shift = bias - mean.repeat_interleave(len(weight) // num_groups) * scale
         shape = (-1, *[1] * (input.ndim - 2))
         return torch.addcmul(shift.to(input.dtype).view(shape), input, scale.to(input.dtype).view(shape))
+
+
+def _pooled_moments(features: Float[Tensor, "t c *n"], num_groups: int) -> Float[Tensor, "2 g"]:
+    """Mean and variance of each group of channels over the whole batch, without a copy of the features."""
+    variance, mean = torch.var_mean(features.flatten(2).float(), dim=2, correction=0)
+    variance, mean = (channels.mT.reshape(num_groups, -1) for channels in (variance, mean))
+    deviation = mean - mean.mean(dim=1, keepdim=True)
+    return torch.stack([mean.mean(dim=1), (variance + deviation.square()).mean(dim=1)])
 
 
 def tile_side(tile: Literal["auto", "none"] | int, height: int, width: int, multiple: int) -> int | None:

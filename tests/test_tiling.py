@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from diffrestorer.pipeline import DiffRestorerPipeline
-from diffrestorer.tiling import Axis, Grid, smaller_sides, tile_side, until_it_fits
+from diffrestorer.tiling import Axis, Grid, _pooled_moments, smaller_sides, tile_side, until_it_fits
 
 if TYPE_CHECKING:
     from diffrestorer.config.schema import ModelConfig
@@ -79,6 +79,14 @@ def test_shared_statistics_leave_no_trace_of_the_tiles() -> None:
         whole, shared, own = norm(canvas), grid.run_shared(norm, [canvas], 4), grid.run(norm, [canvas])
     assert (shared - whole).abs().max() <= 0.05
     assert (own - whole).abs().max() > 0.5
+
+
+def test_pooled_moments_are_those_of_all_values() -> None:
+    features = torch.randn(3, 6, 5, 4) + torch.arange(3.0)[:, None, None, None]
+    groups = features.transpose(0, 1).reshape(2, -1)
+    mean, variance = _pooled_moments(features, 2)
+    torch.testing.assert_close(mean, groups.mean(dim=1))
+    torch.testing.assert_close(variance, groups.var(dim=1, correction=0))
 
 
 @pytest.mark.parametrize(
