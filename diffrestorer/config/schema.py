@@ -16,6 +16,8 @@ CHOICES = {
     "split": ("train", "test"),
     "fit": ("auto", "resize", "crop"),
     "haze": ("OTS", "ITS"),
+    "dtype": ("float32", "bfloat16", "float16"),
+    "only": ("restore", "score"),
     "part": ("all", "vae", "image_encoder", "unet"),
 }
 """Keys whose values are names, and the names."""
@@ -148,25 +150,50 @@ class DecoderConfig:
 
 
 @dataclass
+class TestDataConfig:
+    """Which test sets."""
+
+    root: str | None = None
+    """Folder that scripts/prepare_data.py made; null: open photos, degraded by this package."""
+
+
+@dataclass
 class EvaluateConfig:
     """`scripts/evaluate.py`: restore a suite with each method, score the files, write tables and pages."""
 
     output_dir: str = "outputs/evaluate"
     seed: int = 0
     suite: str = "demo"
-    method: list[str] = field(default_factory=lambda: ["degraded", "diff_restorer_sd", "diff_restorer"])
-    """Names, or NAME=FOLDER of a model or of outputs made elsewhere."""
+    method: list[str] = field(default_factory=list)
+    """Names, or NAME=FOLDER of a model or of outputs made elsewhere; empty: what the suite is about."""
     model: str = "mini"
     """Weights of diff_restorer: `mini`, a folder or a hub id."""
+    ablation: str | None = None
+    """Evaluate `model` as this row of Tables II-V."""
+    trained: str = "outputs"
+    """Where baselines and ablations without a folder are looked for: TRAINED/NAME."""
+    consistency_decoder: str = "openai/consistency-decoder"
+    """Folder or hub id of its weights (Table V)."""
+    data: TestDataConfig = field(default_factory=TestDataConfig)
     steps: int = 20
     batch_size: int = 4
     device: str = "auto"
+    dtype: str = "float32"
+    """Of the models; scores are always computed in float32."""
     size: int = 256
-    """Side of the suite's images in pixels."""
+    """Side of the open photos in pixels."""
     images: int | None = None
-    """Use the first so many photos of the suite; null: all."""
+    """Use the first so many images of each task; null: all."""
     metrics: list[str] = field(default_factory=list)
-    """Empty: the fast ones that need no download (`diffrestorer.metrics.DEFAULT_METRICS`)."""
+    """Empty: the suite's own, see configs/evaluate.yaml."""
+    metric_weights: str | None = None
+    """Folder with the metrics' weights, laid out like torch's hub folder; null: that folder itself, and downloads."""
+    fid_floor: int = 10
+    """FID is refused on fewer images than this (the smallest set of the paper has 15)."""
+    only: str | None = None
+    """`restore` makes the images, `score` scores the ones that are there; null: both."""
+    cards: int = 6
+    """How many images of each task the page shows; half of them are the worst."""
 
 
 @dataclass

@@ -1,25 +1,88 @@
-"""Files of an evaluation: text and copies that appear whole or not at all, digests, pixels with a clear refusal."""
+"""Files of an evaluation: images and where they come from, outputs that appear whole and say who made them."""
 
 import hashlib
+import io
+import json
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from diffrestorer.data.images import ImageError, read_photo
 
+MADE_BY = "diffrestorer"
+"""Keyword of the PNG text in which an output says what made it."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """An image of a suite: a file, or one image of a prepared folder's shard (pairs, 1 or 2, h, w, 3).
+
+    Attributes:
+        path: of the file or of the shard.
+        row, side: which pair of a shard, and which of its images; None for a file.
+    """
+
+    path: Path
+    row: int | None = None
+    side: int = 0
+
+    def read(self) -> np.ndarray:
+        """The image as uint8 RGB (h, w, 3).
+
+        Raises:
+            ValueError: it can't be read or is not 8-bit; the message names the file.
+        """
+        if self.row is None:
+            return read_pixels(self.path)
+        try:
+            return np.array(_open_shard(self.path)[self.row, self.side])
+        except (OSError, ValueError, IndexError) as error:
+            raise ValueError(f"{self}: it cannot be read ({error}); prepare the folder again") from None
+
+    def size(self) -> tuple[int, int]:
+        """Height and width, without decoding a file.
+
+        Raises:
+            ValueError: it can't be read.
+        """
+        try:
+            if self.row is not None:
+                height, width = _open_shard(self.path).shape[2:4]
+                return int(height), int(width)
+            with Image.open(self.path) as image:
+                return image.height, image.width
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{self}: it cannot be read ({error})") from None
+
+    def __str__(self) -> str:
+        return str(self.path) if self.row is None else f"{self.path}#{self.row}/{self.side}"
+
+
+@lru_cache(maxsize=64)
+def _open_shard(path: Path) -> np.ndarray:
+    return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Writes a file, and its folder, so that it appears whole or not at all."""
+    """Writes a file, and its folder, so that it appears whole or not at all, even if the machine stops."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
     try:
-        temporary.write_bytes(data)
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -30,9 +93,33 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def sha256(path: Path) -> str:
-    """Digest of a file, in hexadecimal."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def write_output(path: Path, pixels: np.ndarray, made_by: dict[str, Any]) -> None:
+    """Writes a PNG, uint8 (h, w, 3), that carries what made it."""
+    text = PngInfo()
+    text.add_text(MADE_BY, json.dumps(made_by, sort_keys=True))
+    data = io.BytesIO()
+    Image.fromarray(pixels).save(data, format="PNG", pnginfo=text)
+    write_bytes(path, data.getvalue())
+
+
+def made_by(path: Path) -> dict[str, Any] | None:
+    """What `write_output` was told about a file; None where there is none, or it was written by something else."""
+    try:
+        with Image.open(path) as image:
+            return dict(json.loads(image.info.get(MADE_BY, "null")) or {}) or None
+    except (OSError, ValueError):
+        return None
+
+
+def digest(pixels: np.ndarray) -> str:
+    """Of an image's pixels and size, 16 hexadecimal digits."""
+    head = f"{pixels.shape}{pixels.dtype}".encode()
+    return hashlib.sha256(head + np.ascontiguousarray(pixels).tobytes()).hexdigest()[:16]
+
+
+def joint_digest(digests: Iterable[str]) -> str:
+    """Of several digests, in order."""
+    return hashlib.sha256(" ".join(digests).encode()).hexdigest()[:16]
 
 
 def read_pixels(path: Path) -> np.ndarray:
@@ -50,7 +137,6 @@ def read_pixels(path: Path) -> np.ndarray:
     return pixels
 
 
-def read_batch(paths: Sequence[Path]) -> Float[Tensor, "b 3 h w"]:
-    """Image files of one size as RGB in [0, 1]."""
-    pixels = np.stack([read_pixels(path) for path in paths])
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+def as_batch(images: Sequence[np.ndarray]) -> Float[Tensor, "b 3 h w"]:
+    """Images uint8 (h, w, 3) of one size as RGB in [0, 1]."""
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255

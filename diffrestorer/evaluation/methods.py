@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from diffrestorer.config.schema import EvaluateConfig
-from diffrestorer.evaluation.files import read_pixels, write_bytes
+from diffrestorer.evaluation.ablations import ABLATIONS, Decoder
+from diffrestorer.evaluation.files import Source, write_bytes
 from diffrestorer.evaluation.suites import Item, Suite
 
 BUILT_IN: dict[str, str] = {
@@ -17,6 +18,16 @@ BUILT_IN: dict[str, str] = {
 }
 """Methods that are there without a folder, in the order of tables and pages, and their titles."""
 
+BASELINES: dict[str, str] = {
+    "airnet": "AirNet",
+    "transweather": "TransWeather",
+    "nafnet": "NAFNet",
+    "restormer": "Restormer",
+    "promptir": "PromptIR",
+    "da_clip": "DA-CLIP",
+}
+"""The compared methods, in the order of Table I, and their titles there. Each needs the folder it was trained into."""
+
 
 @dataclass(frozen=True)
 class Method:
@@ -24,39 +35,58 @@ class Method:
 
     Attributes:
         name: as in scores.csv; its outputs lie in `restored/NAME/DEGRADATION/IMAGE.png`.
-        kind: `degraded` (the input is the output), `model` (we restore) or `outputs` (a folder, copied).
+        kind: `degraded` (the input is the output), `model` or `baseline` (we restore), `outputs` (a folder, copied).
         source: what DiffRestorerPipeline.from_pretrained loads, or the folder of outputs.
-        decoder: which decoder of the model: the refined one, or the plain one of the VAE.
+        decoder: of a model: the refined one, the plain one of the VAE, or OpenAI's Consistency Decoder.
+        reason: why it can't be run; its rows say so. Empty where it can.
     """
 
     name: str
-    kind: Literal["degraded", "model", "outputs"]
+    kind: Literal["degraded", "model", "baseline", "outputs"]
     source: str = ""
-    decoder: Literal["refined", "sd"] = "refined"
+    decoder: Decoder = "refined"
+    reason: str = ""
 
     @property
     def title(self) -> str:
         """The name for people."""
-        return BUILT_IN.get(self.name, self.name)
+        ablated = {name: ablation.title for name, ablation in ABLATIONS.items()}
+        return {**BUILT_IN, **BASELINES, **ablated}.get(self.name, self.name)
 
-    def output(self, item: Item, output_dir: Path) -> Path:
-        """The PNG file that is scored."""
-        return item.lq if self.kind == "degraded" else output_dir / "restored" / self.name / item.file
+    def output(self, item: Item, output_dir: Path) -> Source:
+        """The image that is scored."""
+        return item.lq if self.kind == "degraded" else Source(output_dir / "restored" / self.name / item.file)
 
 
 def parse_methods(config: EvaluateConfig) -> list[Method]:
-    """The methods that `config.method` names: `NAME`, `NAME=FOLDER` or `all`.
+    """The methods that `config.method` names: `NAME`, `NAME=FOLDER` or `all`; `config.ablation` adds its own.
 
     FOLDER is a model (it holds model_index.json, or a training run's model/ does), or outputs made elsewhere as
-    DEGRADATION/IMAGE.png. A model under a name that ends in `_sd` uses the VAE's own decoder.
+    DEGRADATION/IMAGE.png. A model under a name that ends in `_sd` uses the VAE's own decoder. A baseline or an ablation
+    without a folder is looked for in `config.trained`/NAME; `all` keeps those that are not there, with the reason.
 
     Raises:
         ValueError: an unknown or doubled name, or a folder that is neither.
     """
-    entries = [name for entry in config.method for name in (BUILT_IN if entry == "all" else (entry,))]
-    if not entries:
-        raise ValueError(f"method is empty; choose from {', '.join(BUILT_IN)}, NAME=FOLDER, all")
-    methods = [_parse(entry, config) for entry in entries]
+    whole = [*ABLATIONS, "diff_restorer_sd", "diff_restorer"] if config.suite == "ablation" else [*BUILT_IN, *BASELINES]
+    chosen = list(config.method)
+    if config.ablation is not None:
+        if config.ablation not in ABLATIONS:
+            raise ValueError(f"ablation={config.ablation} is not valid; choose from {', '.join(ABLATIONS)}")
+        folder = "" if config.ablation == "consistency_decoder" else f"={config.model}"
+        chosen.append(f"{config.ablation}{folder}")
+    elif not chosen:
+        chosen = ["all"] if config.suite == "ablation" else list(BUILT_IN)
+    methods: list[Method] = []
+    for entry in chosen:
+        if entry != "all":
+            method = _parse(entry, config)
+            if method.reason:
+                raise ValueError(f"method={entry}: {method.reason}")
+            methods.append(method)
+            continue
+        found = [_parse(name, config) for name in whole]
+        methods += [method for method in found if not method.reason or config.suite != "demo"]
     names = [method.name for method in methods]
     doubled = [name for name in names if names.count(name) > 1]
     if doubled:
@@ -66,15 +96,14 @@ def parse_methods(config: EvaluateConfig) -> list[Method]:
 
 def _parse(entry: str, config: EvaluateConfig) -> Method:
     name, equals, folder = entry.partition("=")
-    decoder: Literal["refined", "sd"] = "sd" if name.endswith("_sd") else "refined"
+    decoder: Decoder = "sd" if name.endswith("_sd") else "refined"
     if not equals:
-        if name not in BUILT_IN:
-            offer = ", ".join(BUILT_IN)
-            raise ValueError(f"method={name} is not there: this version has {offer}; others as NAME=FOLDER")
-        return Method(name, "degraded") if name == "degraded" else Method(name, "model", config.model, decoder)
+        return _named(name, config, decoder)
     if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", name) or name in ("degraded", "all", "clean"):
         raise ValueError(f"method={entry}: {name!r} can't be the name of a method; letters, digits and _.+- can")
-    if any((Path(folder) / inner / "model_index.json").is_file() for inner in ("", "model")):
+    if name in ABLATIONS:
+        decoder = ABLATIONS[name].decoder
+    if folder == "mini" or is_model(Path(folder)):
         return Method(name, "model", folder, decoder)
     if not Path(folder).is_dir():
         raise ValueError(f"method={entry}: there is no folder {folder}")
@@ -83,6 +112,31 @@ def _parse(entry: str, config: EvaluateConfig) -> Method:
             f"method={entry}: {folder} is neither a model (model_index.json) nor outputs (DEGRADATION/IMAGE.png)"
         )
     return Method(name, "outputs", folder)
+
+
+def _named(name: str, config: EvaluateConfig, decoder: Decoder) -> Method:
+    """A method without a folder."""
+    if name == "degraded":
+        return Method(name, "degraded")
+    if name in BUILT_IN:
+        return Method(name, "model", config.model, decoder)
+    folder = Path(config.trained) / name
+    if name == "consistency_decoder":
+        return Method(name, "model", config.model, "consistency")
+    if name in ABLATIONS:
+        ablation = ABLATIONS[name]
+        reason = "" if is_model(folder) else f"not trained: {ablation.command(name, config.trained)}"
+        return Method(name, "model", str(folder), ablation.decoder, reason)
+    if name in BASELINES:
+        command = f"accelerate launch scripts/train_baseline.py method={name} output_dir={folder}"
+        return Method(name, "baseline", str(folder), reason=f"not trained: {command}")
+    offer = ", ".join((*BUILT_IN, *BASELINES, *ABLATIONS))
+    raise ValueError(f"method={name} is not there: choose from {offer}; others as NAME=FOLDER")
+
+
+def is_model(folder: Path) -> bool:
+    """Whether a folder is a model, or a training run's that holds one."""
+    return any((folder / inner / "model_index.json").is_file() for inner in ("", "model"))
 
 
 def collect_outputs(methods: Sequence[Method], suite: Suite, output_dir: Path) -> None:
@@ -94,9 +148,11 @@ def collect_outputs(methods: Sequence[Method], suite: Suite, output_dir: Path) -
     for method in methods:
         if method.kind == "outputs":
             _check_outputs(method, suite)
-            (output_dir / "restored" / method.name / "made_by.json").unlink(missing_ok=True)
             for item in suite.items:
-                write_bytes(method.output(item, output_dir), (Path(method.source) / item.file).read_bytes())
+                copy = method.output(item, output_dir).path
+                data = (Path(method.source) / item.file).read_bytes()
+                if not copy.is_file() or copy.read_bytes() != data:
+                    write_bytes(copy, data)
 
 
 def _check_outputs(method: Method, suite: Suite) -> None:
@@ -106,7 +162,7 @@ def _check_outputs(method: Method, suite: Suite) -> None:
         raise ValueError(f"{method.name}: {folder} lacks {_some(missing)}")
     other = []
     for item in suite.items:
-        size, expected = (read_pixels(path).shape[:2] for path in (folder / item.file, item.gt))
+        size, expected = (source.size() for source in (Source(folder / item.file), item.gt or item.lq))
         if size != expected:
             other.append(f"{item.file} ({size[1]}x{size[0]}, not {expected[1]}x{expected[0]})")
     if other:

@@ -1,41 +1,48 @@
-"""Pictures of an evaluation: a page with a slider on every image, and one sheet of thumbnails.
+"""The report: one HTML page that holds everything it shows and opens from a file.
 
-The page needs no network and works from a file: it names the images by paths relative to itself.
+Sentences, sortable tables, the worst cases, a slider between the degraded photo and each method, and every score.
 """
 
-import os
+import base64
+import io
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from html import escape
 from pathlib import Path
-from urllib.parse import quote
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
-from diffrestorer.data.images import Photo, write_photo
-from diffrestorer.evaluation.files import read_pixels, write_text
+from diffrestorer.evaluation.files import Source, write_text
 from diffrestorer.evaluation.methods import Method
+from diffrestorer.evaluation.scores import Score
 from diffrestorer.evaluation.suites import Item, Suite
-from diffrestorer.evaluation.tables import Score, Table, metric_title
+from diffrestorer.evaluation.tables import Table, metric_title
+from diffrestorer.metrics import METRICS
 
 TEMPLATE = Path(__file__).with_name("report.html")
-CARD_METRICS = ("psnr", "ssim")
-SHEET_PHOTOS = 2
-SHEET_TILE = 192
-SHEET_LABEL_WIDTH = 140
-SHEET_HEADER = 36
-SHEET_GAP = 4
+CARD_METRICS = ("psnr", "ssim", "lpips", "niqe")
+"""A card shows the first two of these that its images have."""
+
+LEADING_METRICS = ("psnr", "lpips", "dists", "niqe")
+"""The first one that a method's images have decides which are its worst."""
+
+WORST_CASES = 3
+IMAGE_SIDE = 384
+"""Pictures on the page are no larger, and lossy; scores are those of the files."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What pages and sheets show.
+    """What page and sheet show.
 
     Attributes:
         output_dir: holds the outputs, and receives index.html and contact_sheet.png.
         sentences: what the tables say. caption: one sentence on what was compared.
+        cards: how many images of each task get a card.
     """
 
     output_dir: Path
@@ -45,6 +52,14 @@ class Report:
     tables: Sequence[Table]
     sentences: Sequence[str]
     caption: str
+    cards: int
+
+    @cached_property
+    def _values(self) -> dict[tuple[str, str], dict[str, dict[str, float]]]:
+        values: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
+        for score in self.scores:
+            values.setdefault((score.degradation, score.image), {})[score.method] = score.values
+        return values
 
     @property
     def restoring(self) -> list[Method]:
@@ -53,12 +68,32 @@ class Report:
 
     def values(self, item: Item) -> dict[str, dict[str, float]]:
         """Method name -> metric name -> score of its output for one item."""
-        key = (item.degradation, item.image)
-        return {score.method: score.values for score in self.scores if (score.degradation, score.image) == key}
+        return self._values[item.degradation, item.image]
+
+    def badness(self, item: Item, method: Method) -> float:
+        """How bad an output is: by the leading metric, relative to the degraded input where that was scored."""
+        values = self.values(item)
+        own, before = values[method.name], values.get("degraded", {})
+        for name in LEADING_METRICS:
+            if name in own:
+                sign = 1 if METRICS[name].lower_is_better else -1
+                badness = sign * (own[name] - before.get(name, 0.0))
+                return float("inf") if np.isnan(badness) else badness
+        return 0.0
+
+    def shown(self, degradation: str) -> list[Item]:
+        """The items with a card: all, or else the worst ones and the first of the others, in the suite's order."""
+        items = self.suite.of(degradation)
+        if len(items) <= self.cards or not self.restoring:
+            return items[: self.cards]
+        worst = sorted(items, key=lambda item: -max(self.badness(item, method) for method in self.restoring))
+        chosen = worst[: (self.cards + 1) // 2]
+        chosen += [item for item in items if item not in chosen][: self.cards - len(chosen)]
+        return [item for item in items if item in chosen]
 
 
 def write_page(report: Report) -> None:
-    """Writes index.html: sentences and tables on top, then a card an image.
+    """Writes index.html: sentences and tables on top, then a card an image, then all scores.
 
     A card lays the degraded photo under the output of a method, or the clean photo, and a line that moves between them.
     """
@@ -67,6 +102,7 @@ def write_page(report: Report) -> None:
         "CAPTION": escape(report.caption),
         "SENTENCES": _tag("ul", "".join(_tag("li", escape(sentence)) for sentence in report.sentences)),
         "TABLES": "\n".join(_table(table) for table in report.tables),
+        "WORST": _worst_cases(report),
         "CHOICES": "".join(
             f'<label><input type="radio" name="method" value="{escape(name)}"{" checked" * (index == 0)}>'
             f"<span>{escape(title)}</span></label>"
@@ -74,6 +110,7 @@ def write_page(report: Report) -> None:
         ),
         "OPTIONS": "".join(_tag("option", escape(name)) for name in report.suite.degradations),
         "SECTIONS": "\n".join(_section(report, name, choices) for name in report.suite.degradations),
+        "SCORES": _scores_json(report),
     }
     template = TEMPLATE.read_text(encoding="utf-8")
     page = re.sub(r"@([A-Z]+)@", lambda match: parts[match[1]], template)
@@ -85,12 +122,13 @@ def _tag(name: str, content: str) -> str:
 
 
 def _table(table: Table) -> str:
-    lines = [f"<div><table><caption>{escape(table.title)}</caption><thead><tr><th>degradation</th>"]
+    lines = [f'<div><table class="sortable"><caption>{escape(table.title)}</caption><thead><tr><th>degradation</th>']
     lines += [f'<th scope="col">{escape(method.title)}</th>' for method in table.methods]
     lines.append("</tr></thead><tbody>")
     for index, row in enumerate((*table.rows, *table.group_rows)):
-        first = ' class="first"' if index == len(table.rows) else ""
-        lines.append(f'<tr{first}><th scope="row">{escape(row.label)}</th>')
+        if index == len(table.rows):
+            lines.append('</tbody><tbody class="groups">')
+        lines.append(f'<tr><th scope="row">{escape(row.label)}</th>')
         for method in table.methods:
             text, best = table.cell(row, method)
             lines.append(f'<td class="best">{text}</td>' if best else f"<td>{text}</td>")
@@ -98,102 +136,97 @@ def _table(table: Table) -> str:
     return "".join([*lines, "</tbody></table></div>"])
 
 
+def _worst_cases(report: Report) -> str:
+    """A line a method and bad output, with a link to its card."""
+    carded = {item.file for name in report.suite.degradations for item in report.shown(name)}
+    lines = []
+    for method in report.restoring:
+        items = sorted(report.suite.items, key=lambda item: -report.badness(item, method))[:WORST_CASES]
+        for item in items:
+            values = report.values(item)
+            name = next((name for name in LEADING_METRICS if name in values[method.name]), None)
+            if name is None:
+                continue
+            before = values.get("degraded", {}).get(name)
+            was = "" if before is None else score_text(name, before)
+            place = escape(f"{item.degradation}, {item.image}")
+            link = f'<a href="#{_anchor(item)}">{place}</a>' if item.file in carded else place
+            lines.append(
+                f'<tr><th scope="row">{link}</th><td>{escape(method.title)}</td><td>{metric_title(name)}</td>'
+                f"<td>{was}</td><td>{score_text(name, values[method.name][name])}</td></tr>"
+            )
+    head = "<th>image</th><th>method</th><th>metric</th><th>degraded</th><th>restored</th>"
+    return f'<table class="sortable"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
+
+
 def _section(report: Report, degradation: str, choices: dict[str, str]) -> str:
-    cards = [_card(report, item, choices) for item in report.suite.items if item.degradation == degradation]
-    name = escape(degradation)
-    return (
-        f'<section data-degradation="{name}"><h2>{name}</h2><div class="cards">\n'
-        + "\n".join(cards)
-        + "</div></section>"
-    )
+    items = report.shown(degradation)
+    cards = "\n".join(_card(report, item, choices) for item in items)
+    name, count = escape(degradation), len(report.suite.of(degradation))
+    note = f' <span class="soft">{len(items)} of {count} images, the worst among them</span>' * (count > len(items))
+    return f'<section data-degradation="{name}"><h2>{name}{note}</h2><div class="cards">\n{cards}</div></section>'
 
 
 def _card(report: Report, item: Item, choices: dict[str, str]) -> str:
     """One image. Without scripts it shows the first choice, half of it."""
-    files = {method.name: method.output(item, report.output_dir) for method in report.restoring} | {"clean": item.gt}
+    sources: dict[str, Source] = {method.name: method.output(item, report.output_dir) for method in report.restoring}
+    if item.gt is not None:
+        sources["clean"] = item.gt
     alt = escape(f"{item.image}, {item.degradation}")
-    images = [f'<img src="{_link(item.lq, report)}" alt="{alt}: degraded" loading="lazy">']
+    images = [f'<img src="{_embedded(item.lq)}" alt="{alt}: degraded">']
     for index, (name, title) in enumerate(choices.items()):
-        images.append(
-            f'<img class="after" data-method="{escape(name)}" src="{_link(files[name], report)}" '
-            f'alt="{alt}: {escape(title)}" loading="lazy"{" hidden" * (index > 0)}>'
-        )
+        if name in sources:
+            images.append(
+                f'<img class="after" data-method="{escape(name)}" src="{_embedded(sources[name])}" '
+                f'alt="{alt}: {escape(title)}"{" hidden" * (index > 0)}>'
+            )
     slider = f'<input type="range" min="0" max="100" value="50" aria-label="{alt}: share of the degraded photo shown">'
     right = escape(next(iter(choices.values())))
     return (
-        f'<figure><div class="compare">{"".join(images)}<i></i><b class="left">degraded</b><b class="right">{right}</b>'
-        f"{slider}</div><figcaption>{_card_scores(report, item)}</figcaption></figure>"
+        f'<figure id="{_anchor(item)}"><div class="compare">{"".join(images)}<i></i><b class="left">degraded</b>'
+        f'<b class="right">{right}</b>{slider}</div><figcaption>{_card_scores(report, item)}</figcaption></figure>'
     )
 
 
 def _card_scores(report: Report, item: Item) -> str:
     values = report.values(item)
-    names = [name for name in CARD_METRICS if name in values[report.methods[0].name]]
+    names = [name for name in CARD_METRICS if name in values[report.methods[0].name]][:2]
     head = "".join(f'<th scope="col">{metric_title(name)}</th>' for name in names)
     rows = [f'<tr><th scope="row">{escape(item.image)}</th>{head}</tr>']
     for method in report.methods:
-        cells = "".join(f"<td>{_score_text(name, values[method.name][name])}</td>" for name in names)
+        cells = "".join(f"<td>{score_text(name, values[method.name][name])}</td>" for name in names)
         rows.append(f'<tr data-method="{escape(method.name)}"><th scope="row">{escape(method.title)}</th>{cells}</tr>')
     return f"<table>{''.join(rows)}</table>"
 
 
-def _score_text(metric: str, value: float) -> str:
+def score_text(metric: str, value: float) -> str:
+    """A score as cards and sheets print it."""
     return f"{value:.2f} dB" if metric == "psnr" else f"{value:.3f}"
 
 
-def _link(file: Path, report: Report) -> str:
-    return escape(quote(Path(os.path.relpath(file, report.output_dir)).as_posix()))
+def _scores_json(report: Report) -> str:
+    """Columns and rows of scores.csv for the page's script; NaN is the text `NaN`, a missing score null."""
+    names = list(dict.fromkeys(name for score in report.scores for name in score.values))
+    rows = [
+        [s.degradation, s.image, s.method, *(_number(s.values[name]) if name in s.values else None for name in names)]
+        for s in report.scores
+    ]
+    data = json.dumps({"columns": ["degradation", "image", "method", *names], "rows": rows})
+    return data.replace("<", "\\u003c")
 
 
-def write_contact_sheet(report: Report) -> None:
-    """Writes contact_sheet.png: a row a degradation; for each of the first photos degraded, each method, clean."""
-    photos = report.suite.images[:SHEET_PHOTOS]
-    columns = ["degraded", *(method.title for method in report.restoring), "clean"]
-    step = SHEET_TILE + SHEET_GAP
-    width = SHEET_LABEL_WIDTH + len(photos) * (len(columns) * step + 3 * SHEET_GAP)
-    height = SHEET_HEADER + len(report.suite.degradations) * step
-    sheet = Image.new("RGB", (width, height), "white")
-    draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(size=18)
-    for row, degradation in enumerate(report.suite.degradations):
-        middle = SHEET_HEADER + row * step + SHEET_TILE // 2
-        draw.text((12, middle), "\n+ ".join(degradation.split("+")), "black", font, anchor="lm")
-    for block, photo in enumerate(photos):
-        left = SHEET_LABEL_WIDTH + block * (len(columns) * step + 3 * SHEET_GAP)
-        for column, title in enumerate(columns):
-            centre = left + column * step + SHEET_TILE // 2
-            draw.text((centre, SHEET_HEADER // 2), _fit(title, font), "black", font, anchor="mm")
-        for item in report.suite.items:
-            if item.image == photo:
-                top = SHEET_HEADER + report.suite.degradations.index(item.degradation) * step
-                _draw_row(sheet, report, item, left, top)
-    write_photo(report.output_dir / "contact_sheet.png", Photo(np.asarray(sheet)))
+def _number(value: float) -> float | str:
+    return "NaN" if np.isnan(value) else round(value, 4)
 
 
-def _draw_row(sheet: Image.Image, report: Report, item: Item, left: int, top: int) -> None:
-    """The tiles of one item, each but the last with its PSNR."""
-    values = report.values(item)
-    tiles: list[tuple[Path, dict[str, float]]] = [(item.lq, values.get("degraded", {}))]
-    tiles += [(method.output(item, report.output_dir), values[method.name]) for method in report.restoring]
-    tiles.append((item.gt, {}))
-    draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(size=14)
-    for column, (file, scores) in enumerate(tiles):
-        tile = Image.fromarray(read_pixels(file)).resize((SHEET_TILE, SHEET_TILE), Image.Resampling.LANCZOS)
-        x = left + column * (SHEET_TILE + SHEET_GAP)
-        sheet.paste(tile, (x, top))
-        if "psnr" in scores:
-            corner = (x + 5, top + SHEET_TILE - 5)
-            text = _score_text("psnr", scores["psnr"])
-            left_edge, upper, right_edge, lower = draw.textbbox(corner, text, font, anchor="lb")
-            draw.rectangle((left_edge - 3, upper - 3, right_edge + 3, lower + 3), "black")
-            draw.text(corner, text, "white", font, anchor="lb")
+def _anchor(item: Item) -> str:
+    return escape(re.sub(r"\W+", "-", f"{item.degradation}-{item.image}"))
 
 
-def _fit(title: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    """A title cut to the width of a tile."""
-    if font.getlength(title) <= SHEET_TILE:
-        return title
-    while title and font.getlength(title + "...") > SHEET_TILE:
-        title = title[:-1]
-    return title + "..."
+def _embedded(source: Source) -> str:
+    """An image as the address that holds it."""
+    image = Image.fromarray(source.read())
+    image.thumbnail((IMAGE_SIDE, IMAGE_SIDE), Image.Resampling.LANCZOS)
+    data = io.BytesIO()
+    image.save(data, "WEBP", quality=85)
+    return f"data:image/webp;base64,{base64.b64encode(data.getvalue()).decode()}"

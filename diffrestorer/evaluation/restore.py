@@ -1,156 +1,127 @@
 """Restoring a suite with models: each file once, and again only when what made it has changed."""
 
-import hashlib
-import json
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from jaxtyping import Float
+from rich.progress import Progress
+from torch import Tensor
 
 from diffrestorer.config.schema import EvaluateConfig
-from diffrestorer.data.images import Photo, write_photo
-from diffrestorer.evaluation.files import read_batch, sha256, write_text
+from diffrestorer.evaluation.files import as_batch, digest, made_by, write_output
 from diffrestorer.evaluation.methods import Method
+from diffrestorer.evaluation.runners import Runner, UnavailableError, open_runner
+from diffrestorer.evaluation.scoring import batches_of_one_size
 from diffrestorer.evaluation.suites import Item, Suite
-from diffrestorer.pipeline import DiffRestorerPipeline
-
-
-@dataclass
-class Record:
-    """Who made the files of a method, kept beside them as `made_by.json`.
-
-    Attributes:
-        settings: weights, steps, seed and decoder.
-        files: `DEGRADATION/IMAGE.png` -> digest of the degraded input, and the seconds that restoring took.
-        kept: how many of them were there already.
-    """
-
-    path: Path
-    settings: dict[str, Any]
-    files: dict[str, dict[str, Any]] = field(default_factory=dict)
-    kept: int = 0
-
-    @classmethod
-    def open(cls, path: Path, settings: dict[str, Any], digests: dict[str, str]) -> "Record":
-        """The record at `path`, less the files that are gone or were made otherwise or from another input."""
-        record = cls(path, settings)
-        if path.is_file():
-            saved = json.loads(path.read_text())
-            if saved["settings"] == settings:
-                record.files = {
-                    name: entry
-                    for name, entry in saved["files"].items()
-                    if entry["lq"] == digests.get(name) and (path.parent / name).is_file()
-                }
-        record.kept = len(record.files)
-        return record
-
-    def write(self, item: Item, image: np.ndarray, lq_digest: str, seconds: float) -> None:
-        """Writes an output, uint8 (h, w, 3); `save` makes it count."""
-        path = self.path.parent / item.file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_photo(path, Photo(image))
-        self.files[item.file] = {"lq": lq_digest, "seconds": round(seconds, 4)}
-
-    def save(self) -> None:
-        """Writes the record whole."""
-        write_text(self.path, json.dumps({"settings": self.settings, "files": self.files}, indent=1) + "\n")
-
-    def summary(self) -> dict[str, Any]:
-        """For run.json: the settings, how many files were made now and before, and the mean time of one."""
-        seconds = [entry["seconds"] for entry in self.files.values()]
-        return {
-            **self.settings,
-            "restored": len(self.files) - self.kept,
-            "kept": self.kept,
-            "seconds_per_image": round(sum(seconds) / len(seconds), 4),
-        }
 
 
 def restore_suite(
-    methods: Sequence[Method], suite: Suite, config: EvaluateConfig, device: torch.device, console: Console
-) -> dict[str, dict[str, Any]]:
-    """Restores what is missing of every method of kind `model`; methods of one source share the model's sampling.
+    methods: Sequence[Method],
+    suite: Suite,
+    config: EvaluateConfig,
+    device: torch.device,
+    state: PartialState,
+    progress: Progress,
+) -> tuple[list[Method], dict[str, dict[str, Any]]]:
+    """Restores what is missing of every model and baseline; methods of one source share the model's sampling.
+
+    Each process takes its share of the batches. Batches are the same whatever is there already, and however many
+    processes there are: a run that was stopped ends with the same files.
 
     Returns:
-        Method name -> for run.json: source, dtype, weights, steps, seed, decoder, counts, seconds an image.
+        The methods, those that can't run with the reason; and method name -> for run.json: source, what its outputs
+        depend on, how many files were made now and before, seconds an image.
 
     Raises:
         ValueError: a model can't be loaded.
     """
-    models = [method for method in methods if method.kind == "model"]
-    digests = {item.file: sha256(item.lq) for item in suite.items}
+    batches = list(batches_of_one_size(suite.items, config.batch_size))
+    mine = batches[state.process_index :: state.num_processes]
+    reasons: dict[str, str] = {}
     summaries: dict[str, dict[str, Any]] = {}
-    for source in dict.fromkeys(method.source for method in models):
-        pipe = DiffRestorerPipeline.from_pretrained(source).to(device)
-        pipe.set_progress_bar_config(disable=True)
-        weights = weights_digest(pipe)
-        records: dict[Method, Record] = {}
-        for method in models:
-            if method.source == source:
-                settings = {"weights": weights, "steps": config.steps, "seed": config.seed, "decoder": method.decoder}
-                path = Path(config.output_dir) / "restored" / method.name / "made_by.json"
-                records[method] = Record.open(path, settings, digests)
-        _restore_missing(pipe, suite, config, records, digests, console)
-        dtype = str(pipe.dtype).removeprefix("torch.")
-        summaries |= {m.name: {"source": source, "dtype": dtype, **r.summary()} for m, r in records.items()}
-    return {method.name: summaries[method.name] for method in models}
+    ours = [method for method in methods if method.kind in ("model", "baseline") and not method.reason]
+    for source in dict.fromkeys((method.kind, method.source) for method in ours):
+        group = [method for method in ours if (method.kind, method.source) == source]
+        runner, group = _open(group, config, device, reasons)
+        if runner is None:
+            continue
+        bar = progress.add_task(f"restore: {', '.join(method.title for method in group)}", total=sum(map(len, mine)))
+        work = _Work(runner, group, Path(config.output_dir))
+        for batch in mine:
+            work.restore(batch)
+            progress.advance(bar, len(batch))
+        for method in group:
+            counts = [sum(column) for column in zip(*gather_object([work.counts[method.name]]), strict=True)]
+            seconds = counts[2] / max(1, counts[0] + counts[1])
+            made = {"restored": counts[0], "kept": counts[1], "seconds_per_image": round(seconds, 4)}
+            summaries[method.name] = {"source": method.source, **runner.settings(method), **made}
+    known = [replace(method, reason=reasons.get(method.name, method.reason)) for method in methods]
+    return known, {method.name: summaries[method.name] for method in methods if method.name in summaries}
 
 
-def _restore_missing(
-    pipe: DiffRestorerPipeline,
-    suite: Suite,
-    config: EvaluateConfig,
-    records: dict[Method, Record],
-    digests: dict[str, str],
-    console: Console,
-) -> None:
-    """Each image draws its noise from a generator of its own, so that batches don't change a result."""
-    missing = [item for item in suite.items if any(item.file not in record.files for record in records.values())]
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task(f"restore: {', '.join(method.title for method in records)}", total=len(missing))
-        for start in range(0, len(missing), config.batch_size):
-            batch = missing[start : start + config.batch_size]
-            generators = [torch.Generator().manual_seed(config.seed) for _ in batch]
-            started = time.perf_counter()
-            sampled = pipe.sample(read_batch([item.lq for item in batch]), config.steps, generators)
-            sampling = time.perf_counter() - started
-            for method, record in records.items():
-                if all(item.file in record.files for item in batch):
-                    continue
-                started = time.perf_counter()
-                restored = pipe.decode(sampled, method.decoder).float().cpu()
-                seconds = (sampling + time.perf_counter() - started) / len(batch)
-                images = (restored * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-                for item, image in zip(batch, images, strict=True):
-                    if item.file not in record.files:
-                        record.write(item, np.ascontiguousarray(image), digests[item.file], seconds)
-                record.save()
-            progress.advance(task, len(batch))
+def _open(
+    methods: list[Method], config: EvaluateConfig, device: torch.device, reasons: dict[str, str]
+) -> tuple[Runner | None, list[Method]]:
+    """The runner, and those of the methods that it can serve; the Consistency Decoder may be what is lacking."""
+    try:
+        return open_runner(methods, config, device), methods
+    except UnavailableError as error:
+        rest = [method for method in methods if method.decoder != "consistency"]
+        reasons.update({method.name: str(error) for method in methods if method not in rest})
+        return (open_runner(rest, config, device), rest) if rest else (None, [])
 
 
-def weights_digest(pipe: DiffRestorerPipeline) -> str:
-    """SHA-256 over configuration and weights of every component: what a model is, wherever it was loaded from."""
-    digest = hashlib.sha256()
-    for name, component in sorted(pipe.components.items()):
-        config = {key: value for key, value in dict(component.config).items() if not key.startswith("_")}
-        digest.update(f"{name}{json.dumps(config, sort_keys=True, default=str)}".encode())
-        if isinstance(component, torch.nn.Module):
-            for key, value in sorted(component.state_dict().items()):
-                digest.update(f"{key}{value.dtype}{tuple(value.shape)}".encode())
-                digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+class _Work:
+    """One process's share of a runner's work; `counts`: method name -> made now, kept, seconds of both."""
+
+    def __init__(self, runner: Runner, methods: Sequence[Method], output_dir: Path) -> None:
+        self.runner = runner
+        self.methods = methods
+        self.output_dir = output_dir
+        self.settings = {method.name: runner.settings(method) for method in methods}
+        self.counts: dict[str, list[float]] = {method.name: [0, 0, 0.0] for method in methods}
+
+    def restore(self, batch: Sequence[Item]) -> None:
+        """Restores a batch where one of its outputs is missing; files that are there are left as they are."""
+        lq = [item.lq.read() for item in batch]
+        inputs = [digest(image) for image in lq]
+        missing: dict[str, list[int]] = {}
+        for method in self.methods:
+            for index, item in enumerate(batch):
+                seconds = self._kept(method, item, inputs[index])
+                if seconds is None:
+                    missing.setdefault(method.name, []).append(index)
+                else:
+                    self._count(method, 1, seconds)
+        wanted = [method for method in self.methods if method.name in missing]
+        if not wanted:
+            return
+        restored = self.runner.restore(as_batch(lq), wanted)
+        for method in wanted:
+            images, seconds = _pixels(restored[method.name].images), restored[method.name].seconds
+            for index in missing[method.name]:
+                made = {**self.settings[method.name], "lq": inputs[index], "seconds": round(seconds, 4)}
+                write_output(method.output(batch[index], self.output_dir).path, images[index], made)
+                self._count(method, 0, seconds)
+
+    def _kept(self, method: Method, item: Item, lq: str) -> float | None:
+        """The seconds that an output took if it is there and was made with these settings from this input."""
+        made = made_by(method.output(item, self.output_dir).path)
+        if made is None or {**made, "seconds": 0} != {**self.settings[method.name], "lq": lq, "seconds": 0}:
+            return None
+        return float(made["seconds"])
+
+    def _count(self, method: Method, which: int, seconds: float) -> None:
+        self.counts[method.name][which] += 1
+        self.counts[method.name][2] += seconds
+
+
+def _pixels(images: Float[Tensor, "b 3 h w"]) -> np.ndarray:
+    """As uint8 (b, h, w, 3)."""
+    return np.ascontiguousarray((images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy())

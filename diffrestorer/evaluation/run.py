@@ -3,148 +3,271 @@
 import json
 import platform
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from diffrestorer import __version__
 from diffrestorer.config.composition import git_commit, save
 from diffrestorer.config.schema import EvaluateConfig
-from diffrestorer.evaluation.files import read_batch, write_text
+from diffrestorer.evaluation.comparison import compare
+from diffrestorer.evaluation.export import write_comparison
+from diffrestorer.evaluation.fid import FidScorer, fid_warning
+from diffrestorer.evaluation.files import write_text
 from diffrestorer.evaluation.methods import Method, collect_outputs, parse_methods
-from diffrestorer.evaluation.report import Report, write_contact_sheet, write_page
-from diffrestorer.evaluation.suites import Suite, build_suite
-from diffrestorer.evaluation.tables import (
-    Score,
-    build_tables,
-    markdown,
-    nan_counts,
-    rich_table,
-    summary_sentences,
-    write_scores,
+from diffrestorer.evaluation.paper import PAPER_TABLES
+from diffrestorer.evaluation.prepared import build_suite
+from diffrestorer.evaluation.report import Report, write_page
+from diffrestorer.evaluation.scores import Score, Summary, nan_counts, summarise, write_scores, write_summaries
+from diffrestorer.evaluation.scoring import ScoreStore, Scoring
+from diffrestorer.evaluation.sheet import write_contact_sheet
+from diffrestorer.evaluation.suites import SUITES, Suite
+from diffrestorer.evaluation.tables import build_tables, markdown, rich_table, summary_sentences
+from diffrestorer.metrics import (
+    DEFAULT_METRICS,
+    METRICS,
+    PAPER_METRICS,
+    Metric,
+    Scorer,
+    WeightsError,
+    metric_version,
+    select_metrics,
 )
-from diffrestorer.metrics import Metric, Scorer, select_metrics
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one run found.
+
+    Attributes:
+        metrics: those that worked. unavailable: metric name -> why it did not.
+        methods: those that ran, and those that could not, with the reason.
+        restoring: method name -> what its outputs depend on, how many were made now and kept, seconds an image.
+    """
+
+    config: EvaluateConfig
+    suite: Suite
+    methods: list[Method]
+    metrics: list[Metric]
+    unavailable: dict[str, str]
+    scores: list[Score]
+    summaries: list[Summary]
+    restoring: dict[str, dict[str, Any]]
 
 
 def evaluate(config: EvaluateConfig, console: Console | None = None) -> list[Score]:
     """Compares methods on a suite.
 
-    Writes under `config.output_dir`: `suite/`, `restored/METHOD/`, `scores.csv`, `table.md`, `run.json`, `config.yaml`,
-    `index.html` and `contact_sheet.png`. Run again, it restores only what is missing or was made otherwise.
+    Writes under `config.output_dir`: `suite/` (open photos only), `restored/METHOD/`, `scores.csv`, `summary.csv`,
+    `table.md`, `tableN.{md,tex,csv}` of the paper's tables that the suite covers, `run.json`, `config.yaml`,
+    `index.html` and `contact_sheet.png`. Run again, it restores and scores only what is missing or was made otherwise.
+    Under `accelerate launch` or `torchrun` the processes share the work.
 
     Args:
         console: where tables and progress go; None: the terminal.
 
     Returns:
-        The rows of scores.csv.
+        The rows of scores.csv; none with `only=restore`.
 
     Raises:
         ValueError: the suite, a method, a metric or a number is not valid; a model or an output can't be used.
     """
-    console = console or Console()
-    if config.steps < 1 or config.batch_size < 1 or config.seed < 0:
-        raise ValueError("steps and batch_size are at least 1, seed at least 0")
+    if config.steps < 1 or config.batch_size < 1 or config.seed < 0 or config.fid_floor < 2 or config.cards < 1:
+        raise ValueError("steps, batch_size and cards are at least 1, fid_floor at least 2, seed at least 0")
     methods = parse_methods(config)
-    metrics = select_metrics(config.metrics, config.size)
-    device = _device(config.device)
-    scorer = Scorer(metrics, device)
-    suite = build_suite(config)
+    metrics = select_metrics(config.metrics or suite_metrics(config.suite))
+    state = PartialState(cpu=config.device == "cpu")
+    device = _device(config.device, state)
+    console = console or Console(quiet=not state.is_main_process)
+    with state.main_process_first():
+        suite = build_suite(config)
     output_dir = Path(config.output_dir)
-    save(config, output_dir / "config.yaml")
-    collect_outputs(methods, suite, output_dir)
-    restoring = {}
-    if any(method.kind == "model" for method in methods):
-        from diffrestorer.evaluation.restore import restore_suite  # brings the networks, which take seconds
-
-        restoring = restore_suite(methods, suite, config, device, console)
-    scores = score_suite(methods, suite, scorer, config, console)
-    write_scores(output_dir / "scores.csv", scores, metrics)
-    _write_run(output_dir / "run.json", config, device, restoring, nan_counts(scores, metrics))
-    _report(suite, methods, metrics, scores, config, console)
-    return scores
-
-
-def score_suite(
-    methods: Sequence[Method], suite: Suite, scorer: Scorer, config: EvaluateConfig, console: Console
-) -> list[Score]:
-    """Scores every saved output: rows ordered by degradation, image, method."""
-    output_dir = Path(config.output_dir)
-    scores = []
-    columns = (TextColumn("score: {task.description}"), BarColumn(), TextColumn("left"), TimeRemainingColumn())
+    if state.is_main_process:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        save(config, output_dir / "config.yaml")
+        collect_outputs(methods, suite, output_dir)
+    state.wait_for_everyone()
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
+        TimeRemainingColumn(),
+    )  # fmt: skip
     with Progress(*columns, console=console) as progress:
-        for method in methods:
-            task = progress.add_task(method.title, total=len(suite.items))
-            for start in range(0, len(suite.items), config.batch_size):
-                batch = suite.items[start : start + config.batch_size]
-                outputs = read_batch([method.output(item, output_dir) for item in batch])
-                values = scorer(outputs, read_batch([item.gt for item in batch]))
-                for index, item in enumerate(batch):
-                    row = {name: column[index] for name, column in values.items()}
-                    scores.append(Score(suite.name, item.degradation, item.image, method.name, row))
-                progress.advance(task, len(batch))
-    order = {(item.degradation, item.image): index for index, item in enumerate(suite.items)}
-    return sorted(scores, key=lambda score: order[score.degradation, score.image])
+        restoring: dict[str, dict[str, Any]] = {}
+        if config.only != "score" and any(method.kind in ("model", "baseline") for method in methods):
+            from diffrestorer.evaluation.restore import restore_suite  # brings the networks, which take seconds
+
+            methods, restoring = restore_suite(methods, suite, config, device, state, progress)
+            state.wait_for_everyone()
+        if config.only == "restore":
+            return []
+        found = _score(config, suite, methods, metrics, restoring, device, state, progress)
+    if state.is_main_process:
+        _write(found, console, state, device)
+    return found.scores
 
 
-def _report(
-    suite: Suite,
-    methods: Sequence[Method],
-    metrics: Sequence[Metric],
-    scores: Sequence[Score],
+def suite_metrics(suite: str) -> tuple[str, ...]:
+    """The metrics of a suite: those of the demo need no download, the others add the paper's six."""
+    return DEFAULT_METRICS if suite == "demo" else (*DEFAULT_METRICS, *PAPER_METRICS)
+
+
+def _score(
     config: EvaluateConfig,
-    console: Console,
-) -> None:
+    suite: Suite,
+    methods: list[Method],
+    metrics: Sequence[Metric],
+    restoring: dict[str, dict[str, Any]],
+    device: torch.device,
+    state: PartialState,
+    progress: Progress,
+) -> Evaluation:
+    weights = None if config.metric_weights is None else Path(config.metric_weights)
+    scorer = Scorer([metric for metric in metrics if not metric.of_sets], device, weights)
+    unavailable = dict(scorer.unavailable)
+    fid = None
+    if METRICS["fid"] in metrics:
+        try:
+            fid = FidScorer(device, weights)
+        except WeightsError as error:
+            unavailable["fid"] = str(error)
+    working = [metric for metric in metrics if metric.name not in unavailable]
+    versions = {metric.name: metric_version(metric, weights) for metric in working}
     output_dir = Path(config.output_dir)
-    tables = build_tables(scores, metrics, methods)
-    sentences = summary_sentences(tables, nan_counts(scores, metrics))
-    caption = (
-        f"Suite {suite.name}: {len(suite.images)} photos of {config.size} x {config.size} pixels under "
-        f"{len(suite.degradations)} degradations; means over the photos. Seed {config.seed}, {config.steps} steps."
+    store = ScoreStore(output_dir / "scores", state.process_index)
+    running = [method for method in methods if not method.reason]
+    scoring = Scoring(
+        suite, running, output_dir, scorer, versions, store, config.batch_size, state, fid, config.fid_floor
     )
+    scores = scoring.score_images(progress)
+    set_values = {} if fid is None else scoring.score_sets(progress)
+    store.close()
+    made_with = {method.name: _made_with(method, restoring, versions, config, suite, device) for method in running}
+    summaries = summarise(scores, working, set_values, made_with)
+    return Evaluation(config, suite, methods, working, unavailable, scores, summaries, restoring)
+
+
+def _made_with(
+    method: Method,
+    restoring: dict[str, dict[str, Any]],
+    versions: dict[str, str],
+    config: EvaluateConfig,
+    suite: Suite,
+    device: torch.device,
+) -> dict[str, str]:
+    """What every row of a method depends on; a field that does not apply is empty."""
+    settings = restoring.get(method.name) or _kept_settings(method, suite, Path(config.output_dir))
+    return {
+        "metrics": "; ".join(f"{name}={text}" for name, text in versions.items()),
+        **{key: str(settings.get(key, "")) for key in ("weights", "decoder", "sampler", "steps", "seed", "dtype")},
+        "suite_seed": str(config.seed) if config.data.root is None else "",
+        "device": _device_name(device),
+        "git_commit": git_commit() or "",
+    }
+
+
+def _kept_settings(method: Method, suite: Suite, output_dir: Path) -> dict[str, Any]:
+    """What made the outputs of a run that only scores: the first one says so."""
+    from diffrestorer.evaluation.files import made_by
+
+    return {} if method.kind == "degraded" else made_by(method.output(suite.items[0], output_dir).path) or {}
+
+
+def _write(found: Evaluation, console: Console, state: PartialState, device: torch.device) -> None:
+    """Every file but the images."""
+    config, suite, output_dir = found.config, found.suite, Path(found.config.output_dir)
+    write_scores(output_dir / "scores.csv", found.scores, found.metrics, found.unavailable)
+    write_summaries(output_dir / "summary.csv", found.summaries, found.metrics, found.unavailable)
+    _write_run(output_dir / "run.json", found, state, device)
+    running = [method for method in found.methods if not method.reason]
+    tables = build_tables(found.summaries, found.metrics, running)
+    notes = _notes(found)
+    sentences = [*notes, *summary_sentences(tables, nan_counts(found.summaries))]
+    caption = _caption(config, suite)
     write_text(output_dir / "table.md", markdown(tables, sentences, caption))
-    report = Report(output_dir, suite, methods, scores, tables, sentences, caption)
+    written = []
+    for paper in PAPER_TABLES:
+        if (paper.number == 1) == (suite.name != "ablation") and suite.name != "demo":
+            comparison = compare(paper, found.summaries, found.methods, SUITES[suite.name], notes)
+            write_comparison(comparison, output_dir)
+            written.append(f"table{paper.number}.md")
+    report = Report(output_dir, suite, running, found.scores, tables, sentences, caption, config.cards)
     write_contact_sheet(report)
     write_page(report)
     for table in tables:
         console.print(rich_table(table))
     for sentence in sentences:
         console.print(sentence, highlight=False)
-    console.print(f"Pictures: {output_dir / 'index.html'}", highlight=False, soft_wrap=True)
+    where = ", ".join([*(str(output_dir / name) for name in written), str(output_dir / "index.html")])
+    console.print(f"Pictures and tables: {where}", highlight=False, soft_wrap=True)
 
 
-def _write_run(
-    path: Path, config: EvaluateConfig, device: torch.device, restoring: dict[str, dict[str, Any]], nans: dict[str, int]
-) -> None:
+def _notes(found: Evaluation) -> list[str]:
+    """What must stand on every table: other images than the paper's, metrics and tasks that are not there."""
+    notes = [found.suite.note] if found.suite.note else []
+    notes += [f"{name.upper()} is unavailable: {reason}" for name, reason in found.unavailable.items()]
+    notes += [f"{task} is unavailable: {reason}" for task, reason in found.suite.missing.items()]
+    if METRICS["fid"] in found.metrics:
+        sizes = {task: len(found.suite.of(task)) for task in found.suite.degradations}
+        warnings = {task: fid_warning(n, found.config.fid_floor) for task, n in sizes.items()}
+        notes += [f"{task}: {warning}" for task, warning in warnings.items() if warning]
+    return notes
+
+
+def _caption(config: EvaluateConfig, suite: Suite) -> str:
+    images = (
+        f"{len(suite.items)} pairs"
+        if config.data.root
+        else f"{len(suite.images)} photos of {config.size} x {config.size} pixels"
+    )
+    return (
+        f"Suite {suite.name}: {images} under {len(suite.degradations)} degradations; means over the photos. "
+        f"Seed {config.seed}, {config.steps} steps."
+    )
+
+
+def _write_run(path: Path, found: Evaluation, state: PartialState, device: torch.device) -> None:
     """What is needed to repeat the run, and how fast it was."""
+    config = found.config
     run = {
         "diffrestorer": __version__,
         **{name: version(name) for name in ("torch", "diffusers", "pyiqa", "numpy")},
         "python": platform.python_version(),
         "git_commit": git_commit(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "device": _device_name(device),
         "threads": torch.get_num_threads(),
+        "processes": state.num_processes,
         "suite": config.suite,
+        "images": {task: len(found.suite.of(task)) for task in found.suite.degradations},
+        "not_prepared": found.suite.missing,
         "seed": config.seed,
         "steps": config.steps,
         "batch_size": config.batch_size,
-        "methods": restoring,
-        "undefined_scores": nans,
+        "methods": found.restoring,
+        "unavailable_methods": {method.name: method.reason for method in found.methods if method.reason},
+        "unavailable_metrics": found.unavailable,
+        "undefined_scores": nan_counts(found.summaries),
     }
     write_text(path, json.dumps(run, indent=1) + "\n")
 
 
-def _device(name: str) -> torch.device:
-    """Where to compute: `auto` is a GPU if there is one.
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _device(name: str, state: PartialState) -> torch.device:
+    """Where to compute: `auto` is this process's GPU if there is one.
 
     Raises:
         ValueError: torch knows no such device, or this machine has none.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device(state.device)
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:

@@ -1,10 +1,12 @@
-"""The suites that methods are compared on: pairs of PNG files, made once, the same for every method.
+"""The suites that methods are compared on: pairs of images, made or prepared once, the same for every method.
 
-A suite is a function from the configuration to a `Suite`; a new one joins `SUITES`.
+`single`, `real` and `mixed` are the paper's 14 tasks (Table I); `all` is the three of them, `ablation` the five tasks
+that Tables II-V average over. They take their pairs from a prepared folder (`data.root`). Without one they stand on
+open photos that are degraded here, and say so. `demo` is always on open photos.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import cv2
@@ -15,6 +17,7 @@ from diffrestorer.data.counter import counter_rng
 from diffrestorer.data.images import ImageError, Photo, read_photo, write_photo
 from diffrestorer.data.synthesis import degrade
 from diffrestorer.degradations import DEGRADATIONS, MIXTURES
+from diffrestorer.evaluation.files import Source
 
 DEMO_PHOTOS: tuple[str, ...] = ("astronaut", "coffee", "chelsea", "rocket", "motorcycle")
 """Photos in scikit-image's wheel (CC0 or public domain), in the order of their index in the random streams."""
@@ -22,21 +25,57 @@ DEMO_PHOTOS: tuple[str, ...] = ("astronaut", "coffee", "chelsea", "rocket", "mot
 DEMO_SHORTER_SIDE = 288
 """Photos are shrunk to this shorter side before the crop (the smallest is 300), so that a crop of 256 shows a scene."""
 
+REAL: dict[str, str] = {"real_snow": "realsnow", "real_haze": "rtts"}
+"""Task -> the data set it is: real photos, not degraded by anybody."""
+
+TASKS: dict[str, tuple[str, ...]] = {"single": DEGRADATIONS, "real": tuple(REAL), "mixed": tuple(MIXTURES)}
+"""Suite -> its tasks. Table I, in its order."""
+
+AVERAGED: tuple[str, ...] = ("low_light", "haze", "real_snow", "snow+noise", "raindrop+blur+noise")
+"""The tasks that Tables II-V average over (their captions)."""
+
+SETS: dict[str, str] = {
+    "noise": "div2k",
+    "low_light": "lol",
+    "haze": "reside",
+    "rain": "rain1400",
+    "raindrop": "raindrop",
+    "snow": "snow100k",
+    "blur": "gopro",
+    "jpeg": "div2k",
+    **REAL,
+    "blur+noise": "div2k",
+    "snow+noise": "snow100k",
+    "raindrop+blur+noise": "raindrop",
+    "jpeg+blur+noise": "div2k",
+}
+"""Task -> the data set whose test pairs it is (`scripts/prepare_data.py set=NAME`)."""
+
+SUITES: dict[str, tuple[str, ...]] = {
+    "demo": (*DEGRADATIONS, *MIXTURES),
+    **TASKS,
+    "all": tuple(task for tasks in TASKS.values() for task in tasks),
+    "ablation": AVERAGED,
+}
+"""Suite -> its tasks, in order."""
+
 
 @dataclass(frozen=True)
 class Item:
     """A pair of a suite.
 
     Attributes:
-        degradation: a class or a mixture.
+        suite: `demo`, `single`, `real` or `mixed`.
+        degradation: the task: a class, a mixture, `real_snow` or `real_haze`.
         image: the photo's name, unique within a degradation.
-        gt, lq: PNG files of the clean and the degraded photo, of one size.
+        lq, gt: the degraded and the clean image, of one size; no clean one where none exists (`real_haze`).
     """
 
+    suite: str
     degradation: str
     image: str
-    gt: Path
-    lq: Path
+    lq: Source
+    gt: Source | None
 
     @property
     def file(self) -> str:
@@ -46,10 +85,23 @@ class Item:
 
 @dataclass(frozen=True)
 class Suite:
-    """Pairs of one size, ordered by degradation, then by image."""
+    """Pairs, ordered by degradation, then by image.
+
+    Attributes:
+        note: what readers of its tables must know about the images; may be empty.
+        missing: task -> why it has no pairs, and the command that prepares them.
+    """
 
     name: str
     items: tuple[Item, ...]
+    note: str = ""
+    missing: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        files = [item.file.lower() for item in self.items]
+        if len(set(files)) < len(files):
+            doubled = next(item for item in self.items if files.count(item.file.lower()) > 1)
+            raise ValueError(f"suite {self.name} names {doubled.degradation}/{doubled.image} twice")
 
     @property
     def degradations(self) -> list[str]:
@@ -61,49 +113,83 @@ class Suite:
         """Names of the photos, in order."""
         return list(dict.fromkeys(item.image for item in self.items))
 
+    def of(self, degradation: str) -> list[Item]:
+        """The items of a degradation."""
+        return [item for item in self.items if item.degradation == degradation]
 
-def build_suite(config: EvaluateConfig) -> Suite:
-    """The suite `config.suite`; its files lie under `config.output_dir`/suite and are written where they are missing.
+
+def suite_of(task: str) -> str:
+    """`single`, `real` or `mixed`."""
+    return next(suite for suite, tasks in TASKS.items() if task in tasks)
+
+
+def prepare_command(task: str, root: str | None) -> str:
+    """The command that prepares a task's pairs."""
+    return f"python scripts/prepare_data.py set={SETS[task]} root=DOWNLOADS out={root or 'PREPARED'}"
+
+
+def open_suite(config: EvaluateConfig) -> Suite:
+    """The suite `config.suite` on photos of scikit-image, degraded by this package, `config.size` pixels a side.
+
+    Its files lie under `config.output_dir`/suite and are written where they are missing.
 
     Raises:
-        ValueError: an unknown suite, or a size or number of images that it can't give.
+        ValueError: a size or number of images that the photos can't give, or a suite without a task that they can be.
     """
-    if config.suite not in SUITES:
-        raise ValueError(f"suite={config.suite} is not there: this version has {', '.join(SUITES)} only")
-    return SUITES[config.suite](config)
-
-
-def _demo(config: EvaluateConfig) -> Suite:
-    """Photos of scikit-image under all eight degradations and the four mixtures, `config.size` pixels a side."""
     if not 64 <= config.size <= DEMO_SHORTER_SIDE:
-        raise ValueError(f"size={config.size}: the demo's photos are 64 to {DEMO_SHORTER_SIDE} pixels a side")
+        raise ValueError(f"size={config.size}: the open photos are 64 to {DEMO_SHORTER_SIDE} pixels a side")
     count = len(DEMO_PHOTOS) if config.images is None else config.images
     if not 1 <= count <= len(DEMO_PHOTOS):
-        raise ValueError(f"images={count}: the demo has 1 to {len(DEMO_PHOTOS)} photos")
-    names = DEMO_PHOTOS[:count]
+        raise ValueError(f"images={count}: there are 1 to {len(DEMO_PHOTOS)} open photos")
+    tasks = SUITES[config.suite]
+    missing = {task: f"not prepared: {prepare_command(task, None)}" for task in tasks if task in REAL}
+    check_any(config.suite, tasks, missing)
+    items = _degraded(config, DEMO_PHOTOS[:count], [task for task in tasks if task not in REAL])
+    note = (
+        ""
+        if config.suite == "demo"
+        else (
+            f"Measured on {count} open photos of scikit-image, {config.size} x {config.size} pixels, degraded by this "
+            "package, since no prepared test sets were given (data.root=PREPARED): not the paper's images, so the "
+            "differences from the paper's numbers say nothing about the methods."
+        )
+    )
+    return Suite(config.suite, tuple(items), note, missing)  # fmt: skip
+
+
+def check_any(suite: str, tasks: Sequence[str], missing: dict[str, str]) -> None:
+    """Refuses a suite without any pair.
+
+    Raises:
+        ValueError: every task is missing; the message holds the commands that prepare them.
+    """
+    if set(tasks) <= set(missing):
+        commands = list(dict.fromkeys(missing[task].removeprefix("not prepared: ") for task in tasks))
+        listed = "\n  ".join(commands)
+        raise ValueError(f"suite={suite} is not prepared; prepare it, then give data.root=PREPARED:\n  {listed}")
+
+
+def _degraded(config: EvaluateConfig, names: Sequence[str], tasks: Sequence[str]) -> list[Item]:
     folder = Path(config.output_dir) / "suite"
-    clean = [_demo_photo(name, config.size) for name in names]
+    clean = [_photo(name, config.size) for name in names]
     for name, gt in zip(names, clean, strict=True):
         _write(folder / "gt" / f"{name}.png", gt)
     items = []
-    for degradation in (*DEGRADATIONS, *MIXTURES):
+    for task in tasks:
+        suite = "demo" if config.suite == "demo" else suite_of(task)
         for index, (name, gt) in enumerate(zip(names, clean, strict=True)):
-            rng = counter_rng(config.seed, f"suite/{degradation}", index)
-            item = Item(degradation, name, folder / "gt" / f"{name}.png", folder / "lq" / degradation / f"{name}.png")
-            _write(item.lq, degrade(gt, degradation, rng))
-            items.append(item)
-    return Suite("demo", tuple(items))
+            lq = folder / "lq" / task / f"{name}.png"
+            _write(lq, degrade(gt, task, counter_rng(config.seed, f"suite/{task}", index)))
+            items.append(Item(suite, task, name, Source(lq), Source(folder / "gt" / f"{name}.png")))
+    return items
 
 
-SUITES: dict[str, Callable[[EvaluateConfig], Suite]] = {"demo": _demo}
-
-
-def _demo_photo(name: str, size: int) -> np.ndarray:
+def _photo(name: str, size: int) -> np.ndarray:
     """A photo as uint8 (size, size, 3): shrunk by area to the shorter side, then its centre."""
     try:
         import skimage.data
     except ImportError:
-        raise ValueError("the demo's photos need scikit-image: pip install 'diffrestorer[eval]'") from None
+        raise ValueError("the open photos need scikit-image: pip install 'diffrestorer[eval]'") from None
     photo = skimage.data.stereo_motorcycle()[0] if name == "motorcycle" else getattr(skimage.data, name)()
     scale = DEMO_SHORTER_SIDE / min(photo.shape[:2])
     height, width = (round(side * scale) for side in photo.shape[:2])

@@ -1,43 +1,37 @@
-"""Scores as a CSV file, as tables (terminal, Markdown, HTML read the same ones) and as sentences drawn from them."""
+"""Means as tables (terminal, Markdown, HTML read the same ones) and as sentences drawn from them."""
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from rich.table import Table as RichTable
 
 from diffrestorer.degradations import DEGRADATIONS, MIXTURES
-from diffrestorer.evaluation.files import write_text
 from diffrestorer.evaluation.methods import Method
-from diffrestorer.metrics import Metric
+from diffrestorer.evaluation.scores import Summary
+from diffrestorer.evaluation.suites import REAL
+from diffrestorer.metrics import PAPER_METRICS, Metric
 
-SHOWN_METRICS: tuple[str, ...] = ("psnr", "ssim", "nlpd")
+SHOWN_METRICS: tuple[str, ...] = ("psnr", "ssim", "nlpd", *PAPER_METRICS)
 """Metrics that tables and pages show, where they were computed; scores.csv has all."""
 
-GROUPS: dict[str, tuple[str, ...]] = {"single degradations": DEGRADATIONS, "mixtures": tuple(MIXTURES)}
+GROUPS: dict[str, tuple[str, ...]] = {
+    "single degradations": DEGRADATIONS,
+    "real degradations": tuple(REAL),
+    "mixtures": tuple(MIXTURES),
+}
 """Rows that are also averaged, and counted in the sentences."""
 
 
 @dataclass(frozen=True)
-class Score:
-    """One row of scores.csv: a method's output for one image, and metric name -> value (NaN where undefined)."""
-
-    suite: str
-    degradation: str
-    image: str
-    method: str
-    values: dict[str, float]
-
-
-@dataclass(frozen=True)
 class Row:
-    """A line of a table: method name -> mean over the images of a degradation or of a group of them."""
+    """A line of a table: method name -> mean over the images of a degradation, or over a group of degradations.
+
+    None: the metric has no value there.
+    """
 
     label: str
-    means: dict[str, float]
+    means: dict[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -51,9 +45,13 @@ class Table:
 
     def cell(self, row: Row, method: Method) -> tuple[str, bool]:
         """A mean as text, and whether it is the row's best (ties, as printed, share that; a lone method is not)."""
-        best = self.metric.best(list(row.means.values()))
-        text, best_text = self._format(row.means[method.name]), self._format(best)
-        return text, len(row.means) > 1 and not math.isnan(best) and text == best_text
+        known = [mean for mean in row.means.values() if mean is not None]
+        mean = row.means[method.name]
+        if mean is None:
+            return "–", False
+        best = self.metric.best(known)
+        text = self.format(mean)
+        return text, len(known) > 1 and not math.isnan(best) and text == self.format(best)
 
     @property
     def title(self) -> str:
@@ -61,8 +59,9 @@ class Table:
         unit = ", dB" if self.metric.name == "psnr" else ""
         return f"{metric_title(self.metric.name)}{unit} {self.metric.arrow}"
 
-    def _format(self, value: float) -> str:
-        return f"{value:.2f}" if self.metric.name == "psnr" else f"{value:.3f}"
+    def format(self, value: float) -> str:
+        """A value as tables print it."""
+        return f"{value:.2f}" if self.metric.name in ("psnr", "fid", "niqe", "musiq") else f"{value:.3f}"
 
 
 def metric_title(name: str) -> str:
@@ -70,32 +69,21 @@ def metric_title(name: str) -> str:
     return name.upper().replace("_", "-")
 
 
-def write_scores(path: Path, scores: Sequence[Score], metrics: Sequence[Metric]) -> None:
-    """Writes scores.csv: suite,degradation,image,method, a column a metric; six decimals, or `nan`."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    names = [metric.name for metric in metrics]
-    writer.writerow(["suite", "degradation", "image", "method", *names])
-    for score in scores:
-        values = [f"{score.values[name]:.6f}" for name in names]
-        writer.writerow([score.suite, score.degradation, score.image, score.method, *values])
-    write_text(path, text.getvalue())
-
-
 def shown_metrics(metrics: Sequence[Metric]) -> list[Metric]:
     """Those of `SHOWN_METRICS` that were computed; the first three where none was."""
     return [metric for metric in metrics if metric.name in SHOWN_METRICS] or list(metrics[:3])
 
 
-def build_tables(scores: Sequence[Score], metrics: Sequence[Metric], methods: Sequence[Method]) -> list[Table]:
-    """A table a shown metric. A mean that a NaN enters is NaN: it is counted in `nan_sentences`, never left out."""
-    degradations = list(dict.fromkeys(score.degradation for score in scores))
+def build_tables(summaries: Sequence[Summary], metrics: Sequence[Metric], methods: Sequence[Method]) -> list[Table]:
+    """A table a shown metric. A mean that a NaN enters is NaN: it is counted in `nan_counts`, never left out."""
+    degradations = list(dict.fromkeys(summary.degradation for summary in summaries))
+    found = {(summary.degradation, summary.method): summary for summary in summaries}
     groups = {label: [name for name in names if name in degradations] for label, names in GROUPS.items()}
     tables = []
     for metric in shown_metrics(metrics):
 
         def row(label: str, names: Sequence[str], metric: Metric = metric) -> Row:
-            return Row(label, {method.name: _mean(scores, metric, method, names) for method in methods})
+            return Row(label, {m.name: _mean([found[name, m.name] for name in names], metric) for m in methods})
 
         rows = tuple(row(name, [name]) for name in degradations)
         group_rows = tuple(row(f"mean of {label}", names) for label, names in groups.items() if names)
@@ -103,23 +91,16 @@ def build_tables(scores: Sequence[Score], metrics: Sequence[Metric], methods: Se
     return tables
 
 
-def _mean(scores: Sequence[Score], metric: Metric, method: Method, degradations: Sequence[str]) -> float:
-    values = [
-        score.values[metric.name]
-        for score in scores
-        if score.method == method.name and score.degradation in degradations
-    ]
-    return sum(values) / len(values)
-
-
-def nan_counts(scores: Sequence[Score], metrics: Sequence[Metric]) -> dict[str, int]:
-    """Metric name -> how many scores are NaN, for those that have any."""
-    counts = {m.name: sum(math.isnan(score.values[m.name]) for score in scores) for m in metrics}
-    return {name: count for name, count in counts.items() if count}
+def _mean(summaries: Sequence[Summary], metric: Metric) -> float | None:
+    """Each degradation counts once."""
+    values = [summary.values[metric.name] for summary in summaries if metric.name in summary.values]
+    return sum(values) / len(values) if len(values) == len(summaries) else None
 
 
 def summary_sentences(tables: Sequence[Table], nans: dict[str, int]) -> list[str]:
     """What the tables say: each method against the degraded input, the two decoders, and undefined scores if any."""
+    if not tables:
+        return []
     methods = {method.name: method for method in tables[0].methods}
     pairs = [(name, "degraded") for name in methods if name != "degraded" and "degraded" in methods]
     if {"diff_restorer", "diff_restorer_sd"} <= set(methods):
@@ -139,9 +120,11 @@ def _wins(tables: Sequence[Table], group: str, name: str, other: str) -> str:
     counts = []
     for table in tables:
         means = [(row.means[name], row.means[other]) for row in table.rows if row.label in rows]
-        wins = sum(one != two and table.metric.best([one, two]) == one for one, two in means)
-        counts.append(f"in {metric_title(table.metric.name)} on {wins}")
-    return f"{', '.join(counts)} of {len(rows)} {group}" if rows else ""
+        known = [(one, two) for one, two in means if one is not None and two is not None]
+        if known:
+            wins = sum(one != two and table.metric.best([one, two]) == one for one, two in known)
+            counts.append(f"in {metric_title(table.metric.name)} on {wins}")
+    return f"{', '.join(counts)} of {len(rows)} {group}" if counts else ""
 
 
 def rich_table(table: Table) -> RichTable:

@@ -8,7 +8,8 @@ from PIL import Image
 
 from diffrestorer.config.schema import EvaluateConfig
 from diffrestorer.degradations import DEGRADATIONS, MIXTURES
-from diffrestorer.evaluation.suites import DEMO_PHOTOS, build_suite
+from diffrestorer.evaluation.prepared import build_suite
+from diffrestorer.evaluation.suites import DEMO_PHOTOS
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -31,7 +32,8 @@ def test_equal_seeds_give_equal_files(tmp_path: Path) -> None:
     assert suite.degradations == [*DEGRADATIONS, *MIXTURES]
     assert suite.images == list(DEMO_PHOTOS)
     for item in suite.items:
-        assert np.asarray(Image.open(item.gt)).shape == np.asarray(Image.open(item.lq)).shape == (96, 96, 3)
+        assert item.gt is not None
+        assert np.asarray(Image.open(item.gt.path)).shape == np.asarray(Image.open(item.lq.path)).shape == (96, 96, 3)
 
 
 def test_a_photo_does_not_depend_on_the_others(tmp_path: Path) -> None:
@@ -43,7 +45,7 @@ def test_a_photo_does_not_depend_on_the_others(tmp_path: Path) -> None:
 def test_right_files_are_kept_and_wrong_ones_replaced(tmp_path: Path) -> None:
     suite = build_suite(config(tmp_path, images=1))
     before = files(tmp_path)
-    kept, damaged = suite.items[0].lq, suite.items[1].lq
+    kept, damaged = suite.items[0].lq.path, suite.items[1].lq.path
     stamp = kept.stat().st_mtime_ns
     damaged.write_bytes(damaged.read_bytes()[:100])
     build_suite(config(tmp_path, images=1))
@@ -54,9 +56,10 @@ def test_right_files_are_kept_and_wrong_ones_replaced(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"suite": "mixed"}, "this version has demo only"),
+        ({"suite": "mixd"}, "choose from demo, single, real, mixed, all, ablation"),
+        ({"suite": "real"}, r"prepare_data\.py set=realsnow root=DOWNLOADS out=PREPARED"),
         ({"size": 500}, "64 to 288"),
-        ({"images": 6}, "1 to 5 photos"),
+        ({"images": 6}, "1 to 5 open photos"),
     ],
 )
 def test_what_is_not_there_is_refused(tmp_path: Path, keys: dict[str, object], message: str) -> None:

@@ -1,0 +1,46 @@
+"""The ablations of Tables II-V: which model each one needs, how it is recognised, what decodes its latents.
+
+Rows of Tables II-IV use the VAE's own decoder and compare with Ours_S, so that no decoder is retrained for them.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Decoder = Literal["refined", "sd", "consistency"]
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """One row.
+
+    Attributes:
+        title: as the paper prints it.
+        script: which script trains it (`scripts/NAME.py ablation=...`).
+        decoder: what its latents are decoded with.
+        component, key, value: what the config of a model trained so says; empty where the weights do not show it.
+    """
+
+    title: str
+    script: str = "train_stage1"
+    decoder: Decoder = "sd"
+    component: str = ""
+    key: str = ""
+    value: bool = False
+
+    def command(self, name: str, folder: str) -> str:
+        """The command that trains it where evaluation looks for it."""
+        return f"accelerate launch scripts/{self.script}.py ablation={name} output_dir={folder}/{name}"
+
+
+ABLATIONS: dict[str, Ablation] = {
+    "no_semantic": Ablation("w/o B_s", component="prompt_processor", key="semantic"),
+    "no_degradation": Ablation("w/o P_D", component="prompt_processor", key="degradation"),
+    "no_dmb_cd": Ablation("w/o DMB + CD", component="control_encoder", key="modulate"),
+    "no_dmb": Ablation("w/o DMB", component="control_encoder", key="modulate"),
+    "no_cd": Ablation("w/o CD"),
+    "no_aux_loss": Ablation("w/o L_deg + L_rec"),
+    "no_deg_loss": Ablation("w/o L_deg"),
+    "consistency_decoder": Ablation("Consistency Decoder", decoder="consistency"),
+    "no_drb": Ablation("Ours decoder w/o DRB", "train_decoder", "refined", "decoder", "refine"),
+}
+"""Name, as in `ablation=NAME` -> ablation."""

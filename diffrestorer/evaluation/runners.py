@@ -1,0 +1,171 @@
+"""What restores a batch: one class a kind of method. A new kind joins `open_runner`."""
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from diffusers import ConsistencyDecoderVAE
+from jaxtyping import Float
+from torch import Tensor
+
+from diffrestorer.config.schema import EvaluateConfig
+from diffrestorer.evaluation.ablations import ABLATIONS
+from diffrestorer.evaluation.methods import Method
+from diffrestorer.pipeline import DiffRestorerPipeline
+
+
+@dataclass(frozen=True)
+class Restored:
+    """Images in [0, 1], and the seconds an image took, sampling included."""
+
+    images: Float[Tensor, "b 3 h w"]
+    seconds: float
+
+
+@runtime_checkable
+class Runner(Protocol):
+    """A model that restores; methods that share its source share it."""
+
+    def settings(self, method: Method) -> dict[str, Any]:
+        """What a method's outputs depend on besides the input: kept images are recognised by it."""
+
+    def restore(self, lq: Float[Tensor, "b 3 h w"], methods: Sequence[Method]) -> dict[str, Restored]:
+        """Method name -> restored images, for degraded ones in [0, 1] of one size.
+
+        The result for an image depends neither on the others of its batch (beyond rounding) nor on earlier calls.
+        """
+
+
+class UnavailableError(ValueError):
+    """A method can't run here; its rows say why."""
+
+
+def open_runner(methods: Sequence[Method], config: EvaluateConfig, device: torch.device) -> Runner:
+    """The runner of methods that share one source.
+
+    Raises:
+        ValueError: the model can't be loaded, or is not the ablation it is said to be.
+    """
+    assert {method.kind for method in methods} == {"model"}
+    return PipelineRunner(methods, config, device)
+
+
+class PipelineRunner:
+    """DiffRestorerPipeline: samples once, then decodes with each method's decoder."""
+
+    def __init__(self, methods: Sequence[Method], config: EvaluateConfig, device: torch.device) -> None:
+        dtype = getattr(torch, config.dtype)
+        self.pipe = DiffRestorerPipeline.from_pretrained(methods[0].source, torch_dtype=dtype).to(device)
+        self.pipe.set_progress_bar_config(disable=True)
+        self.config = config
+        for method in methods:
+            check_ablation(method, self.pipe)
+        self.consistency_decoder: ConsistencyDecoderVAE | None = None
+        if any(method.decoder == "consistency" for method in methods):
+            self.consistency_decoder = load_consistency_decoder(config.consistency_decoder, self.pipe)
+
+    @cached_property
+    def _weights(self) -> str:
+        return weights_digest(self.pipe.components)
+
+    def settings(self, method: Method) -> dict[str, Any]:
+        """Weights, decoder, steps, seed, sampler and dtype."""
+        weights = self._weights
+        if method.decoder == "consistency":
+            weights += "+" + weights_digest({"consistency_decoder": self.consistency_decoder})
+        return {
+            "weights": weights,
+            "decoder": method.decoder,
+            "steps": self.config.steps,
+            "seed": self.config.seed,
+            "sampler": type(self.pipe.scheduler).__name__,
+            "dtype": str(self.pipe.dtype).removeprefix("torch."),
+        }
+
+    @torch.no_grad()
+    def restore(self, lq: Float[Tensor, "b 3 h w"], methods: Sequence[Method]) -> dict[str, Restored]:
+        """Each image draws its noise from a generator of its own, so that batches don't change a result."""
+        generators = [torch.Generator().manual_seed(self.config.seed) for _ in lq]
+        started = time.perf_counter()
+        sampled = self.pipe.sample(lq, self.config.steps, generators)
+        sampling = time.perf_counter() - started
+        restored = {}
+        for method in methods:
+            started = time.perf_counter()
+            if method.decoder == "consistency":
+                images = self._decode_consistently(sampled.latents)[..., : lq.shape[2], : lq.shape[3]].clamp(0, 1)
+            else:
+                images = self.pipe.decode(sampled, method.decoder)
+            images = images.float().cpu()
+            restored[method.name] = Restored(images, (sampling + time.perf_counter() - started) / len(lq))
+        return restored
+
+    def _decode_consistently(self, latents: Float[Tensor, "b l h8 w8"]) -> Float[Tensor, "b 3 h w"]:
+        """Image by image: the decoder draws noise, and each image has a generator of its own."""
+        assert self.consistency_decoder is not None
+        return torch.cat([self._decode_one(row[None]) for row in latents])
+
+    def _decode_one(self, latents: Float[Tensor, "1 l h8 w8"]) -> Float[Tensor, "1 3 h w"]:
+        generator = torch.Generator().manual_seed(self.config.seed)
+        vae = self.consistency_decoder
+        decoded = vae.decode(latents / vae.config.scaling_factor, generator=generator).sample
+        return decoded / 2 + 0.5
+
+
+def load_consistency_decoder(source: str, pipe: DiffRestorerPipeline) -> ConsistencyDecoderVAE:
+    """OpenAI's Consistency Decoder through diffusers (Table V), on the pipeline's device and in its dtype.
+
+    Args:
+        source: a folder or a hub id.
+
+    Raises:
+        UnavailableError: its weights can't be had, or the model's latents are not Stable Diffusion's.
+    """
+    try:
+        vae = ConsistencyDecoderVAE.from_pretrained(source, torch_dtype=pipe.dtype)
+    except (OSError, ValueError) as error:
+        raise UnavailableError(
+            f"no Consistency Decoder at {source!r} ({str(error).splitlines()[0]}): give consistency_decoder=FOLDER "
+            "with its config.json and diffusion_pytorch_model.safetensors"
+        ) from None
+    if vae.config.latent_channels != pipe.vae.config.latent_channels:
+        raise UnavailableError(
+            f"the Consistency Decoder reads latents of {vae.config.latent_channels} channels, Stable Diffusion's; this "
+            f"model's have {pipe.vae.config.latent_channels}"
+        )
+    return vae.to(pipe.device).eval()
+
+
+def check_ablation(method: Method, pipe: DiffRestorerPipeline) -> None:
+    """Compares a model's config with the ablation that its row claims.
+
+    Raises:
+        ValueError: the model was not trained so.
+    """
+    ablation = ABLATIONS.get(method.name)
+    if ablation is None or not ablation.component:
+        return
+    found = getattr(pipe, ablation.component).config[ablation.key]
+    if found != ablation.value:
+        raise ValueError(
+            f"{method.source} was not trained with ablation={method.name}: its {ablation.component} says "
+            f"{ablation.key}={found}; train it: {ablation.command(method.name, 'outputs')}"
+        )
+
+
+def weights_digest(components: dict[str, Any]) -> str:
+    """SHA-256 over configuration and weights of every component: what a model is, wherever it was loaded from."""
+    digest = hashlib.sha256()
+    for name, component in sorted(components.items()):
+        config = {key: value for key, value in dict(component.config).items() if not key.startswith("_")}
+        digest.update(f"{name}{json.dumps(config, sort_keys=True, default=str)}".encode())
+        if isinstance(component, torch.nn.Module):
+            for key, value in sorted(component.state_dict().items()):
+                digest.update(f"{key}{value.dtype}{tuple(value.shape)}".encode())
+                digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
