@@ -169,12 +169,11 @@ class Scorer:
         inputs = (images,) if reference is None else (images, reference)
         try:
             values = self._functions[metric.name](*inputs)
-        except torch.linalg.LinAlgError:
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
             if len(images) == 1:
                 return [float("nan")]
-            rows = [self._score(metric, *(x[i : i + 1] if x is not None else None for x in (images, reference)))
-                    for i in range(len(images))]  # fmt: skip
-            return [value for row in rows for value in row]
+            references = [None] * len(images) if reference is None else reference.split(1)
+            return [self._score(metric, *pair)[0] for pair in zip(images.split(1), references, strict=True)]
         return [float(value) for value in values.reshape(len(images)).tolist()]
 
 

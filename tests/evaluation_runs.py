@@ -6,12 +6,14 @@ from typing import Any
 
 from rich.console import Console
 
-from diffrestorer.config.schema import EvaluateConfig
+from diffrestorer.config.schema import EvaluateConfig, TestDataConfig
 
 
 def settings(folder: Path, method: list[str], **keys: Any) -> EvaluateConfig:
     """One photo of 64 pixels, one step, two metrics that need no download."""
     small = {"size": 64, "images": 1, "steps": 1, "batch_size": 8, "device": "cpu", "metrics": ["psnr", "ssim"]}
+    if "data" in keys:
+        keys["data"] = TestDataConfig(**keys["data"])
     return EvaluateConfig(output_dir=str(folder), method=method, **{**small, **keys})
 
 

@@ -47,7 +47,7 @@ class Source:
             return read_pixels(self.path)
         try:
             return np.array(_open_shard(self.path)[self.row, self.side])
-        except (OSError, ValueError, IndexError) as error:
+        except (OSError, ValueError, IndexError, EOFError) as error:
             raise ValueError(f"{self}: it cannot be read ({error}); prepare the folder again") from None
 
     def size(self) -> tuple[int, int]:
@@ -62,7 +62,7 @@ class Source:
                 return int(height), int(width)
             with Image.open(self.path) as image:
                 return image.height, image.width
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise ValueError(f"{self}: it cannot be read ({error})") from None
 
     def __str__(self) -> str:

@@ -107,14 +107,13 @@ class PipelineRunner:
 
     def _decode_consistently(self, latents: Float[Tensor, "b l h8 w8"]) -> Float[Tensor, "b 3 h w"]:
         """Image by image: the decoder draws noise, and each image has a generator of its own."""
-        assert self.consistency_decoder is not None
-        return torch.cat([self._decode_one(row[None]) for row in latents])
-
-    def _decode_one(self, latents: Float[Tensor, "1 l h8 w8"]) -> Float[Tensor, "1 3 h w"]:
-        generator = torch.Generator().manual_seed(self.config.seed)
         vae = self.consistency_decoder
-        decoded = vae.decode(latents / vae.config.scaling_factor, generator=generator).sample
-        return decoded / 2 + 0.5
+        assert vae is not None
+        images = []
+        for row in (latents / vae.config.scaling_factor).split(1):
+            generator = torch.Generator().manual_seed(self.config.seed)
+            images.append(vae.decode(row, generator=generator).sample / 2 + 0.5)
+        return torch.cat(images)
 
 
 def load_consistency_decoder(source: str, pipe: DiffRestorerPipeline) -> ConsistencyDecoderVAE:

@@ -1,0 +1,72 @@
+"""Stopped runs and shared work: kills, halves, several processes. The final tables are identical."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from evaluation_runs import quiet, restored, settings
+
+from diffrestorer.evaluation.run import evaluate
+
+ROOT = Path(__file__).resolve().parents[2]
+TABLES = ("scores.csv", "summary.csv", "table1.md", "table1.csv", "table1.tex", "table.md")
+
+
+def command(folder: Path, model: Path) -> list[str]:
+    keys = ["size=64", "images=2", "steps=1", "batch_size=1", "device=cpu", "metrics=[psnr,ssim]", f"model={model}"]
+    methods = "degraded,diff_restorer_sd,diff_restorer"
+    return ["scripts/evaluate.py", "--suite", "mixed", "--method", methods, f"output_dir={folder}", *keys]
+
+
+def tables(folder: Path) -> dict[str, str]:
+    """Without the folder's own name."""
+    return {name: (folder / name).read_text().replace(str(folder), "OUT") for name in TABLES}
+
+
+@pytest.mark.slow
+def test_either_half_alone_gives_the_same_tables(model: Path, tmp_path: Path) -> None:
+    keys = {"model": str(model), "suite": "mixed"}
+    methods = ["degraded", "diff_restorer"]
+    evaluate(settings(tmp_path / "whole", methods, **keys), quiet())
+    assert evaluate(settings(tmp_path / "halves", methods, only="restore", **keys), quiet()) == []
+    assert not (tmp_path / "halves" / "scores.csv").exists()
+    evaluate(settings(tmp_path / "halves", methods, only="score", **keys), quiet())
+    assert tables(tmp_path / "halves") == tables(tmp_path / "whole")
+    assert json.loads((tmp_path / "halves" / "run.json").read_text())["methods"] == {}
+
+
+def test_scoring_alone_needs_the_images(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"diff_restorer/blur\+noise/astronaut\.png is missing; restore first"):
+        evaluate(settings(tmp_path, ["diff_restorer"], model=str(model), suite="mixed", only="score"), quiet())
+
+
+@pytest.mark.soak
+def test_kill_and_resume_and_two_processes_give_the_same_tables(model: Path, tmp_path: Path) -> None:
+    """SIGKILL while restoring and while scoring, then to the end; the same work by two processes."""
+    whole, killed, shared = (tmp_path / name for name in ("whole", "killed", "shared"))
+    subprocess.run([sys.executable, *command(whole, model)], cwd=ROOT, check=True, capture_output=True)
+    for sign in ("restored/*/*/*.png", "scores/*.jsonl"):
+        process = subprocess.Popen(
+            [sys.executable, *command(killed, model)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        while process.poll() is None and not any(killed.glob(sign)):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, f"it ended before it was killed at {sign}"
+        assert not (killed / "scores.csv").exists()
+    subprocess.run([sys.executable, *command(killed, model)], cwd=ROOT, check=True, capture_output=True)
+    assert tables(killed) == tables(whole)
+    made = json.loads((killed / "run.json").read_text())["methods"]["diff_restorer"]
+    assert made["kept"] == 8
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", *command(shared, model)]
+    subprocess.run(launch, cwd=ROOT, check=True, capture_output=True)
+    assert tables(shared) == tables(whole)
+    run = json.loads((shared / "run.json").read_text())
+    assert run["processes"] == 2
+    assert run["methods"]["diff_restorer"]["restored"] == 8
+    names = [sorted(restored(folder)) for folder in (whole, shared)]
+    assert names[0] == names[1]

@@ -1,0 +1,146 @@
+"""The report: one file that needs nothing else, and works in a real browser."""
+
+import io
+import json
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from browser import CHROMIUM, Browser
+from evaluation_runs import quiet, settings
+from PIL import Image
+
+from diffrestorer.degradations import DEGRADATIONS, MIXTURES
+from diffrestorer.evaluation.files import Source
+from diffrestorer.evaluation.methods import Method
+from diffrestorer.evaluation.report import Report
+from diffrestorer.evaluation.run import evaluate
+from diffrestorer.evaluation.scores import Score
+from diffrestorer.evaluation.suites import Item, Suite
+
+NAMES = [*DEGRADATIONS, *MIXTURES]
+
+
+class Sources(HTMLParser):
+    """Collects what a page refers to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.images: list[str] = []
+        self.links: list[str] = []
+        self.others: list[str] = []
+        self.sliders = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self.sliders += values.get("type") == "range"
+        for name in ("src", "href"):
+            if name in values:
+                {"img": self.images, "a": self.links}.get(tag, self.others).append(values[name] or "")
+
+
+def test_the_page_holds_every_image_and_needs_no_other_file(finished: Path) -> None:
+    page = (finished / "index.html").read_text()
+    sources = Sources()
+    sources.feed(page)
+    assert len(sources.images) == len(NAMES) * 4
+    assert all(source.startswith("data:image/webp;base64,") for source in sources.images)
+    assert sources.others == []
+    assert sources.sliders == len(NAMES)
+    assert all(link.startswith("#") or (finished / link).is_file() for link in sources.links)
+    assert not re.search(r"https?:|@[A-Z]+@", page)
+
+
+def test_large_suites_show_the_worst(tmp_path: Path) -> None:
+    items = tuple(Item("single", "haze", f"{i}", Source(tmp_path), Source(tmp_path)) for i in range(10))
+    methods = [Method("degraded", "degraded"), Method("mine", "model")]
+    scores = [Score("single", "haze", f"{i}", "degraded", {"psnr": 20.0}) for i in range(10)]
+    scores += [Score("single", "haze", f"{i}", "mine", {"psnr": 15.0 if i in (6, 8) else 25.0}) for i in range(10)]
+    report = Report(tmp_path, Suite("single", items), methods, scores, [], [], "", 4)
+    assert [item.image for item in report.shown("haze")] == ["0", "1", "6", "8"]
+
+
+@pytest.fixture(scope="module")
+def page(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """The page of a run on two photos, in the browser."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium: apt-get install chromium")
+    folder = tmp_path_factory.mktemp("page")
+    evaluate(settings(folder, ["degraded", "diff_restorer"], model=str(model), images=2, suite="mixed"), quiet())
+    moved = tmp_path_factory.mktemp("elsewhere") / "page.html"  # alone: it holds all it shows
+    (folder / "index.html").rename(moved)
+    with Browser() as browser:
+        browser.open(moved)
+        yield browser
+
+
+def test_images_show(page: Browser) -> None:
+    assert page.run("document.images.length") == 4 * 2 * 3
+    assert page.run("[...document.images].every((i) => i.complete && i.naturalWidth === 64)")
+
+
+def test_a_column_sorts_up_and_down(page: Browser) -> None:
+    table = "document.querySelector('.tables table')"
+    read = f"[...{table}.tBodies[0].rows].map((row) => row.cells[1].textContent)"
+    values = sorted(page.run(read), key=float)
+    for expected in (values, values[::-1]):
+        page.run(f"{table}.tHead.rows[0].cells[1].click()")
+        assert page.run(read) == expected
+    assert page.run(f"{table}.tHead.rows[0].cells[1].getAttribute('aria-sort')") == "descending"
+    labels = page.run(f"[...{table}.tBodies[1].rows].map((row) => row.cells[0].textContent)")
+    assert labels == ["mean of mixtures"], "means stay below"
+
+
+def test_all_scores_sort_and_filter(page: Browser) -> None:
+    rows = "[...document.querySelectorAll('#scores tbody tr')].map((row) => [...row.cells].map((c) => c.textContent))"
+    page.run("document.getElementById('scores').open = true")
+    assert len(page.run(rows)) == 4 * 2 * 2
+    page.run(
+        "const method = document.querySelector('#scores select[data-column=\"2\"]'); method.value = 'degraded';"
+        "method.dispatchEvent(new Event('change'))"
+    )
+    shown = page.run(rows)
+    assert {row[2] for row in shown} == {"degraded"}
+    page.run("document.querySelectorAll('#scores thead th')[3].click()")
+    assert [row[3] for row in page.run(rows)] == sorted((row[3] for row in shown), key=float)
+
+
+def test_dragging_the_slider_shows_more_of_the_degraded_photo(page: Browser) -> None:
+    """Seen in the pixels: left of the line is the degraded photo, right of it the restored one."""
+    page.run("document.querySelector('.compare').scrollIntoView({block: 'center'})")
+    box = page.run(
+        "const b = document.querySelector('.compare').getBoundingClientRect(); [b.x, b.y, b.width, b.height]"
+    )
+    x, y, width, height = box
+    scroll = page.run("window.scrollY")
+    pictures = {}
+    for share in (0.1, 0.9):
+        page.drag((x + width * 0.5, y + height * 0.5), (x + width * share, y + height * 0.5))
+        assert page.run("Number(document.querySelector('.compare input').value)") == pytest.approx(100 * share, abs=3)
+        shot = page.screenshot(x=x, y=y + scroll, width=width, height=height)
+        pictures[share] = np.asarray(Image.open(io.BytesIO(shot)).convert("RGB"), np.float32)
+    middle = np.s_[: int(height * 0.4), int(width * 0.3) : int(width * 0.7)]
+    assert np.abs(pictures[0.1][middle] - pictures[0.9][middle]).mean() > 5, "another picture in the middle"
+    edge = np.s_[: int(height * 0.4), : int(width * 0.05)]
+    assert np.abs(pictures[0.1][edge] - pictures[0.9][edge]).mean() < 1, "the left edge is the degraded photo twice"
+
+
+def test_a_method_is_chosen(page: Browser) -> None:
+    page.run("document.querySelector('#methods input[value=clean]').click()")
+    assert page.run(
+        "[...document.querySelectorAll('img.after:not([hidden])')].every((i) => i.dataset.method === 'clean')"
+    )
+    assert page.run("document.querySelector('b.right').textContent") == "clean"
+
+
+def test_scores_are_data(finished: Path) -> None:
+    found = re.search(
+        r'<script type="application/json" id="data">(.*?)</script>', (finished / "index.html").read_text()
+    )
+    assert found is not None
+    data = json.loads(found[1])
+    assert data["columns"] == ["degradation", "image", "method", "psnr", "ssim"]
+    assert len(data["rows"]) == 3 * len(NAMES)
