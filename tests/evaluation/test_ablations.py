@@ -4,16 +4,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import ConsistencyDecoderVAE
+from diffusers import ConsistencyDecoderVAE, UniPCMultistepScheduler
 from evaluation_runs import quiet, settings
 
 from diffrestorer.config.composition import CONFIG_DIR
+from diffrestorer.config.schema import ModelConfig
 from diffrestorer.evaluation.ablations import ABLATIONS
 from diffrestorer.evaluation.methods import Method, parse_methods
 from diffrestorer.evaluation.paper import PAPER_TABLES
 from diffrestorer.evaluation.run import evaluate
 from diffrestorer.evaluation.runners import PipelineRunner, check_ablation
-from diffrestorer.pipeline import DiffRestorerPipeline
+from diffrestorer.models.restorer import Restorer
+from diffrestorer.pipeline import DiffRestorerPipeline, save_model_folder
 
 
 def test_every_row_has_a_config_and_every_config_a_row() -> None:
@@ -65,28 +67,33 @@ def test_rows_that_are_not_there_are_unavailable(model: Path, tmp_path: Path) ->
     assert "1 open photos" in page
 
 
-def consistency_decoder(latent_channels: int) -> ConsistencyDecoderVAE:
-    """A tiny one with random weights."""
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny Consistency Decoder of random weights; its latents have Stable Diffusion's four channels."""
     torch.manual_seed(0)
-    return ConsistencyDecoderVAE(
-        latent_channels=latent_channels,
+    vae = ConsistencyDecoderVAE(
         encoder_block_out_channels=(8, 8, 8, 8),
         encoder_layers_per_block=1,
         encoder_norm_num_groups=4,
-        decoder_in_channels=3 + latent_channels,
         decoder_block_out_channels=(8, 8),
         decoder_layers_per_block=1,
         decoder_down_block_types=("ResnetDownsampleBlock2D", "ResnetDownsampleBlock2D"),
         decoder_up_block_types=("ResnetUpsampleBlock2D", "ResnetUpsampleBlock2D"),
         decoder_norm_num_groups=4,
     )
+    folder = tmp_path_factory.mktemp("consistency")
+    vae.save_pretrained(folder)
+    return folder
 
 
-def test_the_consistency_decoder_reads_the_same_latents(model: Path, tmp_path: Path) -> None:
+def test_the_consistency_decoder_reads_the_same_latents(
+    tiny_restorer: Restorer, tiny_config: ModelConfig, decoder: Path, tmp_path: Path
+) -> None:
     """An image does not depend on its batch, and decoders share one sampling."""
-    consistency_decoder(8).save_pretrained(tmp_path / "decoder")
-    config = settings(tmp_path, [], model=str(model), consistency_decoder=str(tmp_path / "decoder"))
-    method, plain = Method("consistency_decoder", "model", str(model), "consistency"), Method("x", "model", str(model))
+    save_model_folder(tiny_restorer, UniPCMultistepScheduler(**tiny_config.scheduler), tmp_path / "model")
+    model = str(tmp_path / "model")
+    config = settings(tmp_path, [], model=model, consistency_decoder=str(decoder))
+    method, plain = Method("consistency_decoder", "model", model, "consistency"), Method("x", "model", model)
     runner = PipelineRunner([method, plain], config, torch.device("cpu"))
     lq = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     both, single = runner.restore(lq, [method, plain]), runner.restore(lq[1:], [method])
@@ -96,9 +103,8 @@ def test_the_consistency_decoder_reads_the_same_latents(model: Path, tmp_path: P
     assert runner.settings(method)["weights"].startswith(runner.settings(plain)["weights"] + "+")
 
 
-def test_other_latents_than_stable_diffusions_are_refused(model: Path, tmp_path: Path) -> None:
-    consistency_decoder(4).save_pretrained(tmp_path / "decoder")
-    keys = {"model": str(model), "consistency_decoder": str(tmp_path / "decoder"), "suite": "mixed"}
+def test_other_latents_than_stable_diffusions_are_refused(model: Path, decoder: Path, tmp_path: Path) -> None:
+    keys = {"model": str(model), "consistency_decoder": str(decoder), "suite": "mixed"}
     scores = evaluate(settings(tmp_path / "out", ["consistency_decoder", "degraded"], **keys), quiet())
     assert {score.method for score in scores} == {"degraded"}
     assert (

@@ -44,29 +44,47 @@ def test_scoring_alone_needs_the_images(model: Path, tmp_path: Path) -> None:
         evaluate(settings(tmp_path, ["diff_restorer"], model=str(model), suite="mixed", only="score"), quiet())
 
 
+@pytest.fixture(scope="module")
+def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    run([sys.executable, *command(folder, model)])
+    return folder
+
+
+def run(line: list[str]) -> None:
+    answer = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stderr
+
+
 @pytest.mark.soak
-def test_kill_and_resume_and_two_processes_give_the_same_tables(model: Path, tmp_path: Path) -> None:
-    """SIGKILL while restoring and while scoring, then to the end; the same work by two processes."""
-    whole, killed, shared = (tmp_path / name for name in ("whole", "killed", "shared"))
-    subprocess.run([sys.executable, *command(whole, model)], cwd=ROOT, check=True, capture_output=True)
+@pytest.mark.timeout(900)
+def test_kill_and_resume_give_the_same_tables(whole: Path, model: Path, tmp_path: Path) -> None:
+    """SIGKILL while restoring, and while scoring; then to the end."""
     for sign in ("restored/*/*/*.png", "scores/*.jsonl"):
         process = subprocess.Popen(
-            [sys.executable, *command(killed, model)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [sys.executable, *command(tmp_path, model)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        while process.poll() is None and not any(killed.glob(sign)):
+        while process.poll() is None and not any(tmp_path.glob(sign)):
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL, f"it ended before it was killed at {sign}"
-        assert not (killed / "scores.csv").exists()
-    subprocess.run([sys.executable, *command(killed, model)], cwd=ROOT, check=True, capture_output=True)
-    assert tables(killed) == tables(whole)
-    made = json.loads((killed / "run.json").read_text())["methods"]["diff_restorer"]
-    assert made["kept"] == 8
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", *command(shared, model)]
-    subprocess.run(launch, cwd=ROOT, check=True, capture_output=True)
-    assert tables(shared) == tables(whole)
-    run = json.loads((shared / "run.json").read_text())
-    assert run["processes"] == 2
-    assert run["methods"]["diff_restorer"]["restored"] == 8
-    names = [sorted(restored(folder)) for folder in (whole, shared)]
+        assert not (tmp_path / "scores.csv").exists()
+    run([sys.executable, *command(tmp_path, model)])
+    assert tables(tmp_path) == tables(whole)
+    made = json.loads((tmp_path / "run.json").read_text())["methods"]["diff_restorer"]
+    assert (made["kept"], made["restored"]) == (8, 0)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+def test_two_processes_share_the_work_and_give_the_same_tables(whole: Path, model: Path, tmp_path: Path) -> None:
+    run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", *command(tmp_path, model)])
+    assert tables(tmp_path) == tables(whole)
+    made = json.loads((tmp_path / "run.json").read_text())
+    assert made["processes"] == 2
+    assert made["methods"]["diff_restorer"]["restored"] == 8
+    names = [sorted(restored(folder)) for folder in (whole, tmp_path)]
     assert names[0] == names[1]
+    kept = [len((tmp_path / "scores" / f"{rank}.jsonl").read_text().split()) for rank in (0, 1)]
+    assert min(kept) > 0, "each process scored some"
