@@ -236,7 +236,15 @@ class FiguresConfig:
 
     figure: str = "degradations"
     output_dir: str = "docs"
-    """The picture is OUTPUT_DIR/FIGURE.png."""
+    """The picture is OUTPUT_DIR/FIGURE.png; the paper's are OUTPUT_DIR/figureN.png and .pdf."""
     seed: int = 0
     photo: str = "astronaut"
     """Of scikit-image."""
+    evaluation: str = "outputs/evaluate"
+    """Output folder of scripts/evaluate.py, for figures 7-9 and 11-14."""
+    model: str = "mini"
+    """For figures 3 and 10."""
+    clip: str = "openai"
+    """CLIP with its text tower, for figure 3: a tag of open_clip or a file."""
+    training: str = "outputs/train_stage1"
+    """Output folder of a training script, for figure=training."""

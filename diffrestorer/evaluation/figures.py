@@ -1,4 +1,7 @@
-"""Pictures of the documentation: a figure is a function from the configuration to pixels; a new one joins `FIGURES`."""
+"""Pictures of the documentation: a figure is a function from the configuration to pixels; a new one joins `FIGURES`.
+
+The paper's figures are in `paper_figures`.
+"""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -34,11 +37,27 @@ def make_figure(config: FiguresConfig) -> Path:
         ValueError: there is no such figure or photo, or the file can't be written.
     """
     if config.figure not in FIGURES:
-        raise ValueError(f"figure={config.figure} is not there: choose one of {', '.join(FIGURES)}")
+        return _make_paper_figure(config)
     path = Path(config.output_dir) / f"{config.figure}.png"
     pixels = FIGURES[config.figure](config)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_photo(path, Photo(pixels))
+    return path
+
+
+def _make_paper_figure(config: FiguresConfig) -> Path:
+    try:
+        from diffrestorer.evaluation.paper_figures import PAPER_FIGURES, save_figure
+    except ImportError as error:
+        raise ValueError(
+            f"figures need {error.name}, which is not installed: pip install 'diffrestorer[eval]'"
+        ) from None
+    if config.figure not in PAPER_FIGURES:
+        offer = ", ".join((*FIGURES, *PAPER_FIGURES))
+        raise ValueError(f"figure={config.figure} is not there: choose one of {offer}")
+    name = f"figure{config.figure}" if config.figure.isdigit() else config.figure
+    path = Path(config.output_dir) / f"{name}.png"
+    save_figure(PAPER_FIGURES[config.figure](config), path)
     return path
 
 

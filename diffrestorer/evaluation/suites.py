@@ -171,7 +171,7 @@ def check_any(suite: str, tasks: Sequence[str], missing: dict[str, str]) -> None
 
 def _degraded(config: EvaluateConfig, names: Sequence[str], tasks: Sequence[str]) -> list[Item]:
     folder = Path(config.output_dir) / "suite"
-    clean = [_photo(name, config.size) for name in names]
+    clean = [open_photo(name, config.size) for name in names]
     for name, gt in zip(names, clean, strict=True):
         _write(folder / "gt" / f"{name}.png", gt)
     items = []
@@ -184,8 +184,8 @@ def _degraded(config: EvaluateConfig, names: Sequence[str], tasks: Sequence[str]
     return items
 
 
-def _photo(name: str, size: int) -> np.ndarray:
-    """A photo as uint8 (size, size, 3): shrunk by area to the shorter side, then its centre."""
+def open_photo(name: str, size: int) -> np.ndarray:
+    """A photo of `DEMO_PHOTOS` as uint8 (size, size, 3): shrunk by area to the shorter side, then its centre."""
     try:
         import skimage.data
     except ImportError:
