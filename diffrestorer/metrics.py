@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,8 @@ class Scorer:
         """NaN for an image on which the metric breaks down (NIQE of a flat one has no finite covariance)."""
         inputs = (images,) if reference is None else (images, reference)
         try:
-            values = self._functions[metric.name](*inputs)
+            with _separable_filters():
+                values = self._functions[metric.name](*inputs)
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
             if len(images) == 1:
                 return [float("nan")]
@@ -237,6 +239,29 @@ def _hub_folder(folder: Path | None) -> Iterator[None]:
     finally:
         torch.hub.set_dir(before[0])
         download_util.DEFAULT_CACHE_DIR = before[1]
+
+
+@contextmanager
+def _separable_filters() -> Iterator[None]:
+    """Lets pyiqa's SSIM filter with two one-dimensional windows instead of their product: a quarter of the time.
+
+    Its window is a normalised Gaussian, so that both are the same to rounding, in float64.
+    """
+    from pyiqa.archs import ssim_arch
+
+    def filter_twice(
+        images: Float[Tensor, "b c h w"], window: Float[Tensor, "c 1 k k"], shape: str
+    ) -> Float[Tensor, "b c h2 w2"]:
+        assert shape == "valid"
+        for side in (3, 2):
+            images = F.conv2d(images, window.sum(dim=side, keepdim=True), groups=images.shape[1])
+        return images
+
+    before, ssim_arch.filter2 = ssim_arch.filter2, filter_twice
+    try:
+        yield
+    finally:
+        ssim_arch.filter2 = before
 
 
 class _Remembering:
