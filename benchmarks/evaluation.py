@@ -5,7 +5,8 @@
 Both sides score the same PNG files of several methods against the same references, with the same weights and pyiqa's
 own metrics; the rounds are interleaved. The peer calls each metric on each pair of files, as pyiqa's own script does.
 The product decodes each file once for all metrics, scores batches of one size, lets LPIPS' and DISTS' networks see a
-reference once for all methods, and filters SSIM's windows one dimension at a time. Weights are random where the real ones can't be had (`--weights`): pyiqa loads them on
+reference once for all methods, and filters SSIM's windows one dimension at a time. Weights are random where the
+real ones can't be had (`--weights`): pyiqa loads them on
 its own path, and time does not depend on them. Values must agree to 1e-4.
 """
 
@@ -29,7 +30,6 @@ from rich.progress import Progress
 
 from diffrestorer.config.composition import git_commit
 from diffrestorer.data.synthesis import degrade
-from diffrestorer.evaluation.files import Source
 from diffrestorer.evaluation.methods import Method
 from diffrestorer.evaluation.random_weights import RANDOM_METRICS, write_random_weights
 from diffrestorer.evaluation.scores import Score
@@ -129,11 +129,11 @@ def make_files(arguments: argparse.Namespace, folder: Path, seed: int) -> tuple[
     for index in range(arguments.images):
         gt = open_photo(DEMO_PHOTOS[index % len(DEMO_PHOTOS)], arguments.side)
         gt = np.clip(gt + rng.normal(0, 2, gt.shape), 0, 255).astype(np.uint8)
-        source = Source(folder / "gt" / f"{index}.png")
-        write(source.path, gt)
-        item = Item("single", "noise", str(index), source, source)
+        file = folder / "gt" / f"{index}.png"
+        write(file, gt)
+        item = Item("single", "noise", str(index), file, file)
         for method in methods:
-            write(method.output(item, folder).path, degrade(gt, "noise", rng))
+            write(method.output(item, folder), degrade(gt, "noise", rng))
         items.append(item)
     return Suite("single", tuple(items)), methods
 
@@ -152,7 +152,7 @@ def score_with_pyiqa(
     for name, metric in peers.items():
         for method in methods:
             for item in suite.items:
-                paths = [method.output(item, folder).path, item.lq.path][: 1 + METRICS[name].needs_reference]
+                paths = [method.output(item, folder), item.lq][: 1 + METRICS[name].needs_reference]
                 values[method.name, item.image, name] = float(metric(*map(str, paths)))
     return values
 

@@ -1,4 +1,4 @@
-"""Files of an evaluation: images and where they come from, outputs that appear whole and say who made them."""
+"""Files of an evaluation: outputs that appear whole and say who made them, digests, pixels with a clear refusal."""
 
 import hashlib
 import io
@@ -6,8 +6,6 @@ import json
 import os
 import secrets
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,56 +20,6 @@ from diffrestorer.data.images import ImageError, read_photo
 
 MADE_BY = "diffrestorer"
 """Keyword of the PNG text in which an output says what made it."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """An image of a suite: a file, or one image of a prepared folder's shard (pairs, 1 or 2, h, w, 3).
-
-    Attributes:
-        path: of the file or of the shard.
-        row, side: which pair of a shard, and which of its images; None for a file.
-    """
-
-    path: Path
-    row: int | None = None
-    side: int = 0
-
-    def read(self) -> np.ndarray:
-        """The image as uint8 RGB (h, w, 3).
-
-        Raises:
-            ValueError: it can't be read or is not 8-bit; the message names the file.
-        """
-        if self.row is None:
-            return read_pixels(self.path)
-        try:
-            return np.array(_open_shard(self.path)[self.row, self.side])
-        except (OSError, ValueError, IndexError, EOFError) as error:
-            raise ValueError(f"{self}: it cannot be read ({error}); prepare the folder again") from None
-
-    def size(self) -> tuple[int, int]:
-        """Height and width, without decoding a file.
-
-        Raises:
-            ValueError: it can't be read.
-        """
-        try:
-            if self.row is not None:
-                height, width = _open_shard(self.path).shape[2:4]
-                return int(height), int(width)
-            with Image.open(self.path) as image:
-                return image.height, image.width
-        except (OSError, ValueError, EOFError) as error:
-            raise ValueError(f"{self}: it cannot be read ({error})") from None
-
-    def __str__(self) -> str:
-        return str(self.path) if self.row is None else f"{self.path}#{self.row}/{self.side}"
-
-
-@lru_cache(maxsize=64)
-def _open_shard(path: Path) -> np.ndarray:
-    return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -135,6 +83,19 @@ def read_pixels(path: Path) -> np.ndarray:
     if pixels.dtype != np.uint8:
         raise ValueError(f"{path}: it has 16 bits a channel; scores are defined on 8-bit files")
     return pixels
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Height and width of an image file, without decoding it.
+
+    Raises:
+        ValueError: it can't be read; the message names the file.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: it cannot be read ({error})") from None
 
 
 def as_batch(images: Sequence[np.ndarray]) -> Float[Tensor, "b 3 h w"]:

@@ -15,7 +15,7 @@ from matplotlib.patches import Rectangle
 from omegaconf import OmegaConf
 
 from diffrestorer.config.schema import EvaluateConfig, FiguresConfig
-from diffrestorer.evaluation.files import Source
+from diffrestorer.evaluation.files import read_pixels
 from diffrestorer.evaluation.methods import Method
 from diffrestorer.evaluation.paper import PAPER_TABLES
 from diffrestorer.evaluation.prepared import build_suite
@@ -121,8 +121,8 @@ def draw_grid(config: FiguresConfig) -> Figure:
 
 def _images(finished: Finished, item: Item, methods: Sequence[str]) -> list[np.ndarray | None]:
     folder = Path(finished.config.output_dir) / "restored"
-    restored = [Source(folder / name / item.file).read() for name in methods]
-    return [item.lq.read(), *restored, None if item.gt is None else item.gt.read()]
+    restored = [read_pixels(folder / name / item.file) for name in methods]
+    return [read_pixels(item.lq), *restored, None if item.gt is None else read_pixels(item.gt)]
 
 
 def typical(finished: Finished, task: str, methods: Sequence[str]) -> Item:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from diffrestorer.config.schema import EvaluateConfig
 from diffrestorer.evaluation.ablations import ABLATIONS, Decoder
-from diffrestorer.evaluation.files import Source, write_bytes
+from diffrestorer.evaluation.files import image_size, write_bytes
 from diffrestorer.evaluation.suites import Item, Suite
 
 BUILT_IN: dict[str, str] = {
@@ -53,9 +53,9 @@ class Method:
         ablated = {name: ablation.title for name, ablation in ABLATIONS.items()}
         return {**BUILT_IN, **BASELINES, **ablated}.get(self.name, self.name)
 
-    def output(self, item: Item, output_dir: Path) -> Source:
-        """The image that is scored."""
-        return item.lq if self.kind == "degraded" else Source(output_dir / "restored" / self.name / item.file)
+    def output(self, item: Item, output_dir: Path) -> Path:
+        """The PNG file that is scored."""
+        return item.lq if self.kind == "degraded" else output_dir / "restored" / self.name / item.file
 
 
 def parse_methods(config: EvaluateConfig) -> list[Method]:
@@ -149,7 +149,7 @@ def collect_outputs(methods: Sequence[Method], suite: Suite, output_dir: Path) -
         if method.kind == "outputs":
             _check_outputs(method, suite)
             for item in suite.items:
-                copy = method.output(item, output_dir).path
+                copy = method.output(item, output_dir)
                 data = (Path(method.source) / item.file).read_bytes()
                 if not copy.is_file() or copy.read_bytes() != data:
                     write_bytes(copy, data)
@@ -162,7 +162,7 @@ def _check_outputs(method: Method, suite: Suite) -> None:
         raise ValueError(f"{method.name}: {folder} lacks {_some(missing)}")
     other = []
     for item in suite.items:
-        size, expected = (source.size() for source in (Source(folder / item.file), item.gt or item.lq))
+        size, expected = (image_size(path) for path in (folder / item.file, item.gt or item.lq))
         if size != expected:
             other.append(f"{item.file} ({size[1]}x{size[0]}, not {expected[1]}x{expected[0]})")
     if other:

@@ -1,10 +1,9 @@
 """Suites of the paper's test sets, from a folder that scripts/prepare_data.py made."""
 
-import re
 from pathlib import Path
 
 from diffrestorer.config.schema import EvaluateConfig
-from diffrestorer.evaluation.files import Source
+from diffrestorer.data.manifest import list_test_pairs
 from diffrestorer.evaluation.suites import (
     REAL,
     SETS,
@@ -14,11 +13,12 @@ from diffrestorer.evaluation.suites import (
     check_any,
     open_suite,
     prepare_command,
+    prepare_commands,
     suite_of,
 )
 
-MANIFEST = "manifest.parquet"
-COLUMNS = ("lq", "gt", "degradation", "split", "set")
+OWN_PHOTOS = "photos"
+"""The set of test pairs made of a folder of photos: it stands in for a task whose own set is not prepared."""
 
 
 def build_suite(config: EvaluateConfig) -> Suite:
@@ -40,44 +40,37 @@ def prepared_suite(config: EvaluateConfig, root: Path) -> Suite:
     Raises:
         ValueError: there is no manifest, none of the suite's tasks is in it, or a pair lacks its clean image.
     """
-    items: dict[str, list[Item]] = {task: [] for task in SUITES[config.suite]}
-    tasks_of_real = {name: task for task, name in REAL.items()}
-    for lq, gt, degradation, split, name in _rows(root):
-        task = tasks_of_real.get(name, degradation)
-        if split != "test" or SETS.get(task) != name or task not in items:
-            continue
-        if gt is None and task != "real_haze":
-            raise ValueError(f"{root / MANIFEST}: {lq} has no clean image, which {task} is compared with")
-        source = _source(root, lq)
-        image = f"{name}_{source.path.stem}_{source.row:05d}" if source.row is not None else source.path.stem
-        items[task].append(Item(suite_of(task), task, image, source, None if gt is None else _source(root, gt)))
-    missing = {task: f"not prepared: {prepare_command(task, str(root))}" for task, found in items.items() if not found}
-    check_any(config.suite, list(items), missing)
-    chosen = tuple(item for found in items.values() for item in found[: config.images])
-    return Suite(config.suite, chosen, _note(config), missing)
-
-
-def _note(config: EvaluateConfig) -> str:
-    if config.images is None:
-        return ""
-    return f"Measured on the first {config.images} test images of each task, not on all of them."
-
-
-def _rows(root: Path) -> list[tuple[str, str | None, str, str, str]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    path = root / MANIFEST
-    if not path.is_file():
-        raise ValueError(f"data.root={root} holds no {MANIFEST}: make it with scripts/prepare_data.py out={root}")
     try:
-        columns = pyarrow.parquet.read_table(path, columns=list(COLUMNS)).to_pydict()
-        return list(zip(*(columns[name] for name in COLUMNS), strict=True))
-    except (pyarrow.ArrowException, OSError, KeyError) as error:
-        raise ValueError(f"{path} cannot be read ({str(error).splitlines()[0]}); prepare the folder again") from None
+        pairs = list_test_pairs(root)
+    except ValueError as error:
+        raise ValueError(f"{error}; {prepare_commands(SUITES[config.suite], str(root))}") from None
+    items: list[Item] = []
+    missing: dict[str, str] = {}
+    own: list[str] = []
+    for task in SUITES[config.suite]:
+        # A real set's pairs carry the class that they show.
+        label = task.removeprefix("real_") if task in REAL else task
+        found = pairs.get((SETS[task], label), [])
+        if not found and task not in REAL:
+            found = pairs.get((OWN_PHOTOS, label), [])
+            own += [task] * bool(found)
+        if not found:
+            missing[task] = f"not prepared: {prepare_command(task, str(root))}"
+        for pair in found[: config.images]:
+            if pair.gt is None and task != "real_haze":
+                raise ValueError(f"{root}: {pair.lq} has no clean image, which {task} is compared with")
+            items.append(Item(suite_of(task), task, pair.name, pair.lq, pair.gt))
+    check_any(config.suite, SUITES[config.suite], missing, str(root))
+    return Suite(config.suite, tuple(items), _note(config, own), missing)
 
 
-def _source(root: Path, address: str) -> Source:
-    """`pairs/gopro/test/blur/00000.npy#5/0`, or a file's path, below `root`."""
-    found = re.fullmatch(r"(.+\.npy)#(\d+)/(\d+)", address)
-    return Source(root / found[1], int(found[2]), int(found[3])) if found else Source(root / address)
+def _note(config: EvaluateConfig, own: list[str]) -> str:
+    notes = []
+    if own:
+        notes.append(
+            f"{', '.join(own)}: measured on own photos, degraded by this package, not on the paper's images, so the "
+            "differences from the paper's numbers say nothing about the methods."
+        )
+    if config.images is not None:
+        notes.append(f"Measured on the first {config.images} test images of each task, not on all of them.")
+    return " ".join(notes)

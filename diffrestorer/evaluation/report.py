@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from diffrestorer.evaluation.files import Source, write_text
+from diffrestorer.evaluation.files import read_pixels, write_text
 from diffrestorer.evaluation.methods import Method
 from diffrestorer.evaluation.scores import Score
 from diffrestorer.evaluation.suites import Item, Suite
@@ -169,15 +169,15 @@ def _section(report: Report, degradation: str, choices: dict[str, str]) -> str:
 
 def _card(report: Report, item: Item, choices: dict[str, str]) -> str:
     """One image. Without scripts it shows the first choice, half of it."""
-    sources: dict[str, Source] = {method.name: method.output(item, report.output_dir) for method in report.restoring}
+    files: dict[str, Path] = {method.name: method.output(item, report.output_dir) for method in report.restoring}
     if item.gt is not None:
-        sources["clean"] = item.gt
+        files["clean"] = item.gt
     alt = escape(f"{item.image}, {item.degradation}")
     images = [f'<img src="{_embedded(item.lq)}" alt="{alt}: degraded">']
     for index, (name, title) in enumerate(choices.items()):
-        if name in sources:
+        if name in files:
             images.append(
-                f'<img class="after" data-method="{escape(name)}" src="{_embedded(sources[name])}" '
+                f'<img class="after" data-method="{escape(name)}" src="{_embedded(files[name])}" '
                 f'alt="{alt}: {escape(title)}"{" hidden" * (index > 0)}>'
             )
     slider = f'<input type="range" min="0" max="100" value="50" aria-label="{alt}: share of the degraded photo shown">'
@@ -223,9 +223,9 @@ def _anchor(item: Item) -> str:
     return escape(re.sub(r"\W+", "-", f"{item.degradation}-{item.image}"))
 
 
-def _embedded(source: Source) -> str:
+def _embedded(file: Path) -> str:
     """An image as the address that holds it."""
-    image = Image.fromarray(source.read())
+    image = Image.fromarray(read_pixels(file))
     image.thumbnail((IMAGE_SIDE, IMAGE_SIDE), Image.Resampling.LANCZOS)
     data = io.BytesIO()
     image.save(data, "WEBP", quality=85)

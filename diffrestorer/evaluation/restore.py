@@ -14,7 +14,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from diffrestorer.config.schema import EvaluateConfig
-from diffrestorer.evaluation.files import as_batch, digest, made_by, write_output
+from diffrestorer.evaluation.files import as_batch, digest, made_by, read_pixels, write_output
 from diffrestorer.evaluation.methods import Method
 from diffrestorer.evaluation.runners import Runner, UnavailableError, open_runner
 from diffrestorer.evaluation.scoring import batches_of_one_size
@@ -89,7 +89,7 @@ class _Work:
 
     def restore(self, batch: Sequence[Item]) -> None:
         """Restores a batch where one of its outputs is missing; files that are there are left as they are."""
-        lq = [item.lq.read() for item in batch]
+        lq = [read_pixels(item.lq) for item in batch]
         inputs = [digest(image) for image in lq]
         missing: dict[str, list[int]] = {}
         for method in self.methods:
@@ -107,12 +107,12 @@ class _Work:
             images, seconds = _pixels(restored[method.name].images), restored[method.name].seconds
             for index in missing[method.name]:
                 made = {**self.settings[method.name], "lq": inputs[index], "seconds": round(seconds, 4)}
-                write_output(method.output(batch[index], self.output_dir).path, images[index], made)
+                write_output(method.output(batch[index], self.output_dir), images[index], made)
                 self._count(method, 0, seconds)
 
     def _kept(self, method: Method, item: Item, lq: str) -> float | None:
         """The seconds that an output took if it is there and was made with these settings from this input."""
-        made = made_by(method.output(item, self.output_dir).path)
+        made = made_by(method.output(item, self.output_dir))
         if made is None or {**made, "seconds": 0} != {**self.settings[method.name], "lq": lq, "seconds": 0}:
             return None
         return float(made["seconds"])

@@ -19,7 +19,7 @@ from diffrestorer.config.schema import EvaluateConfig
 from diffrestorer.evaluation.comparison import compare
 from diffrestorer.evaluation.export import write_comparison
 from diffrestorer.evaluation.fid import FidScorer, fid_warning
-from diffrestorer.evaluation.files import write_text
+from diffrestorer.evaluation.files import made_by, write_text
 from diffrestorer.evaluation.methods import Method, collect_outputs, parse_methods
 from diffrestorer.evaluation.paper import PAPER_TABLES
 from diffrestorer.evaluation.prepared import build_suite
@@ -173,9 +173,7 @@ def _made_with(
 
 def _kept_settings(method: Method, suite: Suite, output_dir: Path) -> dict[str, Any]:
     """What made the outputs of a run that only scores: the first one says so."""
-    from diffrestorer.evaluation.files import made_by
-
-    return {} if method.kind == "degraded" else made_by(method.output(suite.items[0], output_dir).path) or {}
+    return {} if method.kind == "degraded" else made_by(method.output(suite.items[0], output_dir)) or {}
 
 
 def _write(found: Evaluation, console: Console, state: PartialState, device: torch.device) -> None:

@@ -12,7 +12,7 @@ from accelerate.utils import gather_object
 from rich.progress import Progress
 
 from diffrestorer.evaluation.fid import FidScorer, fid_warning
-from diffrestorer.evaluation.files import Source, as_batch, digest, joint_digest
+from diffrestorer.evaluation.files import as_batch, digest, image_size, joint_digest, read_pixels
 from diffrestorer.evaluation.methods import Method
 from diffrestorer.evaluation.scores import NO_REFERENCE, Score
 from diffrestorer.evaluation.suites import Item, Suite
@@ -92,7 +92,7 @@ class Scoring:
         task = progress.add_task("score", total=sum(map(len, mine)) * len(self.methods))
         scores: list[Score] = []
         for batch in mine:
-            gt = [item.gt.read() for item in batch if item.gt is not None]
+            gt = [read_pixels(item.gt) for item in batch if item.gt is not None]
             for method in self.methods:
                 scores += self._score_batch(batch, method, gt)
                 progress.advance(task, len(batch))
@@ -135,10 +135,10 @@ class Scoring:
         ]
 
     def _read(self, method: Method, item: Item) -> np.ndarray:
-        source = method.output(item, self.output_dir)
-        if source.row is None and not source.path.is_file():
-            raise ValueError(f"{method.name}: {source.path} is missing; restore first (leave out only=score)")
-        return source.read()
+        file = method.output(item, self.output_dir)
+        if not file.is_file():
+            raise ValueError(f"{method.name}: {file} is missing; restore first (leave out only=score)")
+        return read_pixels(file)
 
     def score_sets(self, progress: Progress) -> dict[tuple[str, str, str], float | str]:
         """(task, method, `fid`) -> FID, or why there is none; each process takes some tasks."""
@@ -162,9 +162,9 @@ class Scoring:
     def _fid(self, items: Sequence[Item], method: Method, references: "_References") -> float:
         assert self.fid is not None
         outputs = [method.output(item, self.output_dir) for item in items]
-        key = (joint_digest(digest(source.read()) for source in outputs), references.digest, self.versions["fid"])
+        key = (joint_digest(digest(read_pixels(file)) for file in outputs), references.digest, self.versions["fid"])
         if key not in self.store.known:
-            features = self.fid.features(source.read() for source in outputs)
+            features = self.fid.features(read_pixels(file) for file in outputs)
             self.store.add(*key, self.fid.distance(features, references.features(self.fid)))
             self.store.flush()
         return self.store.known[key]
@@ -173,17 +173,17 @@ class Scoring:
 class _References:
     """The clean images of a task: digest and features are computed once for all methods."""
 
-    def __init__(self, sources: Sequence[Source]) -> None:
-        self.sources = sources
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.files = files
         self._features: np.ndarray | None = None
 
     @cached_property
     def digest(self) -> str:
-        return joint_digest(digest(source.read()) for source in self.sources)
+        return joint_digest(digest(read_pixels(file)) for file in self.files)
 
     def features(self, fid: FidScorer) -> np.ndarray:
         if self._features is None:
-            self._features = fid.features(source.read() for source in self.sources)
+            self._features = fid.features(read_pixels(file) for file in self.files)
         return self._features
 
 
@@ -191,7 +191,7 @@ def batches_of_one_size(items: Sequence[Item], batch_size: int) -> Iterator[list
     """Batches of one task and one size, the same whatever was done before and however many processes there are."""
     groups: dict[tuple[str, tuple[int, int]], list[Item]] = {}
     for item in items:
-        groups.setdefault((item.degradation, item.lq.size()), []).append(item)
+        groups.setdefault((item.degradation, image_size(item.lq)), []).append(item)
     for group in groups.values():
         for start in range(0, len(group), batch_size):
             yield group[start : start + batch_size]

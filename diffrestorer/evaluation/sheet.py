@@ -1,10 +1,12 @@
 """One sheet of thumbnails: a row a degradation; for each of its first photos degraded, each method, clean."""
 
+from pathlib import Path
+
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from diffrestorer.data.images import Photo, write_photo
-from diffrestorer.evaluation.files import Source
+from diffrestorer.evaluation.files import read_pixels
 from diffrestorer.evaluation.report import Report, score_text
 from diffrestorer.evaluation.suites import Item
 
@@ -41,15 +43,15 @@ def write_contact_sheet(report: Report) -> None:
 def _draw_row(sheet: Image.Image, report: Report, item: Item, left: int, top: int) -> None:
     """The tiles of one item, each but the last with its PSNR."""
     values = report.values(item)
-    tiles: list[tuple[Source | None, dict[str, float]]] = [(item.lq, values.get("degraded", {}))]
+    tiles: list[tuple[Path | None, dict[str, float]]] = [(item.lq, values.get("degraded", {}))]
     tiles += [(method.output(item, report.output_dir), values[method.name]) for method in report.restoring]
     tiles.append((item.gt, {}))
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(size=14)
-    for column, (source, scores) in enumerate(tiles):
-        if source is None:
+    for column, (file, scores) in enumerate(tiles):
+        if file is None:
             continue
-        tile = Image.fromarray(source.read()).resize((SHEET_TILE, SHEET_TILE), Image.Resampling.LANCZOS)
+        tile = Image.fromarray(read_pixels(file)).resize((SHEET_TILE, SHEET_TILE), Image.Resampling.LANCZOS)
         x = left + column * (SHEET_TILE + SHEET_GAP)
         sheet.paste(tile, (x, top))
         if "psnr" in scores:

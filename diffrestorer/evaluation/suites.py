@@ -17,7 +17,6 @@ from diffrestorer.data.counter import counter_rng
 from diffrestorer.data.images import ImageError, Photo, read_photo, write_photo
 from diffrestorer.data.synthesis import degrade
 from diffrestorer.degradations import DEGRADATIONS, MIXTURES
-from diffrestorer.evaluation.files import Source
 
 DEMO_PHOTOS: tuple[str, ...] = ("astronaut", "coffee", "chelsea", "rocket", "motorcycle")
 """Photos in scikit-image's wheel (CC0 or public domain), in the order of their index in the random streams."""
@@ -68,14 +67,14 @@ class Item:
         suite: `demo`, `single`, `real` or `mixed`.
         degradation: the task: a class, a mixture, `real_snow` or `real_haze`.
         image: the photo's name, unique within a degradation.
-        lq, gt: the degraded and the clean image, of one size; no clean one where none exists (`real_haze`).
+        lq, gt: PNG files of the degraded and the clean image, of one size; `real_haze` has no clean one.
     """
 
     suite: str
     degradation: str
     image: str
-    lq: Source
-    gt: Source | None
+    lq: Path
+    gt: Path | None
 
     @property
     def file(self) -> str:
@@ -128,6 +127,12 @@ def prepare_command(task: str, root: str | None) -> str:
     return f"python scripts/prepare_data.py set={SETS[task]} root=DOWNLOADS out={root or 'PREPARED'}"
 
 
+def prepare_commands(tasks: Sequence[str], root: str | None) -> str:
+    """What to do about tasks that are not prepared: a line a command."""
+    commands = dict.fromkeys(prepare_command(task, root) for task in tasks)
+    return "\n  ".join([f"prepare it, then give data.root={root or 'PREPARED'}:", *commands])
+
+
 def open_suite(config: EvaluateConfig) -> Suite:
     """The suite `config.suite` on photos of scikit-image, degraded by this package, `config.size` pixels a side.
 
@@ -157,16 +162,14 @@ def open_suite(config: EvaluateConfig) -> Suite:
     return Suite(config.suite, tuple(items), note, missing)  # fmt: skip
 
 
-def check_any(suite: str, tasks: Sequence[str], missing: dict[str, str]) -> None:
+def check_any(suite: str, tasks: Sequence[str], missing: dict[str, str], root: str | None = None) -> None:
     """Refuses a suite without any pair.
 
     Raises:
         ValueError: every task is missing; the message holds the commands that prepare them.
     """
     if set(tasks) <= set(missing):
-        commands = list(dict.fromkeys(missing[task].removeprefix("not prepared: ") for task in tasks))
-        listed = "\n  ".join(commands)
-        raise ValueError(f"suite={suite} is not prepared; prepare it, then give data.root=PREPARED:\n  {listed}")
+        raise ValueError(f"suite={suite} is not prepared; {prepare_commands(tasks, root)}")
 
 
 def _degraded(config: EvaluateConfig, names: Sequence[str], tasks: Sequence[str]) -> list[Item]:
@@ -180,7 +183,7 @@ def _degraded(config: EvaluateConfig, names: Sequence[str], tasks: Sequence[str]
         for index, (name, gt) in enumerate(zip(names, clean, strict=True)):
             lq = folder / "lq" / task / f"{name}.png"
             _write(lq, degrade(gt, task, counter_rng(config.seed, f"suite/{task}", index)))
-            items.append(Item(suite, task, name, Source(lq), Source(folder / "gt" / f"{name}.png")))
+            items.append(Item(suite, task, name, lq, folder / "gt" / f"{name}.png"))
     return items
 
 

@@ -14,7 +14,6 @@ from evaluation_runs import quiet, settings
 from PIL import Image
 
 from diffrestorer.degradations import DEGRADATIONS, MIXTURES
-from diffrestorer.evaluation.files import Source
 from diffrestorer.evaluation.methods import Method
 from diffrestorer.evaluation.report import Report
 from diffrestorer.evaluation.run import evaluate
@@ -55,7 +54,7 @@ def test_the_page_holds_every_image_and_needs_no_other_file(finished: Path) -> N
 
 
 def test_large_suites_show_the_worst(tmp_path: Path) -> None:
-    items = tuple(Item("single", "haze", f"{i}", Source(tmp_path), Source(tmp_path)) for i in range(10))
+    items = tuple(Item("single", "haze", f"{i}", tmp_path, tmp_path) for i in range(10))
     methods = [Method("degraded", "degraded"), Method("mine", "model")]
     scores = [Score("single", "haze", f"{i}", "degraded", {"psnr": 20.0}) for i in range(10)]
     scores += [Score("single", "haze", f"{i}", "mine", {"psnr": 15.0 if i in (6, 8) else 25.0}) for i in range(10)]

@@ -15,7 +15,7 @@ from PIL import Image
 from pyiqa.utils import download_util
 
 from diffrestorer.evaluation.fid import FidScorer, fid_warning
-from diffrestorer.evaluation.files import Source, read_pixels
+from diffrestorer.evaluation.files import read_pixels
 from diffrestorer.evaluation.methods import Method
 from diffrestorer.evaluation.prepared import build_suite
 from diffrestorer.evaluation.run import evaluate
@@ -37,8 +37,8 @@ def pairs(tmp_path: Path) -> Suite:
         for name, pixels in (("gt", gt), ("lq", lq)):
             (tmp_path / name).mkdir(exist_ok=True)
             Image.fromarray(pixels).save(tmp_path / name / f"{index}.png")
-        lq_source, gt_source = (Source(tmp_path / name / f"{index}.png") for name in ("lq", "gt"))
-        items.append(Item("single", "noise", str(index), lq_source, gt_source))
+        files = (tmp_path / name / f"{index}.png" for name in ("lq", "gt"))
+        items.append(Item("single", "noise", str(index), *files))
     return Suite("single", tuple(items))
 
 
@@ -67,9 +67,9 @@ def test_values_are_those_of_pyiqa_on_the_same_files(pairs: Suite, metric_weight
     assert not scorer.unavailable
     again = Method("again", "outputs")
     for item in pairs.items:
-        path = again.output(item, tmp_path).path
+        path = again.output(item, tmp_path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(255 - read_pixels(item.lq.path)).save(path)
+        Image.fromarray(255 - read_pixels(item.lq)).save(path)
     found = score(scoring(pairs, tmp_path, scorer, [DEGRADED, again]))
     before = torch.hub.get_dir(), download_util.DEFAULT_CACHE_DIR
     torch.hub.set_dir(str(metric_weights))
@@ -82,13 +82,13 @@ def test_values_are_those_of_pyiqa_on_the_same_files(pairs: Suite, metric_weight
     for index, item in enumerate(pairs.items):
         for offset, method in enumerate((DEGRADED, again)):
             for name, function in direct.items():
-                paths = method.output(item, tmp_path).path, item.gt.path if item.gt else item.lq.path
+                paths = method.output(item, tmp_path), item.gt if item.gt else item.lq
                 expected = float(function(*map(str, paths)))
                 assert found[2 * index + offset][name] == pytest.approx(expected, abs=1e-6), (name, index)
 
 
 def folders(pairs: Suite) -> list[Path]:
-    return [pairs.items[0].lq.path.parent, pairs.items[0].lq.path.parent.parent / "gt"]
+    return [pairs.items[0].lq.parent, pairs.items[0].lq.parent.parent / "gt"]
 
 
 def test_fid_stands_on_pyiqas_features_and_formula(pairs: Suite, metric_weights: Path) -> None:
@@ -164,7 +164,7 @@ def test_batches_have_one_size(pairs: Suite) -> None:
 
 
 def test_another_size_is_refused_and_named(pairs: Suite, tmp_path: Path) -> None:
-    Image.new("RGB", (96, 80)).save(pairs.items[1].lq.path)
+    Image.new("RGB", (96, 80)).save(pairs.items[1].lq)
     with pytest.raises(ValueError, match=r"noise/1\.png is 96x80 and its reference 96x96"):
         score(scoring(pairs, tmp_path, Scorer([METRICS["psnr"]]), [DEGRADED]))
 
@@ -172,7 +172,7 @@ def test_another_size_is_refused_and_named(pairs: Suite, tmp_path: Path) -> None
 def test_a_missing_reference_is_named(pairs: Suite, tmp_path: Path) -> None:
     gt = pairs.items[2].gt
     assert gt is not None
-    gt.path.unlink()
+    gt.unlink()
     with pytest.raises(ValueError, match=r"gt/2\.png"):
         score(scoring(pairs, tmp_path, Scorer([METRICS["psnr"]]), [DEGRADED]))
 
@@ -197,7 +197,7 @@ def test_nan_scores_are_counted(tmp_path: Path, metric_weights: Path) -> None:
     suite = settings(tmp_path, ["degraded"], size=96)
     for item in build_suite(suite).items:
         (tmp_path / "flat" / item.degradation).mkdir(parents=True)
-        pixels = item.lq.read() if item.degradation != "haze" else np.zeros((96, 96, 3), np.uint8)
+        pixels = read_pixels(item.lq) if item.degradation != "haze" else np.zeros((96, 96, 3), np.uint8)
         Image.fromarray(pixels).save(tmp_path / "flat" / item.file)
     keys = {"size": 96, "metrics": ["psnr", "niqe"], "metric_weights": str(metric_weights)}
     scores = evaluate(settings(tmp_path, ["degraded", f"flat={tmp_path / 'flat'}"], **keys), quiet())

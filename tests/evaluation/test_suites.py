@@ -33,7 +33,7 @@ def test_equal_seeds_give_equal_files(tmp_path: Path) -> None:
     assert suite.images == list(DEMO_PHOTOS)
     for item in suite.items:
         assert item.gt is not None
-        assert np.asarray(Image.open(item.gt.path)).shape == np.asarray(Image.open(item.lq.path)).shape == (96, 96, 3)
+        assert np.asarray(Image.open(item.gt)).shape == np.asarray(Image.open(item.lq)).shape == (96, 96, 3)
 
 
 def test_a_photo_does_not_depend_on_the_others(tmp_path: Path) -> None:
@@ -45,7 +45,7 @@ def test_a_photo_does_not_depend_on_the_others(tmp_path: Path) -> None:
 def test_right_files_are_kept_and_wrong_ones_replaced(tmp_path: Path) -> None:
     suite = build_suite(config(tmp_path, images=1))
     before = files(tmp_path)
-    kept, damaged = suite.items[0].lq.path, suite.items[1].lq.path
+    kept, damaged = suite.items[0].lq, suite.items[1].lq
     stamp = kept.stat().st_mtime_ns
     damaged.write_bytes(damaged.read_bytes()[:100])
     build_suite(config(tmp_path, images=1))
