@@ -1,4 +1,7 @@
-"""Headless Chromium over its DevTools pipe: nothing but the browser itself is needed."""
+"""Headless Chromium over its DevTools pipe: nothing but the browser itself is needed.
+
+    python tests/browser.py outputs/evaluate/index.html docs/report.png     # takes the picture of the documentation
+"""
 
 import base64
 import itertools
@@ -6,6 +9,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from types import TracebackType
@@ -103,3 +107,9 @@ class Browser:
             self._buffer += chunk
         message, self._buffer = self._buffer.split(b"\0", 1)
         return dict(json.loads(message))
+
+
+if __name__ == "__main__":
+    with Browser(1280, 1400) as browser:
+        browser.open(Path(sys.argv[1]))
+        Path(sys.argv[2]).write_bytes(browser.screenshot())

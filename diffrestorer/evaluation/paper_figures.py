@@ -176,7 +176,8 @@ def embed_crops(pipe: DiffRestorerPipeline, seed: int) -> tuple[np.ndarray, np.n
 
 def _scatter(axis: Axes, points: np.ndarray, classes: np.ndarray) -> None:
     for label, name in enumerate(DEGRADATIONS):
-        axis.scatter(*points[classes == label].T, s=14, color=f"C{label}", label=name)
+        own = points[classes == label]
+        axis.scatter(own[:, 0], own[:, 1], s=14, color=f"C{label}", label=name)
     axis.set_xticks([])
     axis.set_yticks([])
 
