@@ -1,6 +1,6 @@
 """Headless Chromium over its DevTools pipe: nothing but the browser itself is needed.
 
-    python tests/browser.py outputs/evaluate/index.html docs/report.png     # takes the picture of the documentation
+python tests/browser.py outputs/evaluate/index.html docs/report.png     # takes the picture of the documentation
 """
 
 import base64

@@ -29,7 +29,8 @@ class Ablation:
 
     def command(self, name: str, folder: str) -> str:
         """The command that trains it where evaluation looks for it."""
-        return f"accelerate launch scripts/{self.script}.py ablation={name} output_dir={folder}/{name}"
+        stage1 = " stage1=OUTPUT_DIR" if self.script == "train_decoder" else ""
+        return f"accelerate launch scripts/{self.script}.py ablation={name}{stage1} output_dir={folder}/{name}"
 
 
 ABLATIONS: dict[str, Ablation] = {

@@ -97,12 +97,13 @@ def _texts(metric: str, cell: Cell, best: str, second: str) -> list[str]:
     """Ours, the paper's, the difference, as printed."""
     digits = DECIMALS[metric]
     styles = {0: "{}", 1: best, 2: second}
-    ours = cell.mark if cell.ours is None else styles[cell.ours_rank].format(_number(cell.ours, digits))
-    paper = "–" if cell.paper is None else styles[cell.paper_rank].format(_number(cell.paper, digits))
+    ours = cell.mark if cell.ours is None else styles[cell.ours_rank].format(number(cell.ours, digits))
+    paper = "–" if cell.paper is None else styles[cell.paper_rank].format(number(cell.paper, digits))
     return [ours, paper, "–" if cell.difference is None else f"{cell.difference:+.{digits}f}"]
 
 
-def _number(value: float, digits: int) -> str:
+def number(value: float, digits: int) -> str:
+    """A value as the paper prints it, or `NaN`."""
     return "NaN" if math.isnan(value) else f"{value:.{digits}f}"
 
 

@@ -8,7 +8,7 @@ import io
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from html import escape
 from pathlib import Path
@@ -16,8 +16,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from diffrestorer.evaluation.comparison import Comparison
 from diffrestorer.evaluation.files import read_pixels, write_text
 from diffrestorer.evaluation.methods import Method
+from diffrestorer.evaluation.report_tables import comparison_table, means_table
 from diffrestorer.evaluation.scores import Score
 from diffrestorer.evaluation.suites import Item, Suite
 from diffrestorer.evaluation.tables import Table, metric_title
@@ -42,6 +44,8 @@ class Report:
     Attributes:
         output_dir: holds the outputs, and receives index.html and contact_sheet.png.
         sentences: what the tables say. caption: one sentence on what was compared.
+        unavailable: what is lacking -> why, and what to do about it.
+        comparisons: the paper's tables that the suite covers.
         cards: how many images of each task get a card.
     """
 
@@ -53,6 +57,8 @@ class Report:
     sentences: Sequence[str]
     caption: str
     cards: int
+    unavailable: dict[str, str] = field(default_factory=dict)
+    comparisons: Sequence[Comparison] = ()
 
     @cached_property
     def _values(self) -> dict[tuple[str, str], dict[str, dict[str, float]]]:
@@ -101,7 +107,9 @@ def write_page(report: Report) -> None:
     parts = {
         "CAPTION": escape(report.caption),
         "SENTENCES": _tag("ul", "".join(_tag("li", escape(sentence)) for sentence in report.sentences)),
-        "TABLES": "\n".join(_table(table) for table in report.tables),
+        "UNAVAILABLE": _unavailable(report),
+        "TABLES": "\n".join(means_table(table) for table in report.tables),
+        "COMPARISONS": "\n".join(comparison_table(comparison) for comparison in report.comparisons),
         "WORST": _worst_cases(report),
         "CHOICES": "".join(
             f'<label><input type="radio" name="method" value="{escape(name)}"{" checked" * (index == 0)}>'
@@ -121,19 +129,13 @@ def _tag(name: str, content: str) -> str:
     return f"<{name}>{content}</{name}>"
 
 
-def _table(table: Table) -> str:
-    lines = [f'<div><table class="sortable"><caption>{escape(table.title)}</caption><thead><tr><th>degradation</th>']
-    lines += [f'<th scope="col">{escape(method.title)}</th>' for method in table.methods]
-    lines.append("</tr></thead><tbody>")
-    for index, row in enumerate((*table.rows, *table.group_rows)):
-        if index == len(table.rows):
-            lines.append('</tbody><tbody class="groups">')
-        lines.append(f'<tr><th scope="row">{escape(row.label)}</th>')
-        for method in table.methods:
-            text, best = table.cell(row, method)
-            lines.append(f'<td class="best">{text}</td>' if best else f"<td>{text}</td>")
-        lines.append("</tr>")
-    return "".join([*lines, "</tbody></table></div>"])
+def _unavailable(report: Report) -> str:
+    """Names in sight, reasons folded away."""
+    if not report.unavailable:
+        return ""
+    reasons = "".join(_tag("li", escape(f"{name}: {why}")) for name, why in report.unavailable.items())
+    names = escape(", ".join(report.unavailable))
+    return f'<details id="unavailable"><summary>Unavailable here: {names}</summary><ul>{reasons}</ul></details>'
 
 
 def _worst_cases(report: Report) -> str:

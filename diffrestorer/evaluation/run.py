@@ -185,36 +185,45 @@ def _write(found: Evaluation, console: Console, state: PartialState, device: tor
     running = [method for method in found.methods if not method.reason]
     tables = build_tables(found.summaries, found.metrics, running)
     notes = _notes(found)
+    unavailable = _unavailable(found)
     sentences = [*notes, *summary_sentences(tables, nan_counts(found.summaries))]
+    lacking = [f"{name} is unavailable: {reason}" for name, reason in unavailable.items()]
     caption = _caption(config, suite)
-    write_text(output_dir / "table.md", markdown(tables, sentences, caption))
-    written = []
+    write_text(output_dir / "table.md", markdown(tables, [*sentences, *lacking], caption))
+    comparisons = []
     for paper in PAPER_TABLES:
         if (paper.number == 1) == (suite.name != "ablation") and suite.name != "demo":
-            comparison = compare(paper, found.summaries, found.methods, SUITES[suite.name], notes)
+            comparison = compare(paper, found.summaries, found.methods, SUITES[suite.name], [*notes, *lacking])
             write_comparison(comparison, output_dir)
-            written.append(f"table{paper.number}.md")
-    report = Report(output_dir, suite, running, found.scores, tables, sentences, caption, config.cards)
+            comparisons.append(comparison)
+    report = Report(
+        output_dir, suite, running, found.scores, tables, sentences, caption, config.cards, unavailable, comparisons
+    )
     write_contact_sheet(report)
     write_page(report)
     for table in tables:
         console.print(rich_table(table))
-    for sentence in sentences:
+    for sentence in [*sentences, *lacking]:
         console.print(sentence, highlight=False)
-    where = ", ".join([*(str(output_dir / name) for name in written), str(output_dir / "index.html")])
+    where = ", ".join(
+        [*(str(output_dir / f"table{found.paper.number}.md") for found in comparisons), str(output_dir / "index.html")]
+    )
     console.print(f"Pictures and tables: {where}", highlight=False, soft_wrap=True)
 
 
 def _notes(found: Evaluation) -> list[str]:
-    """What must stand on every table: other images than the paper's, metrics and tasks that are not there."""
+    """What must stand on every table: other images than the paper's, few images for FID."""
     notes = [found.suite.note] if found.suite.note else []
-    notes += [f"{name.upper()} is unavailable: {reason}" for name, reason in found.unavailable.items()]
-    notes += [f"{task} is unavailable: {reason}" for task, reason in found.suite.missing.items()]
     if METRICS["fid"] in found.metrics:
         sizes = {task: len(found.suite.of(task)) for task in found.suite.degradations}
         warnings = {task: fid_warning(n, found.config.fid_floor) for task, n in sizes.items()}
         notes += [f"{task}: {warning}" for task, warning in warnings.items() if warning]
     return notes
+
+
+def _unavailable(found: Evaluation) -> dict[str, str]:
+    """Metrics and tasks that are not there, and why."""
+    return {name.upper(): reason for name, reason in found.unavailable.items()} | found.suite.missing
 
 
 def _caption(config: EvaluateConfig, suite: Suite) -> str:
