@@ -110,6 +110,6 @@ class Browser:
 
 
 if __name__ == "__main__":
-    with Browser(1280, 1400) as browser:
+    with Browser(1280, 1640) as browser:
         browser.open(Path(sys.argv[1]))
         Path(sys.argv[2]).write_bytes(browser.screenshot())
