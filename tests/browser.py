@@ -4,6 +4,7 @@ python tests/browser.py outputs/evaluate/index.html docs/report.png     # takes 
 """
 
 import base64
+import io
 import itertools
 import json
 import os
@@ -14,6 +15,8 @@ import tempfile
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+from PIL import Image
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -112,4 +115,5 @@ class Browser:
 if __name__ == "__main__":
     with Browser(1280, 1640) as browser:
         browser.open(Path(sys.argv[1]))
-        Path(sys.argv[2]).write_bytes(browser.screenshot())
+        picture = Image.open(io.BytesIO(browser.screenshot())).convert("RGB")
+    picture.quantize(256, method=Image.Quantize.MEDIANCUT).save(sys.argv[2], optimize=True)
