@@ -1,6 +1,7 @@
 """Figures 7-9 and 11-14: methods side by side on a typical image of each task, with a magnified region.
 
-Nothing is chosen by hand: the image is the one with the median score, the region the one where methods differ most.
+Nothing is chosen by hand: the image is the one with the median score, the region the one where the methods and the
+clean image differ most.
 """
 
 import csv
@@ -100,7 +101,7 @@ def draw_grid(config: FiguresConfig) -> Figure:
     for row, task in enumerate(covered):
         item = typical(finished, task, methods)
         images = _images(finished, item, methods)
-        top, left, side = differing_region([image for image in images if image is not None])
+        top, left, side = differing_region([image for image in images[1:] if image is not None])
         for column, (image, name) in enumerate(zip(images, titles, strict=True)):
             whole, detail = axes[2 * row][column], axes[2 * row + 1][column]
             for axis in (whole, detail):
