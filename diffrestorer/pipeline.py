@@ -13,9 +13,9 @@ from diffusers.utils import BaseOutput
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 
 from diffrestorer.models.backbones import PATCH, ImageEncoder
+from diffrestorer.models.blocks import pad_to_multiple
 from diffrestorer.models.components import ModelFolderError, check_model_folder, save_component
 from diffrestorer.models.control import ControlEncoder, ControlNetwork
 from diffrestorer.models.decoder import DegradationAwareDecoder
@@ -178,7 +178,8 @@ class DiffRestorerPipeline(DiffusionPipeline):
         """
         lq = self._to_device(lq)
         prompts = self.restorer.read_prompts(lq)
-        condition = self.restorer.condition(self._pad(lq), prompts)
+        multiple = PATCH * 2 ** (len(self.unet.config.block_out_channels) - 1)  # what VAE and UNet divide by
+        condition = self.restorer.condition(pad_to_multiple(lq, multiple), prompts)
         shape = condition.encoded.latents.shape[1:]
         sources = list(generator) if isinstance(generator, Sequence) else [generator] * len(lq)
         noise = torch.stack([torch.randn(shape, generator=own, device=own.device if own else "cpu") for own in sources])
@@ -199,16 +200,6 @@ class DiffRestorerPipeline(DiffusionPipeline):
 
     def _to_device(self, tensor: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         return tensor.to(self._execution_device, self.unet.dtype)
-
-    def _pad(self, lq: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 hp wp"]:
-        """Pads right and bottom to a multiple of what VAE and UNet divide by."""
-        multiple = PATCH * 2 ** (len(self.unet.config.block_out_channels) - 1)
-        height, width = lq.shape[-2:]
-        bottom, right = -height % multiple, -width % multiple
-        # A reflection needs more pixels than it adds; the rest of a tiny image repeats its edge.
-        first = (min(right, width - 1), min(bottom, height - 1))
-        lq = F.pad(lq, (0, first[0], 0, first[1]), mode="reflect")
-        return F.pad(lq, (0, right - first[0], 0, bottom - first[1]), mode="replicate")
 
 
 def find_model(name: str | Path) -> Path:
