@@ -67,6 +67,30 @@ class DegradationEncoder(nn.Module):
         return F.normalize(self.head(self.body(guidance)), dim=-1)
 
 
+def deformable_convolution(
+    features: Float[Tensor, "b c h w"],
+    offset: Float[Tensor, "b 18 h w"],
+    mask: Float[Tensor, "b 9 h w"],
+    weight: Float[Tensor, "d c 3 3"],
+) -> Float[Tensor, "b d h w"]:
+    """Modulated deformable 3x3 convolution; pixels outside are 0. Zhu et al., CVPR 2019, Eq. 1.
+
+    Args:
+        offset: (y, x) in pixels for each of the nine taps, row by row, as torchvision has it.
+        mask: factor for each tap.
+    """
+    if features.device.type != "cpu":
+        return deform_conv2d(features, offset, weight, padding=1, mask=mask)
+    # torchvision's kernel for CPUs takes several times as long, above all backwards (benchmarks/baselines.py).
+    height, width = features.shape[-2:]
+    tap = torch.arange(9, device=features.device)
+    y = offset[:, 0::2] + (tap // 3 - 1)[:, None, None] + torch.arange(height)[:, None]
+    x = offset[:, 1::2] + (tap % 3 - 1)[:, None, None] + torch.arange(width)
+    grid = torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], dim=-1)
+    sampled = F.grid_sample(features, grid.flatten(1, 2), align_corners=False).unflatten(2, (9, height))
+    return F.conv2d((sampled * mask[:, None]).flatten(1, 2), weight.flatten(1)[:, :, None, None])
+
+
 class DeformableConvolution(nn.Module):
     """Modulated deformable 3x3 convolution whose offsets and masks come from features and guidance together."""
 
@@ -82,7 +106,7 @@ class DeformableConvolution(nn.Module):
         self, features: Float[Tensor, "b c h w"], guidance: Float[Tensor, "b c h w"]
     ) -> Float[Tensor, "b c h w"]:
         offset, mask = self.offset_and_mask(torch.cat([features, guidance], dim=1)).split((18, 9), dim=1)
-        return deform_conv2d(features, offset, self.weight, padding=1, mask=mask.sigmoid())
+        return deformable_convolution(features, offset, mask.sigmoid(), self.weight)
 
 
 class FeatureTransform(nn.Module):
@@ -216,7 +240,8 @@ class KeyQueue(nn.Module):
     ) -> Float[Tensor, "b k1"]:
         """Similarities of each query with its key (column 0) and with the queue, over the temperature."""
         positive = (query * key).sum(dim=1, keepdim=True)
-        return torch.cat([positive, query @ self.keys.T], dim=1) / temperature
+        negatives = query @ self.keys.clone().T  # a copy: the queue moves on before the backward pass
+        return torch.cat([positive, negatives], dim=1) / temperature
 
     @torch.no_grad()
     def push(self, keys: Float[Tensor, "n d"]) -> None:

@@ -43,7 +43,7 @@ def find_baseline(folder: Path) -> str | None:
     except (OSError, ValueError):
         return None
     names = {cls.__name__: name for name, cls in BASELINES.items()}
-    return names.get(config.get("_class_name")) if isinstance(config, dict) else None
+    return names.get(str(config.get("_class_name"))) if isinstance(config, dict) else None
 
 
 def load_baseline(folder: Path, method: str | None = None) -> Baseline:

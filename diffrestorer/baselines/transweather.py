@@ -179,7 +179,7 @@ class TransWeather(RegressionBaseline):
         self.query_decoder = Blocks(decoder_depth, dims[3], decoder_heads, decoder_expansion, 1, num_queries)
         self.double_lowest = _double(dims[3], dims[3])
         widths = [dims[3], dims[2], dims[1], dims[0], tail_dims[0]]
-        self.doubles = nn.ModuleList(_double(a, b) for a, b in zip(widths, widths[1:]))
+        self.doubles = nn.ModuleList(_double(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
         self.residuals = nn.ModuleList(ResidualBlock(width) for width in widths[1:])
         self.double_last = _double(tail_dims[0], tail_dims[1])
         self.output = nn.Conv2d(tail_dims[1], 3, 3, padding=1)

@@ -38,7 +38,7 @@ def run(root: str, schema: type[Config], main: Callable[[Config], None], flags: 
         sys.stdout.write(help_text(root, schema) + "\n")
         return
     try:
-        main(load(root, schema, _flags_to_overrides(arguments, flags)))
+        main(load(root, schema, _flags_to_overrides(arguments, flags, _groups(root))))
     except ValueError as error:
         sys.stderr.write(f"{Path(sys.argv[0]).name}: {error}\n")
         sys.exit(2)
@@ -119,8 +119,11 @@ def _groups(root: str) -> list[str]:
     return [path.name for path in sorted(CONFIG_DIR.iterdir()) if path.is_dir() and f"  - {path.name}:" in text]
 
 
-def _flags_to_overrides(arguments: Sequence[str], flags: Sequence[str]) -> list[str]:
-    """`--suite mixed` and `--suite=mixed` become `suite=mixed`; a list a,b becomes [a,b] (a bare one is a sweep)."""
+def _flags_to_overrides(arguments: Sequence[str], flags: Sequence[str], groups: Sequence[str]) -> list[str]:
+    """`--suite mixed` and `--suite=mixed` become `suite=mixed`; a list a,b becomes [a,b] (a bare one is a sweep).
+
+    A key that names a group here (`method` of train_baseline) is no list.
+    """
     overrides, rest = [], list(arguments)
     while rest:
         argument = rest.pop(0)
@@ -134,7 +137,7 @@ def _flags_to_overrides(arguments: Sequence[str], flags: Sequence[str]) -> list[
                 raise ValueError(f"--{name} needs a value")
             argument = f"{name}={value}"
         key, equals, value = argument.partition("=")
-        if key in ("method", "metrics", "data.degradations") and not value.startswith("["):
+        if key not in groups and key in ("method", "metrics", "data.degradations") and not value.startswith("["):
             value = "[" + ",".join(f"'{item}'" if "=" in item else item for item in value.split(",")) + "]"
         overrides.append(f"{key}{equals}{value}")
     return overrides

@@ -4,6 +4,7 @@ sigma_t^2 = 2 lambda^2 theta_t, so that x_t is normal with mean m_t and variance
 of the IR-SDE paper (arXiv 2301.11699). Steps are t = 0 (clean) to T; images and lambda are in [0, 1].
 """
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -13,6 +14,15 @@ from torch import Tensor
 
 Images = Float[Tensor, "b 3 h w"]
 Steps = Int[Tensor, "b"]
+
+
+@functools.lru_cache
+def _cosine_rates(num_steps: int, remainder: float) -> Float[Tensor, "t1"]:
+    shares = torch.arange(num_steps + 2, dtype=torch.float64) / (num_steps + 2)
+    cosine = torch.cos((shares + 0.008) / 1.008 * math.pi / 2) ** 2
+    thetas = 1 - cosine[1:] / cosine[0]
+    thetas[0] = 0
+    return thetas / thetas.sum() * -math.log(remainder)
 
 
 @dataclass(frozen=True)
@@ -35,14 +45,7 @@ class IRSDE:
 
     def rates(self) -> Float[Tensor, "t1"]:
         """theta_t dt for t = 0..T (0 at 0), scaled so that they sum to -log(remainder)."""
-        x = torch.arange(1, self.num_steps + 2, dtype=torch.float64) / (self.num_steps + 2)
-
-        def cosine(share: Float[Tensor, "t1"]) -> Float[Tensor, "t1"]:
-            return torch.cos((share + 0.008) / 1.008 * math.pi / 2) ** 2
-
-        thetas = 1 - cosine(x) / cosine(torch.zeros_like(x))
-        thetas[0] = 0
-        return thetas / thetas.sum() * -math.log(self.remainder)
+        return _cosine_rates(self.num_steps, self.remainder)
 
     def _at(self, table: Float[Tensor, "t1"], steps: Steps, like: Images) -> Float[Tensor, "b 1 1 1"]:
         return table.to(like.device, like.dtype)[steps][:, None, None, None]

@@ -1,7 +1,8 @@
-"""The noise-predicting U-Net of DA-CLIP: IR-SDE's, told the degradation in its time embedding, the content by attention."""
+"""DA-CLIP's U-Net: IR-SDE's, told the degradation through its time embedding and the content through attention."""
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -50,7 +51,7 @@ class TimedResBlock(nn.Module):
 
 
 class LinearAttention(nn.Module):
-    """Residual attention whose cost is linear in the number of pixels: softmax over q's channels and over k's pixels."""
+    """Residual attention of a cost linear in the pixels: softmax over the channels of q and over the pixels of k."""
 
     def __init__(self, dim: int, num_heads: int = 4) -> None:
         super().__init__()
@@ -130,7 +131,7 @@ class DaClipUNet(nn.Module):
         self.degradation = nn.Sequential(nn.Linear(content_dim, time_dim), nn.SiLU(), nn.Linear(time_dim, time_dim))
         self.prompt_out = nn.Linear(time_dim, time_dim)
         self.downs, self.ups = nn.ModuleList(), nn.ModuleList()
-        for level, (dim, next_dim) in enumerate(zip(widths, widths[1:])):
+        for level, (dim, next_dim) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
             down = nn.Conv2d(dim, next_dim, 4, 2, 1) if level < last else _conv3x3(dim, next_dim)
             blocks = [TimedResBlock(dim, dim, time_dim), TimedResBlock(dim, dim, time_dim)]
             self.downs.append(nn.ModuleList([*blocks, attention(dim, level), down]))
@@ -155,12 +156,15 @@ class DaClipUNet(nn.Module):
         time = time + self.prompt_out(self.degradation(degradation).softmax(dim=-1) * self.prompt)
         first = hidden = self.embed(torch.cat([state - lq, lq], dim=1))
         skips = []
-        for block1, block2, attention, down in self.downs:  # type: ignore[misc] # four modules a level
+        level: Any
+        for level in self.downs:
+            block1, block2, attention, down = level
             skips.append(hidden := block1(hidden, time))
             skips.append(hidden := attention(block2(hidden, time), content))
             hidden = down(hidden)
         hidden = self.middle2(self.middle_attention(self.middle1(hidden, time), content), time)
-        for index, (block1, block2, attention, up) in enumerate(self.ups):  # type: ignore[misc]
+        for index, level in enumerate(self.ups):
+            block1, block2, attention, up = level
             hidden = block1(torch.cat([hidden, skips.pop()], dim=1), time)
             hidden = attention(block2(torch.cat([hidden, skips.pop()], dim=1), time), content)
             if index < len(self.ups) - 1:
