@@ -7,7 +7,7 @@ import copy
 
 import torch
 from diffusers.configuration_utils import register_to_config
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import deform_conv2d
@@ -228,7 +228,7 @@ class KeyQueue(nn.Module):
     """
 
     keys: Float[Tensor, "k d"]
-    position: Tensor
+    position: Int[Tensor, ""]
 
     def __init__(self, length: int, dim: int) -> None:
         super().__init__()

@@ -119,7 +119,7 @@ def _groups(root: str) -> list[str]:
     return [path.name for path in sorted(CONFIG_DIR.iterdir()) if path.is_dir() and f"  - {path.name}:" in text]
 
 
-def _flags_to_overrides(arguments: Sequence[str], flags: Sequence[str], groups: Sequence[str]) -> list[str]:
+def _flags_to_overrides(arguments: Sequence[str], flags: Sequence[str], groups: Sequence[str] = ()) -> list[str]:
     """`--suite mixed` and `--suite=mixed` become `suite=mixed`; a list a,b becomes [a,b] (a bare one is a sweep).
 
     A key that names a group here (`method` of train_baseline) is no list.

@@ -1,4 +1,4 @@
-"""What is compared: the degraded input itself, a model with one of its decoders, or outputs made elsewhere."""
+"""What is compared: the degraded input, a model with one of its decoders, a compared method, outputs made elsewhere."""
 
 import re
 from collections.abc import Sequence
@@ -24,13 +24,14 @@ class Method:
 
     Attributes:
         name: as in scores.csv; its outputs lie in `restored/NAME/DEGRADATION/IMAGE.png`.
-        kind: `degraded` (the input is the output), `model` (we restore) or `outputs` (a folder, copied).
-        source: what DiffRestorerPipeline.from_pretrained loads, or the folder of outputs.
+        kind: `degraded` (the input is the output), `model` (we restore), `baseline` (a compared method restores) or
+            `outputs` (a folder, copied).
+        source: what DiffRestorerPipeline.from_pretrained or load_baseline loads, or the folder of outputs.
         decoder: which decoder of the model: the refined one, or the plain one of the VAE.
     """
 
     name: str
-    kind: Literal["degraded", "model", "outputs"]
+    kind: Literal["degraded", "model", "baseline", "outputs"]
     source: str = ""
     decoder: Literal["refined", "sd"] = "refined"
 
@@ -47,11 +48,12 @@ class Method:
 def parse_methods(config: EvaluateConfig) -> list[Method]:
     """The methods that `config.method` names: `NAME`, `NAME=FOLDER` or `all`.
 
-    FOLDER is a model (it holds model_index.json, or a training run's model/ does), or outputs made elsewhere as
-    DEGRADATION/IMAGE.png. A model under a name that ends in `_sd` uses the VAE's own decoder.
+    FOLDER is a model (it holds model_index.json, or a training run's model/ does), a compared method that
+    `train_baseline.py` trained, or outputs made elsewhere as DEGRADATION/IMAGE.png. A model under a name that ends in
+    `_sd` uses the VAE's own decoder.
 
     Raises:
-        ValueError: an unknown or doubled name, or a folder that is neither.
+        ValueError: an unknown or doubled name, or a folder that is none of these.
     """
     entries = [name for entry in config.method for name in (BUILT_IN if entry == "all" else (entry,))]
     if not entries:
@@ -70,7 +72,7 @@ def _parse(entry: str, config: EvaluateConfig) -> Method:
     if not equals:
         if name not in BUILT_IN:
             offer = ", ".join(BUILT_IN)
-            raise ValueError(f"method={name} is not there: this version has {offer}; others as NAME=FOLDER")
+            raise ValueError(f"method={name} is not there by itself: {offer} are; others as {name}=FOLDER")
         return Method(name, "degraded") if name == "degraded" else Method(name, "model", config.model, decoder)
     if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", name) or name in ("degraded", "all", "clean"):
         raise ValueError(f"method={entry}: {name!r} can't be the name of a method; letters, digits and _.+- can")
@@ -78,11 +80,23 @@ def _parse(entry: str, config: EvaluateConfig) -> Method:
         return Method(name, "model", folder, decoder)
     if not Path(folder).is_dir():
         raise ValueError(f"method={entry}: there is no folder {folder}")
+    if any((Path(folder) / inner / "config.json").is_file() for inner in ("", "model")):
+        _check_baseline(name, folder)
+        return Method(name, "baseline", folder)
     if not any(Path(folder).glob("*/*.png")):
         raise ValueError(
             f"method={entry}: {folder} is neither a model (model_index.json) nor outputs (DEGRADATION/IMAGE.png)"
         )
     return Method(name, "outputs", folder)
+
+
+def _check_baseline(name: str, folder: str) -> None:
+    from diffrestorer.baselines.catalog import BASELINES, find_baseline  # brings the networks, which take seconds
+
+    found = next(filter(None, (find_baseline(Path(folder) / inner) for inner in ("", "model"))), None)
+    if found is None or (name in BASELINES and name != found):
+        holds = found or f"none of the compared methods {', '.join(BASELINES)}"
+        raise ValueError(f"method={name}={folder}: {folder} holds {holds}")
 
 
 def collect_outputs(methods: Sequence[Method], suite: Suite, output_dir: Path) -> None:

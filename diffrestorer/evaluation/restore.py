@@ -3,16 +3,18 @@
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from diffrestorer.baselines.catalog import load_baseline
 from diffrestorer.config.schema import EvaluateConfig
 from diffrestorer.data.images import Photo, write_photo
 from diffrestorer.evaluation.files import read_batch, sha256, write_text
@@ -26,7 +28,7 @@ class Record:
     """Who made the files of a method, kept beside them as `made_by.json`.
 
     Attributes:
-        settings: weights, steps, seed and decoder.
+        settings: weights and seed; of our own models steps and decoder too.
         files: `DEGRADATION/IMAGE.png` -> digest of the degraded input, and the seconds that restoring took.
         kept: how many of them were there already.
     """
@@ -76,7 +78,7 @@ class Record:
 def restore_suite(
     methods: Sequence[Method], suite: Suite, config: EvaluateConfig, device: torch.device, console: Console
 ) -> dict[str, dict[str, Any]]:
-    """Restores what is missing of every method of kind `model`; methods of one source share the model's sampling.
+    """Restores what is missing of every model and baseline; methods of one source share the model's sampling.
 
     Returns:
         Method name -> for run.json: source, dtype, weights, steps, seed, decoder, counts, seconds an image.
@@ -90,17 +92,66 @@ def restore_suite(
     for source in dict.fromkeys(method.source for method in models):
         pipe = DiffRestorerPipeline.from_pretrained(source).to(device)
         pipe.set_progress_bar_config(disable=True)
-        weights = weights_digest(pipe)
+        weights = weights_digest(pipe.components)
         records: dict[Method, Record] = {}
         for method in models:
             if method.source == source:
                 settings = {"weights": weights, "steps": config.steps, "seed": config.seed, "decoder": method.decoder}
-                path = Path(config.output_dir) / "restored" / method.name / "made_by.json"
-                records[method] = Record.open(path, settings, digests)
+                records[method] = Record.open(_record_path(config, method), settings, digests)
         _restore_missing(pipe, suite, config, records, digests, console)
         dtype = str(pipe.dtype).removeprefix("torch.")
         summaries |= {m.name: {"source": source, "dtype": dtype, **r.summary()} for m, r in records.items()}
-    return {method.name: summaries[method.name] for method in models}
+    for method in methods:
+        if method.kind == "baseline":
+            summaries[method.name] = _restore_with_baseline(method, suite, config, digests, device, console)
+    return {method.name: summaries[method.name] for method in methods if method.name in summaries}
+
+
+def _record_path(config: EvaluateConfig, method: Method) -> Path:
+    return Path(config.output_dir) / "restored" / method.name / "made_by.json"
+
+
+def _restore_with_baseline(
+    method: Method,
+    suite: Suite,
+    config: EvaluateConfig,
+    digests: dict[str, str],
+    device: torch.device,
+    console: Console,
+) -> dict[str, Any]:
+    model = load_baseline(Path(method.source)).to(device)
+    settings = {"weights": weights_digest({"network": model}), "seed": config.seed}
+    record = Record.open(_record_path(config, method), settings, digests)
+    missing = [item for item in suite.items if item.file not in record.files]
+    with _progress(console) as progress:
+        task = progress.add_task(f"restore: {method.title}", total=len(missing))
+        for start in range(0, len(missing), config.batch_size):
+            batch = missing[start : start + config.batch_size]
+            started = time.perf_counter()
+            restored = model.restore(read_batch([item.lq for item in batch]).to(device), config.seed).float().cpu()
+            seconds = (time.perf_counter() - started) / len(batch)
+            for item, image in zip(batch, _to_uint8(restored), strict=True):
+                record.write(item, image, digests[item.file], seconds)
+            record.save()
+            progress.advance(task, len(batch))
+    return {"source": method.source, "dtype": str(model.dtype).removeprefix("torch."), **record.summary()}
+
+
+def _to_uint8(images: Float[torch.Tensor, "b 3 h w"]) -> list[np.ndarray]:
+    arrays = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    return [np.ascontiguousarray(array) for array in arrays]
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+    )
 
 
 def _restore_missing(
@@ -113,15 +164,7 @@ def _restore_missing(
 ) -> None:
     """Each image draws its noise from a generator of its own, so that batches don't change a result."""
     missing = [item for item in suite.items if any(item.file not in record.files for record in records.values())]
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as progress:
+    with _progress(console) as progress:
         task = progress.add_task(f"restore: {', '.join(method.title for method in records)}", total=len(missing))
         for start in range(0, len(missing), config.batch_size):
             batch = missing[start : start + config.batch_size]
@@ -135,18 +178,17 @@ def _restore_missing(
                 started = time.perf_counter()
                 restored = pipe.decode(sampled, method.decoder).float().cpu()
                 seconds = (sampling + time.perf_counter() - started) / len(batch)
-                images = (restored * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-                for item, image in zip(batch, images, strict=True):
+                for item, image in zip(batch, _to_uint8(restored), strict=True):
                     if item.file not in record.files:
-                        record.write(item, np.ascontiguousarray(image), digests[item.file], seconds)
+                        record.write(item, image, digests[item.file], seconds)
                 record.save()
             progress.advance(task, len(batch))
 
 
-def weights_digest(pipe: DiffRestorerPipeline) -> str:
+def weights_digest(components: Mapping[str, Any]) -> str:
     """SHA-256 over configuration and weights of every component: what a model is, wherever it was loaded from."""
     digest = hashlib.sha256()
-    for name, component in sorted(pipe.components.items()):
+    for name, component in sorted(components.items()):
         config = {key: value for key, value in dict(component.config).items() if not key.startswith("_")}
         digest.update(f"{name}{json.dumps(config, sort_keys=True, default=str)}".encode())
         if isinstance(component, torch.nn.Module):

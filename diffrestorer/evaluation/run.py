@@ -57,7 +57,7 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> list[Sco
     save(config, output_dir / "config.yaml")
     collect_outputs(methods, suite, output_dir)
     restoring = {}
-    if any(method.kind == "model" for method in methods):
+    if any(method.kind in ("model", "baseline") for method in methods):
         from diffrestorer.evaluation.restore import restore_suite  # brings the networks, which take seconds
 
         restoring = restore_suite(methods, suite, config, device, console)

@@ -18,6 +18,7 @@ from diffusers import UniPCMultistepScheduler
 from PIL import Image
 from rich.console import Console
 
+from diffrestorer.baselines.catalog import build_baseline
 from diffrestorer.config.composition import load
 from diffrestorer.config.schema import BaseConfig, EvaluateConfig
 from diffrestorer.degradations import DEGRADATIONS, MIXTURES
@@ -25,7 +26,7 @@ from diffrestorer.evaluation.methods import Method
 from diffrestorer.evaluation.run import evaluate
 from diffrestorer.evaluation.tables import Score, build_tables, markdown, nan_counts, summary_sentences
 from diffrestorer.metrics import METRICS
-from diffrestorer.models.components import build_image_encoder, build_unet, build_vae
+from diffrestorer.models.components import build_image_encoder, build_unet, build_vae, save_component
 from diffrestorer.models.restorer import build_restorer
 from diffrestorer.pipeline import save_model_folder
 
@@ -141,7 +142,7 @@ def test_outputs_that_do_not_fit_are_named(finished: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        (["nafnet"], "this version has degraded, diff_restorer_sd, diff_restorer"),
+        (["nafnet"], "degraded, diff_restorer_sd, diff_restorer are; others as nafnet=FOLDER"),
         (["x=/nowhere"], "there is no folder"),
         (["../x=."], "can't be the name"),
         (["degraded", "all"], "names degraded twice"),
@@ -227,3 +228,23 @@ def test_nan_is_counted_and_not_averaged_away() -> None:
     sentences = summary_sentences(tables, nan_counts(scores, [METRICS["psnr"]]))
     assert "PSNR is undefined (NaN) for 1 outputs" in sentences[-1]
     assert "in PSNR on 1 of 2 single degradations" in sentences[0]
+
+
+def test_a_compared_method_restores_sizes_that_are_no_multiple(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    trained = build_baseline("nafnet", {"width": 4, "encoder_blocks": [1, 1, 1], "decoder_blocks": [1, 1, 1]})
+    save_component(trained, tmp_path / "run" / "model", torch.float32)
+    folder = f"nafnet={tmp_path / 'run'}"
+    evaluate(settings(tmp_path, ["degraded", folder], size=68), quiet())
+    lq = torch.from_numpy(
+        np.asarray(Image.open(tmp_path / "suite" / "lq" / "snow" / "astronaut.png")) / np.float32(255)
+    )
+    expected = (trained.eval().restore(lq.permute(2, 0, 1)[None])[0] * 255).round().permute(1, 2, 0).numpy()
+    found = np.asarray(Image.open(tmp_path / "restored" / "nafnet" / "snow" / "astronaut.png"))
+    assert np.array_equal(found, expected)
+    assert found.shape == (68, 68, 3)
+    assert json.loads((tmp_path / "run.json").read_text())["methods"]["nafnet"]["restored"] == len(NAMES)
+    evaluate(settings(tmp_path, ["degraded", folder], size=68), quiet())
+    assert json.loads((tmp_path / "run.json").read_text())["methods"]["nafnet"]["restored"] == 0, "made already"
+    with pytest.raises(ValueError, match="holds nafnet"):
+        evaluate(settings(tmp_path, [f"restormer={tmp_path / 'run'}"], size=68), quiet())
