@@ -10,6 +10,7 @@ from diffrestorer.baselines.da_clip.model import DaClip
 from diffrestorer.baselines.nafnet import NAFNet
 from diffrestorer.baselines.promptir import PromptIR
 from diffrestorer.baselines.protocol import Baseline
+from diffrestorer.baselines.published import load_published
 from diffrestorer.baselines.restormer import Restormer
 from diffrestorer.baselines.transweather import TransWeather
 from diffrestorer.models.components import ModelFolderError, build_component, load_folder
@@ -50,12 +51,14 @@ def load_baseline(folder: Path, method: str | None = None) -> Baseline:
     """Reads a trained method, strictly.
 
     Args:
-        folder: a model folder, or the output folder of a training run.
+        folder: a model folder, the output folder of a training run, or a file of the authors (with `method`).
         method: what it must be; None: whatever it is.
 
     Raises:
         ModelFolderError: it is another method's, or a file is missing, damaged, or does not fit.
     """
+    if method is not None and folder.is_file():
+        return load_published(method, folder)
     folder = folder / "model" if (folder / "model").is_dir() else folder
     found = find_baseline(folder)
     if found is None:

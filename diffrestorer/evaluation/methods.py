@@ -49,8 +49,8 @@ def parse_methods(config: EvaluateConfig) -> list[Method]:
     """The methods that `config.method` names: `NAME`, `NAME=FOLDER` or `all`.
 
     FOLDER is a model (it holds model_index.json, or a training run's model/ does), a compared method that
-    `train_baseline.py` trained, or outputs made elsewhere as DEGRADATION/IMAGE.png. A model under a name that ends in
-    `_sd` uses the VAE's own decoder.
+    `train_baseline.py` trained (or a file with its authors' weights), or outputs made elsewhere as
+    DEGRADATION/IMAGE.png. A model under a name that ends in `_sd` uses the VAE's own decoder.
 
     Raises:
         ValueError: an unknown or doubled name, or a folder that is none of these.
@@ -78,6 +78,8 @@ def _parse(entry: str, config: EvaluateConfig) -> Method:
         raise ValueError(f"method={entry}: {name!r} can't be the name of a method; letters, digits and _.+- can")
     if any((Path(folder) / inner / "model_index.json").is_file() for inner in ("", "model")):
         return Method(name, "model", folder, decoder)
+    if Path(folder).is_file():
+        return Method(name, "baseline", folder)  # weights of the method's authors
     if not Path(folder).is_dir():
         raise ValueError(f"method={entry}: there is no folder {folder}")
     if any((Path(folder) / inner / "config.json").is_file() for inner in ("", "model")):

@@ -119,7 +119,8 @@ def _restore_with_baseline(
     device: torch.device,
     console: Console,
 ) -> dict[str, Any]:
-    model = load_baseline(Path(method.source)).to(device)
+    source = Path(method.source)
+    model = load_baseline(source, method.name if source.is_file() else None).to(device)
     settings = {"weights": weights_digest({"network": model}), "seed": config.seed}
     record = Record.open(_record_path(config, method), settings, digests)
     missing = [item for item in suite.items if item.file not in record.files]

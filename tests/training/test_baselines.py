@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,10 @@ import training_runs as runs
 
 from diffrestorer.config.composition import load
 from diffrestorer.config.schema import BaselineConfig
-from diffrestorer.data.pairs import PairBatch
-from diffrestorer.training.baseline import FIRST_PHASES, PHASES, RegressionTask
-from diffrestorer.training.task import Task
+from diffrestorer.data.pairs import PairBatch, SynthesisedPairs, collate_pairs
+from diffrestorer.losses import psnr_loss
+from diffrestorer.training.baseline import FIRST_PHASES, PHASES, BaselineTask, RegressionTask
+from diffrestorer.training.task import Task, to_unit
 
 TINY: dict[str, list[str]] = {
     "airnet": ["network={num_features: 4, num_groups: 1, num_blocks: 1, embedding_dim: 6}", "patch_size=32",
@@ -141,3 +143,36 @@ def test_a_stopped_run_ends_like_one_that_was_not(method: str, photos_dir: Path,
     runs.run("train_baseline.py", arguments, tmp_path / "log")
     assert runs.files_of(output / "model") == model
     assert runs.losses(output) == losses
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("method", TINY)
+def test_mini_learns_four_pairs_by_heart(method: str, photos_dir: Path) -> None:
+    """More than 30 dB on the four pairs it saw; a network that can't learn them can't learn anything."""
+    overrides = [
+        f"method={method}", "size=mini", "pretraining.max_steps=0", "clip=none", "data=photos", "data.size=64",
+        f"data.root={photos_dir}", "patch_size=64", "queue_length=4", "lambda_contrastive=0.0",
+        "data.degradations=[haze,low_light,rain,jpeg]",
+    ]  # fmt: skip
+    config = load("train_baseline", BaselineConfig, overrides)
+    pairs = SynthesisedPairs(config.data, config.seed, 4)
+    fixed = collate_pairs([pairs[0, position] for position in range(4)])
+    lq, gt = to_unit(fixed.lq), to_unit(fixed.gt)
+    torch.manual_seed(0)
+    task = PHASES.get(method, RegressionTask)(config)
+    (optimizer,) = task.optimizers()
+    assert isinstance(task, BaselineTask)
+    before = after = -psnr_loss(lq, gt).item()
+    for step in range(4000):
+        task(replace(fixed, step=step)).total.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if step % 100 == 99:
+            task.model.eval()
+            after = -psnr_loss(task.model.restore(lq), gt).item()
+            task.model.train()
+            if after > 30:
+                break
+    assert before < 25
+    assert after > 30, f"{before:.1f} dB before, {after:.1f} dB after {step + 1} steps"
