@@ -28,7 +28,8 @@ NAMES: dict[str, set[str]] = {
     },
     "airnet": {
         "E.E.encoder_q.E_pre.backbone.0.weight", "E.E.encoder_k.E.1.shortcut.1.running_mean",
-        "E.E.encoder_q.mlp.2.bias", "R.head.0.weight", "R.body.0.body.0.dgm1.dcn.weight", "R.body.4.body.4.dgm2.dcn.conv_offset_mask.bias",
+        "E.E.encoder_q.mlp.2.bias", "R.head.0.weight", "R.body.0.body.0.dgm1.dcn.weight",
+        "R.body.4.body.4.dgm2.dcn.conv_offset_mask.bias",
         "R.body.2.body.1.dgm1.sft.conv_gamma.0.weight", "R.body.3.body.0.dgm2.sft.conv_beta.2.weight",
         "R.body.1.body.2.conv1.weight", "R.body.0.body.5.bias", "R.body.5.weight", "R.tail.0.weight",
     },
