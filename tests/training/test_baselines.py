@@ -18,6 +18,9 @@ from diffrestorer.losses import psnr_loss
 from diffrestorer.training.baseline import FIRST_PHASES, PHASES, BaselineTask, RegressionTask
 from diffrestorer.training.task import Task, to_unit
 
+GOLDEN = Path(__file__).with_name("golden_baselines.json")
+"""Recorded by --record-golden, as golden.json is."""
+
 TINY: dict[str, list[str]] = {
     "airnet": ["network={num_features: 4, num_groups: 1, num_blocks: 1, embedding_dim: 6}", "patch_size=32",
                "queue_length=16", "pretraining.max_steps=2"],
@@ -112,21 +115,31 @@ def test_what_does_not_fit_is_refused(overrides: list[str], message: str) -> Non
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one_for_every_method(photos_dir: Path, tmp_path: Path) -> None:
+def test_losses_are_the_golden_ones_on_one_process_and_on_two(
+    photos_dir: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     """And DDP misses no parameter. AirNet's BatchNorm makes its losses depend on the split; the others' do not."""
-    for folder, num_processes in (("one", 1), ("two", 2)):
-        commands = [tiny(m, f"data.root={photos_dir}", f"output_dir={tmp_path}/{folder}/{m}") for m in TINY]
+    losses: dict[int, dict[str, list[float]]] = {}
+    for num_processes in (1, 2):
+        folder = tmp_path / str(num_processes)
+        commands = [tiny(m, "train.max_steps=4", f"data.root={photos_dir}", f"output_dir={folder}/{m}") for m in TINY]
         runs.run_in_a_row("train_baseline.py", commands, tmp_path / "log", num_processes)
-    for method in TINY:
-        environment = json.loads((tmp_path / "two" / method / "environment.json").read_text())
-        assert environment["num_processes"] == 2
-        for phase in (".", "pretraining") if method in FIRST_PHASES else (".",):
-            one, two = (runs.losses(tmp_path / folder / method / phase) for folder in ("one", "two"))
-            assert len(one) == len(two) == 2
-            for a, b in zip(one, two, strict=True):
-                assert all(math.isfinite(value) for value in b.values())
-                if method != "airnet":
-                    assert b == pytest.approx(a, rel=1e-4, abs=1e-6), f"{method}/{phase}"
+        phases = [*TINY, *(f"{method}/pretraining" for method in FIRST_PHASES)]
+        losses[num_processes] = {phase: [row["total"] for row in runs.losses(folder / phase)] for phase in phases}
+        for method in TINY:
+            environment = json.loads((folder / method / "environment.json").read_text())
+            assert environment["num_processes"] == num_processes
+    if request.config.getoption("--record-golden"):
+        GOLDEN.write_text(json.dumps(losses[1], indent=1) + "\n")
+    golden = json.loads(GOLDEN.read_text())
+    assert losses[1].keys() == golden.keys()
+    for phase, one in losses[1].items():
+        assert one == pytest.approx(golden[phase], rel=1e-3), phase
+        two = losses[2][phase]
+        assert len(two) == (2 if phase.endswith("pretraining") else 4)
+        assert all(math.isfinite(loss) for loss in two)
+        if not phase.startswith("airnet"):
+            assert two == pytest.approx(one, rel=1e-4, abs=1e-6), phase
 
 
 @pytest.mark.slow
