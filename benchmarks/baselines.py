@@ -2,6 +2,7 @@
 
     python benchmarks/baselines.py                  # table on stdout, raw numbers in benchmarks/results/baselines.json
     python benchmarks/baselines.py --size mini      # the mini sizes, beside the published ones in the same file
+    python benchmarks/baselines.py --rounds 0       # parameters and FLOPs only: seconds need an idle machine
 
 The methods take turns, one forward pass a round on a fresh random image after one warm-up; the median, fastest and
 slowest round are shown. DA-CLIP's pass is one of its U-Net's steps; CLIP's two towers run once an image besides, and
@@ -51,7 +52,8 @@ def main() -> None:
 
     results = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
     results[arguments.size] = {**environment(arguments), "rows": measure_methods(arguments)}
-    results["deformable_convolution"] = {**environment(arguments), **measure_convolution(arguments)}
+    if arguments.rounds:
+        results["deformable_convolution"] = {**environment(arguments), **measure_convolution(arguments)}
     arguments.output.parent.mkdir(exist_ok=True)
     arguments.output.write_text(json.dumps(results, indent=1) + "\n")
     text = document_text(results)
@@ -65,16 +67,17 @@ def measure_methods(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     rows, passes = [], []
     for method in BASELINES:
         config = load("train_baseline", BaselineConfig, [f"method={method}", f"size={arguments.size}"])
-        model = build_baseline(method, config.network).to(arguments.device).eval()
-        run = forward_pass(model, arguments.device)
-        rows.append({"method": method, **count(model, run), "seconds": []})
-        passes.append(run)
-    for round_number in range(arguments.rounds + 1):
+        with torch.device("meta"):
+            rows.append({"method": method, **count(build_baseline(method, config.network).eval()), "seconds": []})
+        if arguments.rounds:
+            model = build_baseline(method, config.network).to(arguments.device).eval()
+            passes.append(forward_pass(model, arguments.device))
+    for round_number in range(arguments.rounds + 1 if arguments.rounds else 0):
         for row, run in zip(rows, passes, strict=True):
             seconds = timed(run, arguments.device)
             if round_number:
                 row["seconds"].append(seconds)
-    if arguments.size == "mini":
+    if arguments.size == "mini" and arguments.rounds:
         for row in rows:
             row["training_samples_per_second"] = training_rates(row["method"], arguments)
     return rows
@@ -91,17 +94,17 @@ def forward_pass(model: nn.Module, device: str) -> Callable[[], object]:
     return lambda: model(torch.rand(size, device=device))
 
 
-def count(model: nn.Module, run: Callable[[], object]) -> dict[str, float]:
-    """Parameters in millions and GFLOP of a pass."""
-    network = model.unet if isinstance(model, DaClip) else model
-    counted = {"million_parameters": millions(network)}
+def count(model: nn.Module) -> dict[str, float]:
+    """Parameters in millions and GFLOP of a pass, of a model on the meta device."""
+    counted = {"million_parameters": millions(model.unet if isinstance(model, DaClip) else model)}
     if isinstance(model, DaClip):
         counted["million_parameters_clip"] = millions(model.controller)
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            model.controller(torch.rand(1, 3, SIDE, SIDE, device=model.device))
+        side = model.controller.clip.image_size
+        with FlopCounterMode(display=False) as counter:
+            model.controller(torch.rand(1, 3, side, side, device="meta"))
         counted["gflop_clip"] = counter.get_total_flops() / 1e9
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        run()
+    with FlopCounterMode(display=False) as counter:
+        forward_pass(model, "meta")()
     return {**counted, "gflop": counter.get_total_flops() / 1e9}
 
 
@@ -167,34 +170,37 @@ def document_text(results: dict[str, Any]) -> str:
     lines = []
     for size in [size for size in ("paper", "mini") if size in results]:
         result = results[size]
-        training = size == "mini"
+        training = "training_samples_per_second" in result["rows"][0]
         lines += [
-            f"Size `{size}`, {SIDE}x{SIDE}, {result['device']}, {result['threads']} threads, {result['rounds']} rounds",
+            f"Size `{size}`, {SIDE}x{SIDE}, {result['device']}, {result['threads']} threads, {result['rounds']} rounds"
+            f", load average {result['load_average']:.1f} at the end:",
             "",
-            "| method | parameters | GFLOP | seconds: median (fastest - slowest) |" + (" training |" * training),
+            "| method | parameters | GFLOP | seconds: median (fastest - slowest) |"
+            + (" training, samples/s |" * training),
             "|---|---|---|---|" + ("---|" * training),
         ]
         for row in result["rows"]:
-            seconds = row["seconds"]
-            extra = row.get("million_parameters_clip")
+            clip, step = row.get("million_parameters_clip"), " a step" * ("gflop_clip" in row)
             cells = [
                 row["method"],
-                f"{row['million_parameters']:.2f} M" + (f" + {extra:.2f} M" if extra else ""),
-                f"{row['gflop']:.1f}" + (f" a step + {row['gflop_clip']:.1f}" if extra else ""),
-                f"{statistics.median(seconds):.3f} ({min(seconds):.3f} - {max(seconds):.3f})" + " a step" * bool(extra),
+                f"{row['million_parameters']:.2f} M" + (f" + {clip:.2f} M" if clip else ""),
+                f"{row['gflop']:.1f}{step}" + (f" + {row['gflop_clip']:.1f}" if clip else ""),
+                spread(row["seconds"], 3) + step if row["seconds"] else "not measured",
+                *([spread(row["training_samples_per_second"], 1)] if training else []),
             ]
-            if training:
-                rates = row["training_samples_per_second"]
-                cells.append(f"{statistics.median(rates):.1f} samples/s ({min(rates):.1f} - {max(rates):.1f})")
             lines.append(f"| {' | '.join(cells)} |")
         lines.append("")
-    convolution = results["deformable_convolution"]
-    ratios = convolution["ratios"]
-    lines.append(
-        f"AirNet's deformable convolution, forward and backward on {convolution['device']}, beside torchvision's: "
-        f"{statistics.median(ratios):.1f} times as fast ({min(ratios):.1f} - {max(ratios):.1f})."
-    )
+    if convolution := results.get("deformable_convolution"):
+        lines.append(
+            f"AirNet's deformable convolution, forward and backward on {convolution['device']}, beside torchvision's: "
+            f"{spread(convolution['ratios'], 1)} times as fast."
+        )
     return "\n".join(lines)
+
+
+def spread(values: list[float], digits: int) -> str:
+    """Median, smallest and largest."""
+    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} - {max(values):.{digits}f})"
 
 
 def environment(arguments: argparse.Namespace) -> dict[str, object]:
@@ -206,6 +212,7 @@ def environment(arguments: argparse.Namespace) -> dict[str, object]:
         "device": arguments.device,
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
+        "load_average": os.getloadavg()[0],
         "machine": platform.machine(),
         "versions": {name: version(name) for name in ("torch", "torchvision", "diffrestorer")},
         "git_commit": commit or None,

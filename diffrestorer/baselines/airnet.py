@@ -79,13 +79,13 @@ def deformable_convolution(
         offset: (y, x) in pixels for each of the nine taps, row by row, as torchvision has it.
         mask: factor for each tap.
     """
-    if features.device.type != "cpu":
+    if features.is_cuda:
         return deform_conv2d(features, offset, weight, padding=1, mask=mask)
     # torchvision's kernel for CPUs takes several times as long, above all backwards (benchmarks/baselines.py).
     height, width = features.shape[-2:]
     tap = torch.arange(9, device=features.device)
-    y = offset[:, 0::2] + (tap // 3 - 1)[:, None, None] + torch.arange(height)[:, None]
-    x = offset[:, 1::2] + (tap % 3 - 1)[:, None, None] + torch.arange(width)
+    y = offset[:, 0::2] + (tap // 3 - 1)[:, None, None] + torch.arange(height, device=features.device)[:, None]
+    x = offset[:, 1::2] + (tap % 3 - 1)[:, None, None] + torch.arange(width, device=features.device)
     grid = torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], dim=-1)
     sampled = F.grid_sample(features, grid.flatten(1, 2), align_corners=False).unflatten(2, (9, height))
     return F.conv2d((sampled * mask[:, None]).flatten(1, 2), weight.flatten(1)[:, :, None, None])
