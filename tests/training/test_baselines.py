@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 import training_runs as runs
+from torch.nn import functional as F
 
 from diffrestorer.config.composition import load
-from diffrestorer.config.schema import BaselineConfig
+from diffrestorer.config.schema import BaselineConfig, Stage1Config
 from diffrestorer.data.pairs import PairBatch, SynthesisedPairs, collate_pairs
 from diffrestorer.losses import psnr_loss
-from diffrestorer.training.baseline import FIRST_PHASES, PHASES, BaselineTask, RegressionTask
+from diffrestorer.models.pretrained import load_base
+from diffrestorer.training.baseline import FIRST_PHASES, PHASES, BaselineTask, ControllerTask, RegressionTask
 from diffrestorer.training.task import Task, to_unit
 
 GOLDEN = Path(__file__).with_name("golden_baselines.json")
@@ -94,6 +96,16 @@ def test_airnets_first_phase_moves_the_encoder_its_copy_and_the_queue() -> None:
     changed = {name.split(".")[1] for name, value in task.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {"encoder", "key_encoder", "keys", "position"}
     assert int(task.queue.position) == 4  # type: ignore[union-attr]
+
+
+def test_da_clip_of_mini_starts_from_minis_image_encoder() -> None:
+    config = load("train_baseline", BaselineConfig, ["method=da_clip", "size=mini", "data=photos"])
+    controller = ControllerTask(config).model.controller
+    _, clip, _ = load_base(load("train_stage1", Stage1Config, ["model=mini"]).model, "mini")
+    images = to_unit(batch().lq)
+    with torch.no_grad():
+        own = F.normalize(clip(images), dim=-1)
+        assert all(torch.equal(embedding, own) for embedding in controller(images))
 
 
 @pytest.mark.parametrize(
