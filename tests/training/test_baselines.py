@@ -177,7 +177,7 @@ def test_mini_learns_four_pairs_by_heart(method: str, photos_dir: Path) -> None:
     """More than 30 dB on the four pairs it saw; a network that can't learn them can't learn anything."""
     overrides = [
         f"method={method}", "size=mini", "pretraining.max_steps=0", "clip=none", "data=photos", "data.size=64",
-        f"data.root={photos_dir}", "patch_size=64", "queue_length=4", "lambda_contrastive=0.0",
+        f"data.root={photos_dir}", "patch_size=64", "queue_length=8", "lambda_contrastive=0.0",
         "data.degradations=[haze,low_light,rain,jpeg]",
     ]  # fmt: skip
     config = load("train_baseline", BaselineConfig, overrides)
