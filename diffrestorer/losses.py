@@ -74,3 +74,9 @@ def contrastive_loss(
     logits = F.normalize(first.float(), dim=-1) @ F.normalize(second.float(), dim=-1).T / temperature
     target = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def psnr_loss(restored: Float[Tensor, "b 3 h w"], gt: Float[Tensor, "b 3 h w"]) -> Float[Tensor, ""]:
+    """Minus the mean PSNR of the images in dB, for images in [0, 1] (NAFNet)."""
+    error = (restored.float() - gt.float()).square().mean(dim=(1, 2, 3))
+    return 10 * torch.log10(error + 1e-8).mean()

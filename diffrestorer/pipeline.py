@@ -12,10 +12,10 @@ from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel, Un
 from diffusers.utils import BaseOutput
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F
 
 from diffrestorer.data.tensors import ImageInput, ImageTensor, OutputType, as_tensors, from_tensor
 from diffrestorer.models.backbones import PATCH, EncodedImage, ImageEncoder, decode_latents, encode_image
+from diffrestorer.models.blocks import pad_to_multiple
 from diffrestorer.models.components import ModelFolderError, check_finite, check_model_folder, save_component
 from diffrestorer.models.control import ControlEncoder, ControlNetwork
 from diffrestorer.models.decoder import DegradationAwareDecoder
@@ -201,7 +201,7 @@ class DiffRestorerPipeline(DiffusionPipeline):
         if degradation is not None:
             own = self.prompt_processor.prototype(degradation).expand(len(lq), -1)
             prompts = replace(prompts, degradation_embedding=own)
-        padded = self._pad(lq)
+        padded = pad_to_multiple(lq, self._multiple)
         noise = self._noise(padded, generator)
 
         def run(side: int | None) -> SampledLatents:
@@ -294,17 +294,6 @@ class DiffRestorerPipeline(DiffusionPipeline):
 
     def _to_device(self, tensor: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         return tensor.to(self._execution_device, self.unet.dtype)
-
-    def _pad(self, lq: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 hp wp"]:
-        """Pads right and bottom to a multiple of what VAE and UNet divide by."""
-        height, width = lq.shape[-2:]
-        bottom, right = -height % self._multiple, -width % self._multiple
-        if not (bottom or right):
-            return lq
-        # A reflection needs more pixels than it adds; the rest of a tiny image repeats its edge.
-        first = (min(right, width - 1), min(bottom, height - 1))
-        lq = F.pad(lq, (0, first[0], 0, first[1]), mode="reflect")
-        return F.pad(lq, (0, right - first[0], 0, bottom - first[1]), mode="replicate")
 
 
 def find_model(name: str | Path) -> Path:

@@ -16,6 +16,7 @@ from diffusers import UniPCMultistepScheduler
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from diffrestorer.models.blocks import pad_to_multiple
 from diffrestorer.models.components import COMPONENTS, WEIGHTS_NAME, ModelFolderError, save_component
 from diffrestorer.pipeline import (
     DiffRestorerOutput,
@@ -88,15 +89,15 @@ def test_sizes_are_kept(size: tuple[int, int], trained: DiffRestorerPipeline) ->
         assert ((restored >= 0) & (restored <= 1)).all()
 
 
-def test_padding_is_not_needed_where_the_size_fits(trained: DiffRestorerPipeline) -> None:
+def test_padding_reflects_and_is_not_needed_where_the_size_fits() -> None:
     fits = image(32, 64)[None]
-    assert trained._pad(fits) is fits or torch.equal(trained._pad(fits), fits)
-    padded = trained._pad(image(30, 33)[None])
+    assert torch.equal(pad_to_multiple(fits, 32), fits)
+    padded = pad_to_multiple(image(30, 33)[None], 32)
     assert padded.shape[-2:] == (32, 64)
     assert torch.equal(padded[0, :, :30, :33], image(30, 33))
     assert torch.equal(padded[0, :, 30], padded[0, :, 28]), "reflected, the edge itself once"
     assert torch.equal(padded[0, :, :, 33], padded[0, :, :, 31])
-    assert (trained._pad(image(1, 1)[None]) == image(1, 1)[None]).all(), "a single pixel is repeated"
+    assert (pad_to_multiple(image(1, 1)[None], 32) == image(1, 1)[None]).all(), "a single pixel is repeated"
 
 
 def test_prompts_see_the_unpadded_image(trained: DiffRestorerPipeline) -> None:

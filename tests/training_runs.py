@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-LIBRARIES = ["diffrestorer.training.base", "diffrestorer.training.decoder", "diffrestorer.training.stage1"]
+LIBRARIES = [f"diffrestorer.training.{name}" for name in ("base", "baseline", "decoder", "stage1")]
 
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(LIBRARIES)
@@ -46,6 +47,30 @@ def finish(process: BaseProcess, log: Path, timeout: float = 240) -> None:
 def run(script: str, arguments: Sequence[str], log: Path) -> None:
     """Runs a script to its end."""
     finish(start(script, arguments, log), log)
+
+
+def _run_rank(
+    rank: int, num_processes: int, port: int, script: str, commands: Sequence[Sequence[str]], log: str
+) -> None:
+    variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": num_processes, "MASTER_PORT": port}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in variables.items()}}
+    for arguments in commands:
+        _run_script(script, arguments, log)
+
+
+def run_in_a_row(script: str, commands: Sequence[Sequence[str]], log: Path, num_processes: int) -> None:
+    """Runs a script with one command after the other in the same processes, one gloo rank each, as torchrun sets up."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = [
+        context.Process(target=_run_rank, args=(rank, num_processes, port, script, commands, str(log)))
+        for rank in range(num_processes)
+    ]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        finish(process, log)
 
 
 def run_with_torchrun(script: str, arguments: Sequence[str], num_processes: int) -> None:

@@ -49,7 +49,7 @@ def run(
         return
     try:
         arguments = [f"{switch}=true" if switch and word == f"--{switch}" else word for word in arguments]
-        main(load(root, schema, _flags_to_overrides(arguments, flags)))
+        main(load(root, schema, _flags_to_overrides(arguments, flags, _groups(root))))
     except ValueError as error:
         sys.stderr.write(f"{Path(sys.argv[0]).name}: {error}\n")
         sys.exit(2)
@@ -157,8 +157,11 @@ def _groups(root: str) -> list[str]:
     return [path.name for path in sorted(CONFIG_DIR.iterdir()) if path.is_dir() and f"  - {path.name}:" in text]
 
 
-def _flags_to_overrides(arguments: Sequence[str], flags: Sequence[str]) -> list[str]:
-    """`--suite mixed` and `--suite=mixed` become `suite=mixed`; a list a,b becomes [a,b] (a bare one is a sweep)."""
+def _flags_to_overrides(arguments: Sequence[str], flags: Sequence[str], groups: Sequence[str] = ()) -> list[str]:
+    """`--suite mixed` and `--suite=mixed` become `suite=mixed`; a list a,b becomes [a,b] (a bare one is a sweep).
+
+    A key that names a group here (`method` of train_baseline) is no list.
+    """
     overrides, rest = [], list(arguments)
     while rest:
         argument = rest.pop(0)
@@ -172,7 +175,8 @@ def _flags_to_overrides(arguments: Sequence[str], flags: Sequence[str]) -> list[
                 raise ValueError(f"--{name} needs a value")
             argument = f"{name}={value}"
         key, equals, value = argument.partition("=")
-        if key in ("method", "metrics", "data.degradations", "degradations") and not value.startswith("["):
+        lists = {"method", "metrics", "data.degradations", "degradations"} - set(groups)
+        if key in lists and not value.startswith("["):
             value = "[" + ",".join(f"'{item}'" if "=" in item else item for item in value.split(",")) + "]"
         overrides.append(f"{key}{equals}{value}")
     return overrides

@@ -7,7 +7,8 @@ from diffrestorer.config.synthesis import Synthesis
 
 CHOICES = {
     "train.mixed_precision": ("no", "bf16"),
-    "train.lr_schedule": ("constant", "cosine"),
+    "train.lr_schedule": ("constant", "cosine", "steps"),
+    "pretraining.lr_schedule": ("constant", "cosine", "steps"),
     "train.save_dtype": ("float32", "float16"),
     "train.tracker": ("none", "tensorboard", "wandb"),
     "model.train_unet": ("none", "cross_attention", "all"),
@@ -19,6 +20,9 @@ CHOICES = {
     "dtype": ("float32", "bfloat16", "float16"),
     "only": ("restore", "score"),
     "part": ("all", "vae", "image_encoder", "unet"),
+    "loss": ("l1", "smooth_l1", "psnr"),
+    "optimizer": ("adam", "adamw"),
+    "perceptual": ("vgg16", "efficientnet_lite0", "none"),
 }
 """Keys whose values are names, and the names."""
 
@@ -73,7 +77,11 @@ class TrainConfig:
     lr: float = 1e-5
     weight_decay: float = 0.01
     lr_schedule: str = "constant"
-    """`constant`, or `cosine` down to 0 at max_steps."""
+    """`constant`, `cosine` down to 0 at max_steps, or `steps` at `lr_milestones`."""
+    lr_hold: float = 0.0
+    """Share of the run that `cosine` stays at the peak before it falls."""
+    lr_milestones: dict[float, float] = field(default_factory=dict)
+    """Share of the run -> factor on the learning rate from there on."""
     warmup_steps: int = 0
     max_grad_norm: float | None = None
     """Gradients are clipped to this norm; null: not clipped."""
@@ -147,6 +155,55 @@ class DecoderConfig:
     """Keep only the linear path of a PatchAutoencoderKL and start the decoder's layers anew."""
     discriminator_channels: int = 64
     """Width of the PatchGAN's first layer."""
+
+
+@dataclass
+class PretrainingConfig:
+    """A method's first phase: the keys of `train` that differ in it. 0 steps: there is none."""
+
+    max_steps: int = 0
+    global_batch_size: int | None = None
+    """Null: as in `train`."""
+    lr: float = 1e-4
+    weight_decay: float = 0.0
+    lr_schedule: str = "constant"
+    lr_milestones: dict[float, float] = field(default_factory=dict)
+
+
+@dataclass
+class BaselineConfig:
+    """`scripts/train_baseline.py`: one of the six compared methods."""
+
+    output_dir: str = "outputs/train_baseline"
+    seed: int = 0
+    method: str = "nafnet"
+    size: str = "paper"
+    network: dict[str, Any] = field(default_factory=dict)
+    """Constructor arguments of the method's class in `diffrestorer.baselines`."""
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    pretraining: PretrainingConfig = field(default_factory=PretrainingConfig)
+    """First phase of AirNet (its encoder) and DA-CLIP (its controller)."""
+    optimizer: str = "adamw"
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    loss: str = "l1"
+    lambda_perceptual: float = 0.0
+    """Weight of the perceptual term (TransWeather)."""
+    perceptual: str = "none"
+    perceptual_weights: str | None = None
+    """File with VGG-16's weights, where they can't be downloaded."""
+    lambda_contrastive: float = 0.1
+    """AirNet: weight of the contrastive term in the second phase."""
+    patch_size: int = 128
+    """AirNet: side of the two crops of an image that belong together."""
+    queue_length: int = 2048
+    """AirNet: negatives of the contrastive term, a multiple of the global batch."""
+    momentum: float = 0.999
+    """AirNet: of the key encoder."""
+    temperature: float = 0.07
+    """AirNet: of the contrastive term."""
+    clip: str | None = None
+    """DA-CLIP: CLIP's weights: a tag of open_clip (`openai`), a file, `mini` (its image encoder) or `none`."""
 
 
 @dataclass

@@ -36,7 +36,7 @@ class Method:
     Attributes:
         name: as in scores.csv; its outputs lie in `restored/NAME/DEGRADATION/IMAGE.png`.
         kind: `degraded` (the input is the output), `model` or `baseline` (we restore), `outputs` (a folder, copied).
-        source: what DiffRestorerPipeline.from_pretrained loads, or the folder of outputs.
+        source: what DiffRestorerPipeline.from_pretrained or load_baseline loads, or the folder of outputs.
         decoder: of a model: the refined one, the plain one of the VAE, or OpenAI's Consistency Decoder.
         reason: why it can't be run; its rows say so. Empty where it can.
     """
@@ -61,12 +61,13 @@ class Method:
 def parse_methods(config: EvaluateConfig) -> list[Method]:
     """The methods that `config.method` names: `NAME`, `NAME=FOLDER` or `all`; `config.ablation` adds its own.
 
-    FOLDER is a model (it holds model_index.json, or a training run's model/ does), or outputs made elsewhere as
+    FOLDER is a model (it holds model_index.json, or a training run's model/ does), a compared method that
+    `train_baseline.py` trained (or a file with its authors' weights), or outputs made elsewhere as
     DEGRADATION/IMAGE.png. A model under a name that ends in `_sd` uses the VAE's own decoder. A baseline or an ablation
     without a folder is looked for in `config.trained`/NAME; `all` keeps those that are not there, with the reason.
 
     Raises:
-        ValueError: an unknown or doubled name, or a folder that is neither.
+        ValueError: an unknown or doubled name, or a folder that is none of these.
     """
     whole = [*ABLATIONS, "diff_restorer_sd", "diff_restorer"] if config.suite == "ablation" else [*BUILT_IN, *BASELINES]
     chosen = list(config.method)
@@ -105,8 +106,13 @@ def _parse(entry: str, config: EvaluateConfig) -> Method:
         decoder = ABLATIONS[name].decoder
     if folder == "mini" or is_model(Path(folder)):
         return Method(name, "model", folder, decoder)
+    if Path(folder).is_file():
+        return Method(name, "baseline", folder)  # weights of the method's authors
     if not Path(folder).is_dir():
         raise ValueError(f"method={entry}: there is no folder {folder}")
+    if _holds(Path(folder), "config.json"):
+        _check_baseline(name, folder)
+        return Method(name, "baseline", folder)
     if not any(Path(folder).glob("*/*.png")):
         raise ValueError(
             f"method={entry}: {folder} is neither a model (model_index.json) nor outputs (DEGRADATION/IMAGE.png)"
@@ -128,6 +134,9 @@ def _named(name: str, config: EvaluateConfig, decoder: Decoder) -> Method:
         reason = "" if is_model(folder) else f"not trained: {ablation.command(name, config.trained)}"
         return Method(name, "model", str(folder), ablation.decoder, reason)
     if name in BASELINES:
+        if _holds(folder, "config.json"):
+            _check_baseline(name, str(folder))
+            return Method(name, "baseline", str(folder))
         command = f"accelerate launch scripts/train_baseline.py method={name} output_dir={folder}"
         return Method(name, "baseline", str(folder), reason=f"not trained: {command}")
     offer = ", ".join((*BUILT_IN, *BASELINES, *ABLATIONS))
@@ -136,7 +145,20 @@ def _named(name: str, config: EvaluateConfig, decoder: Decoder) -> Method:
 
 def is_model(folder: Path) -> bool:
     """Whether a folder is a model, or a training run's that holds one."""
-    return any((folder / inner / "model_index.json").is_file() for inner in ("", "model"))
+    return _holds(folder, "model_index.json")
+
+
+def _holds(folder: Path, file: str) -> bool:
+    return any((folder / inner / file).is_file() for inner in ("", "model"))
+
+
+def _check_baseline(name: str, folder: str) -> None:
+    from diffrestorer.baselines.catalog import find_baseline  # brings the networks, which take seconds
+
+    found = next(filter(None, (find_baseline(Path(folder) / inner) for inner in ("", "model"))), None)
+    if found is None or (name in BASELINES and name != found):
+        holds = found or f"none of the compared methods {', '.join(BASELINES)}"
+        raise ValueError(f"method={name}={folder}: {folder} holds {holds}")
 
 
 def collect_outputs(methods: Sequence[Method], suite: Suite, output_dir: Path) -> None:

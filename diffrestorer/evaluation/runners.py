@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -13,6 +14,7 @@ from diffusers import ConsistencyDecoderVAE
 from jaxtyping import Float
 from torch import Tensor
 
+from diffrestorer.baselines.catalog import load_baseline
 from diffrestorer.config.schema import EvaluateConfig
 from diffrestorer.evaluation.ablations import ABLATIONS
 from diffrestorer.evaluation.methods import Method
@@ -51,7 +53,8 @@ def open_runner(methods: Sequence[Method], config: EvaluateConfig, device: torch
     Raises:
         ValueError: the model can't be loaded, or is not the ablation it is said to be.
     """
-    assert {method.kind for method in methods} == {"model"}
+    if methods[0].kind == "baseline":
+        return BaselineRunner(methods[0], config, device)
     return PipelineRunner(methods, config, device)
 
 
@@ -114,6 +117,30 @@ class PipelineRunner:
             generator = torch.Generator().manual_seed(self.config.seed)
             images.append(vae.decode(row, generator=generator).sample / 2 + 0.5)
         return torch.cat(images)
+
+
+class BaselineRunner:
+    """A compared method: one network, one output."""
+
+    def __init__(self, method: Method, config: EvaluateConfig, device: torch.device) -> None:
+        source = Path(method.source)
+        self.network = load_baseline(source, method.name if source.is_file() else None).to(device).eval()
+        self.seed = config.seed
+
+    @cached_property
+    def _weights(self) -> str:
+        return weights_digest({"network": self.network})
+
+    def settings(self, method: Method) -> dict[str, Any]:
+        """Weights, seed and dtype."""
+        return {"weights": self._weights, "seed": self.seed, "dtype": str(self.network.dtype).removeprefix("torch.")}
+
+    def restore(self, lq: Float[Tensor, "b 3 h w"], methods: Sequence[Method]) -> dict[str, Restored]:
+        """The same for every method of this source."""
+        started = time.perf_counter()
+        images = self.network.restore(lq.to(self.network.device), self.seed).float().cpu()
+        restored = Restored(images, (time.perf_counter() - started) / len(lq))
+        return {method.name: restored for method in methods}
 
 
 def load_consistency_decoder(source: str, pipe: DiffRestorerPipeline) -> ConsistencyDecoderVAE:

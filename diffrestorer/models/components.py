@@ -157,7 +157,7 @@ def save_component(component: ModelMixin, folder: Path, dtype: torch.dtype) -> N
 
 
 def load_component(folder: Path, name: str | None = None) -> ModelMixin:
-    """Reads one component in float32, strictly.
+    """Reads one component of Diff-Restorer in float32, strictly.
 
     Args:
         folder: with `config.json` and the weights.
@@ -166,7 +166,16 @@ def load_component(folder: Path, name: str | None = None) -> ModelMixin:
     Raises:
         ModelFolderError: what is missing, truncated or does not fit.
     """
-    component = _empty_component(folder, name or folder.name)
+    return load_folder(folder, COMPONENTS[name or folder.name])
+
+
+def load_folder(folder: Path, classes: Sequence[type[ModelMixin]]) -> ModelMixin:
+    """Reads a network that is one of `classes` in float32, strictly.
+
+    Raises:
+        ModelFolderError: what is missing, truncated or does not fit.
+    """
+    component = _empty_component(folder, classes)
     path = folder / WEIGHTS_NAME
     _check_weights(path, component.state_dict())
     tensors = load_safetensors(path)
@@ -186,7 +195,7 @@ def check_model_folder(folder: Path) -> None:
     if missing:
         raise ModelFolderError(f"{folder / 'model_index.json'} is not Diff-Restorer's: it lacks {', '.join(missing)}")
     _read_json(folder / "scheduler" / "scheduler_config.json")
-    components = {name: _empty_component(folder / name, name) for name in COMPONENTS}
+    components = {name: _empty_component(folder / name, classes) for name, classes in COMPONENTS.items()}
     for name, component in components.items():
         _check_weights(folder / name / WEIGHTS_NAME, component.state_dict())
     try:
@@ -219,19 +228,19 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _empty_component(folder: Path, name: str) -> ModelMixin:
-    """The component a folder describes, without weights."""
+def _empty_component(folder: Path, classes: Sequence[type[ModelMixin]]) -> ModelMixin:
+    """The network a folder describes, one of `classes`, without weights."""
     path = folder / "config.json"
     config = _read_json(path)
-    classes = {cls.__name__: cls for cls in COMPONENTS[name]}
-    if config.get("_class_name") not in classes:
+    by_name = {cls.__name__: cls for cls in classes}
+    if config.get("_class_name") not in by_name:
         raise ModelFolderError(
-            f"{path} describes a {config.get('_class_name')}, where {' or '.join(classes)} is expected"
+            f"{path} describes a {config.get('_class_name')}, where {' or '.join(by_name)} is expected"
         )
     arguments = {key: value for key, value in config.items() if not key.startswith("_")}
     try:
         with torch.device("meta"):
-            return build_component(classes[config["_class_name"]], arguments, str(path))
+            return build_component(by_name[config["_class_name"]], arguments, str(path))
     except Exception as error:  # a wrong value may break the construction anywhere
         raise ModelFolderError(f"{path} does not describe a usable {config['_class_name']}: {error}") from None
 
@@ -245,9 +254,10 @@ def _check_weights(path: Path, expected: Mapping[str, Tensor]) -> None:
     except (OSError, SafetensorError) as error:
         raise ModelFolderError(f"{path} is damaged or truncated ({error})") from None
     wanted = {name: tuple(value.shape) for name, value in expected.items()}
-    for name in sorted({*found, *wanted}):
-        if found.get(name) != wanted.get(name):
-            raise ModelFolderError(
-                f"{path} does not fit its config.json: {name} is {found.get(name, 'missing')} there, "
-                f"{wanted.get(name, 'not part of the model')} by the config"
-            )
+    differing = [name for name in sorted({*found, *wanted}) if found.get(name) != wanted.get(name)]
+    if differing:
+        first, more = differing[0], f" ({len(differing)} tensors differ: {', '.join(differing[:5])})"
+        raise ModelFolderError(
+            f"{path} does not fit its config.json: {first} is {found.get(first, 'missing')} there, "
+            f"{wanted.get(first, 'not part of the model')} by the config{more if len(differing) > 1 else ''}"
+        )

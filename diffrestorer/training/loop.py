@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from torchvision.utils import make_grid, save_image
 
-from diffrestorer.config.schema import BaseConfig, DecoderConfig, Stage1Config, TrainConfig
+from diffrestorer.config.schema import BaseConfig, BaselineConfig, DecoderConfig, Stage1Config, TrainConfig
 from diffrestorer.data.pairs import PairBatch, StepBatches, pair_loader
 from diffrestorer.data.prepared import open_pairs
 from diffrestorer.training.checkpoint import load_newest, save_checkpoint, write_folder
@@ -20,7 +20,9 @@ from diffrestorer.training.task import Task
 
 
 def train(
-    build_task: Callable[[Any], Task], config: BaseConfig | Stage1Config | DecoderConfig, output_dir: Path
+    build_task: Callable[[Any], Task],
+    config: BaseConfig | Stage1Config | DecoderConfig | BaselineConfig,
+    output_dir: Path,
 ) -> None:
     """Trains a task until `train.max_steps`, from the newest checkpoint in `output_dir` if there is one.
 
@@ -88,13 +90,19 @@ def _finish(accelerator: Accelerator, task: Task, settings: TrainConfig, output_
 
 
 def learning_rate_factor(step: int, settings: TrainConfig) -> float:
-    """Factor on the peak learning rate at a step: linear warm-up, then constant or half a cosine down to 0."""
+    """Factor on the peak learning rate at a step: linear warm-up, then as `lr_schedule` says."""
     if step < settings.warmup_steps:
         return (step + 1) / settings.warmup_steps
-    if settings.lr_schedule == "constant":
-        return 1.0
     progress = (step - settings.warmup_steps) / max(1, settings.max_steps - settings.warmup_steps)
-    return (1 + math.cos(math.pi * progress)) / 2
+    match settings.lr_schedule:
+        case "cosine":
+            falling = max(0.0, progress - settings.lr_hold) / (1 - settings.lr_hold)
+            return (1 + math.cos(math.pi * falling)) / 2
+        case "steps":
+            reached = [share for share in settings.lr_milestones if share <= progress]
+            return settings.lr_milestones[max(reached)] if reached else 1.0
+        case _:
+            return 1.0
 
 
 def _set_learning_rates(

@@ -26,6 +26,9 @@ class Task(nn.Module):
     Everything random is drawn by counter from the batch's step and positions (`diffrestorer.data.counter`).
     """
 
+    averaged: Sequence[str] = ()
+    """Prefixes of parameters that change without a gradient (a momentum encoder): checkpoints hold them too."""
+
     @abstractmethod
     def forward(self, batch: PairBatch) -> Losses:
         """The losses of one process's share of a global batch."""

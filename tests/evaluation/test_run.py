@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from evaluation_runs import quiet, restored, settings
 from PIL import Image
 
+from diffrestorer.baselines.catalog import build_baseline
 from diffrestorer.degradations import DEGRADATIONS, MIXTURES
 from diffrestorer.evaluation.files import made_by
 from diffrestorer.evaluation.methods import Method
@@ -18,6 +20,7 @@ from diffrestorer.evaluation.run import evaluate
 from diffrestorer.evaluation.scores import Summary, nan_counts
 from diffrestorer.evaluation.tables import build_tables, markdown, summary_sentences
 from diffrestorer.metrics import METRICS
+from diffrestorer.models.components import save_component
 
 NAMES = [*DEGRADATIONS, *MIXTURES]
 
@@ -158,3 +161,23 @@ def test_nan_is_counted_and_not_averaged_away() -> None:
     sentences = summary_sentences(tables, nan_counts(summaries))
     assert "PSNR is undefined (NaN) for 1 outputs" in sentences[-1]
     assert "in PSNR on 1 of 2 single degradations" in sentences[0]
+
+
+def test_a_compared_method_restores_sizes_that_are_no_multiple(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    trained = build_baseline("nafnet", {"width": 4, "encoder_blocks": [1, 1, 1], "decoder_blocks": [1, 1, 1]})
+    save_component(trained, tmp_path / "run" / "model", torch.float32)
+    folder = f"nafnet={tmp_path / 'run'}"
+    evaluate(settings(tmp_path, ["degraded", folder], size=68), quiet())
+    lq = torch.from_numpy(
+        np.asarray(Image.open(tmp_path / "suite" / "lq" / "snow" / "astronaut.png")) / np.float32(255)
+    )
+    expected = (trained.eval().restore(lq.permute(2, 0, 1)[None])[0] * 255).round().permute(1, 2, 0).numpy()
+    found = np.asarray(Image.open(tmp_path / "restored" / "nafnet" / "snow" / "astronaut.png"))
+    assert np.array_equal(found, expected)
+    assert found.shape == (68, 68, 3)
+    assert json.loads((tmp_path / "run.json").read_text())["methods"]["nafnet"]["restored"] == len(NAMES)
+    evaluate(settings(tmp_path, ["degraded", folder], size=68), quiet())
+    assert json.loads((tmp_path / "run.json").read_text())["methods"]["nafnet"]["restored"] == 0, "made already"
+    with pytest.raises(ValueError, match="holds nafnet"):
+        evaluate(settings(tmp_path, [f"restormer={tmp_path / 'run'}"], size=68), quiet())

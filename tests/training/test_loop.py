@@ -15,6 +15,10 @@ def test_learning_rate_by_step() -> None:
     cosine = TrainConfig(max_steps=110, warmup_steps=10, lr_schedule="cosine")
     assert [learning_rate_factor(step, cosine) for step in (9, 10, 60)] == pytest.approx([1.0, 1.0, 0.5])
     assert learning_rate_factor(110, cosine) == pytest.approx(0.0)
+    held = TrainConfig(max_steps=100, lr_schedule="cosine", lr_hold=0.5)
+    assert [learning_rate_factor(step, held) for step in (0, 49, 75, 100)] == pytest.approx([1.0, 1.0, 0.5, 0.0])
+    steps = TrainConfig(max_steps=100, lr_schedule="steps", lr_milestones={0.6: 0.25, 0.4: 0.5})
+    assert [learning_rate_factor(step, steps) for step in (0, 39, 40, 59, 60, 99)] == [1.0, 1.0, 0.5, 0.5, 0.25, 0.25]
 
 
 @pytest.mark.slow

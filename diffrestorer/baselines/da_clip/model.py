@@ -1,0 +1,76 @@
+"""DA-CLIP as one method: the controlled CLIP, the U-Net it conditions, and the sampler of IR-SDE."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import register_to_config
+from jaxtyping import Float
+from torch import Tensor
+
+from diffrestorer.baselines.da_clip.controller import ControlledClip
+from diffrestorer.baselines.da_clip.sde import IRSDE
+from diffrestorer.baselines.da_clip.unet import DaClipUNet
+from diffrestorer.baselines.protocol import Baseline
+from diffrestorer.data.counter import counter_normal
+from diffrestorer.models.backbones import ImageEncoder
+
+VIT_B_32 = {"image_size": 224, "layers": 12, "width": 768, "patch_size": 32}
+
+
+class DaClip(Baseline):
+    """DA-CLIP; the defaults are the paper's.
+
+    Args:
+        image_encoder: arguments of `ImageEncoder`, CLIP's; None: OpenAI's ViT-B/32.
+        features, multipliers: of the U-Net.
+        attention_level: from this level of the U-Net down the content is attended to.
+        num_steps, max_sigma: of IR-SDE.
+        sampler: `sde` (Euler steps of the reverse-time SDE, the paper's) or `posterior` (x_{t-1} given x_t and the
+            predicted x_0, exact for a perfect prediction: it needs fewer steps).
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        image_encoder: dict[str, Any] | None = None,
+        features: int = 64,
+        multipliers: Sequence[int] = (1, 2, 4, 8),
+        attention_level: int = 3,
+        num_steps: int = 100,
+        max_sigma: float = 50.0,
+        sampler: str = "sde",
+    ) -> None:
+        super().__init__()
+        if sampler not in ("sde", "posterior"):
+            raise ValueError(f"sampler={sampler} is unknown; choose sde or posterior")
+        clip = ImageEncoder(**(image_encoder or {"vision_cfg": VIT_B_32, "embed_dim": 512}))
+        self.controller = ControlledClip(clip, clip.config.embed_dim)
+        self.unet = DaClipUNet(features, multipliers, clip.config.embed_dim, attention_level)
+        self.sde = IRSDE(num_steps, max_sigma)
+
+    @property
+    def multiple(self) -> int:
+        """Every level of the U-Net but the last halves the image."""
+        return 2 ** (len(self.config.multipliers) - 1)
+
+    def restore_padded(self, lq: Float[Tensor, "b 3 h w"], seed: int) -> Float[Tensor, "b 3 h w"]:
+        """Runs the reverse process from the degraded image plus noise."""
+        sde = self.sde
+        content, degradation = self.controller(lq)
+
+        def noise(step: int) -> Float[Tensor, "b 3 h w"]:
+            drawn = counter_normal(lq.shape[1:], seed, "ir_sde", step, [0], lq.device).to(lq.dtype)
+            return drawn.expand(lq.shape)
+
+        state = lq + sde.max_sigma / 255 * noise(sde.num_steps)
+        for step in range(sde.num_steps, 0, -1):
+            steps = torch.full((len(lq),), step, device=lq.device)
+            predicted = self.unet(state, lq, steps, content, degradation)
+            if self.config.sampler == "posterior":
+                clean = sde.clean_image(state, lq, predicted, steps)
+                mean, deviation = sde.previous_mean(state, clean, lq, steps), sde.previous_deviation(steps, state)
+            else:
+                mean, deviation = sde.reverse_mean(state, lq, predicted, steps), sde.reverse_deviation(steps, state)
+            state = mean + deviation * noise(step - 1) if step > 1 else mean
+        return state

@@ -1,0 +1,166 @@
+"""Restormer: attention across channels, gated feed-forward, four scales. Zamir et al., CVPR 2022, arXiv 2111.09881."""
+
+from collections.abc import Sequence
+
+import torch
+from diffusers.configuration_utils import register_to_config
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from diffrestorer.baselines.protocol import RegressionBaseline
+
+
+class ChannelNorm(nn.LayerNorm):
+    """LayerNorm over the channels of each pixel."""
+
+    def forward(self, input: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class TransposedAttention(nn.Module):
+    """MDTA: every channel attends to every channel; a depthwise 3x3 convolution gives q, k and v their neighbourhood.
+
+    Paper: Eq. 1 of Restormer.
+    """
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.temperature = nn.Parameter(torch.ones(num_heads, 1, 1))
+        self.qkv = nn.Conv2d(dim, 3 * dim, 1, bias=False)
+        self.qkv_depthwise = nn.Conv2d(3 * dim, 3 * dim, 3, padding=1, groups=3 * dim, bias=False)
+        self.project_out = nn.Conv2d(dim, dim, 1, bias=False)
+
+    def forward(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        qkv = self.qkv_depthwise(self.qkv(features))
+        q, k, v = qkv.flatten(2).unflatten(1, (3, self.num_heads, -1)).unbind(1)  # b heads c/heads h*w
+        similarity = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1)
+        attended = (similarity * self.temperature).softmax(dim=-1) @ v
+        return self.project_out(attended.reshape(features.shape))
+
+
+class GatedFeedForward(nn.Module):
+    """GDFN: two parallel paths of pointwise and depthwise convolution, the one gating the other through GELU.
+
+    Paper: Eq. 2 of Restormer.
+    """
+
+    def __init__(self, dim: int, expansion: float) -> None:
+        super().__init__()
+        hidden = int(dim * expansion)
+        self.project_in = nn.Conv2d(dim, 2 * hidden, 1, bias=False)
+        self.depthwise = nn.Conv2d(2 * hidden, 2 * hidden, 3, padding=1, groups=2 * hidden, bias=False)
+        self.project_out = nn.Conv2d(hidden, dim, 1, bias=False)
+
+    def forward(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        gate, value = self.depthwise(self.project_in(features)).chunk(2, dim=1)
+        return self.project_out(F.gelu(gate) * value)
+
+
+class TransformerBlock(nn.Module):
+    """x + MDTA(LN(x)), then x + GDFN(LN(x))."""
+
+    def __init__(self, dim: int, num_heads: int, expansion: float) -> None:
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"a width of {dim} does not divide among {num_heads} heads")
+        self.norm1 = ChannelNorm(dim)
+        self.attention = TransposedAttention(dim, num_heads)
+        self.norm2 = ChannelNorm(dim)
+        self.feed_forward = GatedFeedForward(dim, expansion)
+
+    def forward(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        features = features + self.attention(self.norm1(features))
+        return features + self.feed_forward(self.norm2(features))
+
+
+def _downsample(dim: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(dim, dim // 2, 3, padding=1, bias=False), nn.PixelUnshuffle(2))
+
+
+def _upsample(dim: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(dim, dim * 2, 3, padding=1, bias=False), nn.PixelShuffle(2))
+
+
+class RestormerNetwork(nn.Module):
+    """Restormer's layout; PromptIR puts its prompts between a level of the decoder and the next.
+
+    Args:
+        dim: channels at full size; doubled at each lower one.
+        num_blocks, num_heads: at each size, the highest first.
+        num_refinement_blocks: at full size, after the decoder.
+        expansion: of the feed-forward.
+        interactions: a module before each upsampling, the lowest size first; none: plain Restormer.
+        interaction_dims: channels that each interaction puts out.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_blocks: Sequence[int],
+        num_heads: Sequence[int],
+        num_refinement_blocks: int,
+        expansion: float,
+        interactions: Sequence[nn.Module] = (),
+        interaction_dims: Sequence[int] = (),
+    ) -> None:
+        super().__init__()
+        if len(num_blocks) != len(num_heads):
+            raise ValueError(f"num_blocks names {len(num_blocks)} sizes, num_heads {len(num_heads)}")
+        widths = [dim * 2**level for level in range(len(num_blocks))]
+
+        def blocks(width: int, level: int, count: int) -> nn.Sequential:
+            return nn.Sequential(*(TransformerBlock(width, num_heads[level], expansion) for _ in range(count)))
+
+        self.embed = nn.Conv2d(3, dim, 3, padding=1, bias=False)
+        self.encoders = nn.ModuleList(blocks(width, i, num_blocks[i]) for i, width in enumerate(widths))
+        self.downsamples = nn.ModuleList(_downsample(width) for width in widths[:-1])
+        self.interactions = nn.ModuleList(interactions)
+        self.upsamples, self.reductions, self.decoders = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        for i, level in enumerate(reversed(range(len(widths) - 1))):
+            below = interaction_dims[i] if interactions else widths[level + 1]
+            joined = below // 2 + widths[level]
+            width = widths[level] if level else joined  # at full size nothing is reduced
+            self.upsamples.append(_upsample(below))
+            self.reductions.append(nn.Conv2d(joined, width, 1, bias=False) if level else nn.Identity())
+            self.decoders.append(blocks(width, level, num_blocks[level]))
+        self.refinement = blocks(width, 0, num_refinement_blocks)
+        self.output = nn.Conv2d(width, 3, 3, padding=1, bias=False)
+
+    def forward(self, lq: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+        features, skips = self.encoders[0](self.embed(lq)), []
+        for downsample, encoder in zip(self.downsamples, self.encoders[1:], strict=True):
+            skips.append(features)
+            features = encoder(downsample(features))
+        for i, (upsample, reduce, decoder) in enumerate(
+            zip(self.upsamples, self.reductions, self.decoders, strict=True)
+        ):
+            if self.interactions:
+                features = self.interactions[i](features)
+            features = decoder(reduce(torch.cat([upsample(features), skips.pop()], dim=1)))
+        return self.output(self.refinement(features)) + lq
+
+
+class Restormer(RegressionBaseline):
+    """Restormer; the defaults are the paper's. Arguments: see `RestormerNetwork`."""
+
+    @register_to_config
+    def __init__(
+        self,
+        dim: int = 48,
+        num_blocks: Sequence[int] = (4, 6, 6, 8),
+        num_heads: Sequence[int] = (1, 2, 4, 8),
+        num_refinement_blocks: int = 4,
+        expansion: float = 2.66,
+    ) -> None:
+        super().__init__()
+        self.network = RestormerNetwork(dim, num_blocks, num_heads, num_refinement_blocks, expansion)
+
+    @property
+    def multiple(self) -> int:
+        """Every level but the first halves the image."""
+        return 2 ** (len(self.config.num_blocks) - 1)
+
+    def forward(self, lq: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+        return self.network(lq)

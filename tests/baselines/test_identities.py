@@ -1,0 +1,222 @@
+"""What must hold of each method by its own equations."""
+
+import copy
+
+import pytest
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.ops import deform_conv2d
+
+from diffrestorer.baselines.airnet import AirNet, KeyQueue, deformable_convolution, update_momentum
+from diffrestorer.baselines.da_clip.controller import ControlledClip, tower_blocks
+from diffrestorer.baselines.da_clip.sde import IRSDE
+from diffrestorer.baselines.da_clip.unet import ContentAttention
+from diffrestorer.baselines.promptir import PromptIR
+from diffrestorer.baselines.restormer import Restormer, TransposedAttention
+from diffrestorer.baselines.transweather import Attention
+from diffrestorer.losses import psnr_loss
+from diffrestorer.models.backbones import ImageEncoder
+
+LAYOUT = {"dim": 6, "num_blocks": (1, 2, 1), "num_heads": (1, 3, 2), "num_refinement_blocks": 2}
+
+
+def normal(*shape: int, seed: int = 0) -> Float[Tensor, "..."]:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_promptir_without_prompts_is_restormer() -> None:
+    restormer, promptir = Restormer(**LAYOUT), PromptIR(**LAYOUT, num_prompts=0)
+    promptir.load_state_dict(restormer.state_dict())
+    lq = normal(1, 3, 16, 24).sigmoid()
+    assert torch.equal(promptir(lq), restormer(lq))
+    assert not torch.equal(restormer(lq), lq)
+
+
+def test_equal_prompts_make_the_mixture_irrelevant() -> None:
+    promptir = PromptIR(**LAYOUT, num_prompts=3, prompt_dims=(6, 4), prompt_sizes=(5, 3), prompt_heads=2)
+    lq = normal(1, 3, 16, 24).sigmoid()
+    with torch.no_grad():
+        before = promptir(lq)
+        for interaction in promptir.network.interactions:
+            generation = interaction.generation
+            generation.prompts.copy_(generation.prompts.mean(dim=0, keepdim=True).expand_as(generation.prompts))
+        equal = promptir(lq)
+        for interaction in promptir.network.interactions:
+            interaction.generation.mixture.weight.normal_()
+    assert not torch.allclose(before, equal)
+    torch.testing.assert_close(promptir(lq), equal)
+
+
+def test_transposed_attention_by_hand() -> None:
+    attention = TransposedAttention(4, num_heads=2)
+    features = normal(1, 4, 3, 5)
+    qkv = F.conv2d(attention.qkv(features), attention.qkv_depthwise.weight, padding=1, groups=12)[0].flatten(1)
+    heads = []
+    for head in range(2):
+        q, k, v = (qkv[4 * part + 2 * head : 4 * part + 2 * head + 2] for part in range(3))
+        cosines = [(q[i] @ k[j]) / (q[i].norm() * k[j].norm()) for i in range(2) for j in range(2)]
+        heads.append(torch.stack(cosines).view(2, 2).softmax(dim=1) @ v)
+    expected = attention.project_out(torch.cat(heads).view(1, 4, 3, 5))
+    torch.testing.assert_close(attention(features), expected)
+
+
+def test_weather_queries_ask_the_same_of_every_image_and_tokens_do_not() -> None:
+    attention = Attention(8, num_heads=2, reduction=1, num_queries=3)
+    features = normal(2, 8, 2, 3)
+    asked = attention(features)
+    assert asked.shape == (2, 6, 8)
+    torch.testing.assert_close(asked[:, 0], asked[:, 1])  # two tokens in a row ask the same of the three queries' six
+    assert not torch.allclose(asked[:, 1], asked[:, 2])
+    shuffled = features.flatten(2)[:, :, torch.tensor([3, 1, 4, 0, 5, 2])].view_as(features)
+    torch.testing.assert_close(attention(shuffled), asked)  # queries don't know where the answer comes from
+
+
+@pytest.mark.parametrize("size", [(5, 7), (8, 8), (1, 3)])
+def test_the_deformable_convolution_is_torchvisions(size: tuple[int, int]) -> None:
+    features, weight = normal(2, 3, *size).requires_grad_(), normal(4, 3, 3, 3, seed=1).requires_grad_()
+    offset, mask = (2 * normal(2, 18, *size, seed=2)).requires_grad_(), normal(2, 9, *size, seed=3).requires_grad_()
+    ours = deformable_convolution(features, offset, mask, weight)
+    theirs = deform_conv2d(features, offset, weight, padding=1, mask=mask)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    for a, b in zip(*(torch.autograd.grad(o.square().sum(), (features, offset, mask, weight)) for o in (ours, theirs)),
+                    strict=True):  # fmt: skip
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+    plain = deformable_convolution(features, torch.zeros_like(offset), torch.ones_like(mask), weight)
+    torch.testing.assert_close(plain, F.conv2d(features, weight, padding=1), rtol=1e-4, atol=1e-4)
+
+
+def test_the_queue_is_first_in_first_out() -> None:
+    queue = KeyQueue(6, 2)
+    at_first = queue.keys.clone()
+    batches = [torch.full((2, 2), float(i)) for i in range(1, 5)]
+    for batch in batches[:2]:
+        queue.push(batch)
+    assert torch.equal(queue.keys, torch.cat([*batches[:2], at_first[4:]]))
+    for batch in batches[2:]:
+        queue.push(batch)
+    assert torch.equal(queue.keys, torch.cat([batches[3], *batches[1:3]])), "the oldest two gave way"
+    with pytest.raises(ValueError, match="make it a multiple"):
+        queue.push(torch.zeros(4, 2))
+
+
+def test_the_queues_logits_are_mocos() -> None:
+    queue = KeyQueue(4, 3)
+    query, key = F.normalize(normal(2, 3), dim=1), F.normalize(normal(2, 3, seed=1), dim=1)
+    logits = queue.logits(query, key, temperature=0.5)
+    for i in range(2):
+        expected = [query[i] @ key[i], *(query[i] @ negative for negative in queue.keys)]
+        torch.testing.assert_close(logits[i], torch.stack(expected) / 0.5)
+
+
+def test_the_key_encoder_follows_with_momentum() -> None:
+    torch.manual_seed(0)
+    model = AirNet(num_features=3, num_groups=1, num_blocks=1, embedding_dim=4)
+    for key, query in zip(model.key_encoder.parameters(), model.encoder.parameters(), strict=True):
+        assert torch.equal(key, query), "it starts as a copy"
+        assert not key.requires_grad
+    before = copy.deepcopy(model.key_encoder)
+    with torch.no_grad():
+        for parameter in model.encoder.parameters():
+            parameter.normal_()
+    update_momentum(model.key_encoder, model.encoder, 0.9)
+    for key, old, query in zip(*(m.parameters() for m in (model.key_encoder, before, model.encoder)), strict=True):
+        torch.testing.assert_close(key, 0.9 * old + 0.1 * query)
+
+
+def test_psnr_loss_is_minus_the_mean_psnr() -> None:
+    gt = torch.zeros(2, 3, 4, 4)
+    restored = torch.stack([torch.full((3, 4, 4), 0.1), torch.full((3, 4, 4), 0.01)])
+    assert psnr_loss(restored, gt).item() == pytest.approx(-30, abs=1e-3)
+
+
+SDE = IRSDE(num_steps=40, max_sigma=50.0)
+CLEAN, MU = normal(1, 3, 4, 4).sigmoid().double(), normal(1, 3, 4, 4, seed=1).sigmoid().double()
+
+
+def step(t: int) -> torch.Tensor:
+    return torch.tensor([t])
+
+
+def test_ir_sde_goes_from_the_clean_image_to_the_degraded_one_and_noise() -> None:
+    assert torch.equal(SDE.mean(CLEAN, MU, step(0)), CLEAN)
+    assert SDE.deviation(step(0), CLEAN).item() == 0
+    torch.testing.assert_close(SDE.mean(CLEAN, MU, step(40)) - MU, 0.005 * (CLEAN - MU))
+    assert SDE.deviation(step(40), CLEAN).item() == pytest.approx(50 / 255, rel=1e-4)
+    assert (SDE.rates()[1:] > 0).all()
+
+
+def test_ir_sdes_posterior_steps_undo_its_forward_in_closed_form() -> None:
+    """For a known x_0 every x_t is normal: mean and variance of the reverse chain are those of the forward process."""
+    mean, variance = SDE.mean(CLEAN, MU, step(40)), SDE.deviation(step(40), CLEAN).square()
+    for t in range(40, 0, -1):
+        # previous_mean is affine in the state: slope a and its value at the mean give the next mean and variance
+        a = SDE.previous_mean(mean + 1, CLEAN, MU, step(t)) - SDE.previous_mean(mean, CLEAN, MU, step(t))
+        mean = SDE.previous_mean(mean, CLEAN, MU, step(t))
+        variance = a.square() * variance + SDE.previous_deviation(step(t), CLEAN).square()
+        torch.testing.assert_close(mean, SDE.mean(CLEAN, MU, step(t - 1)))
+        wanted = SDE.deviation(step(t - 1), CLEAN).square().expand(variance.shape)
+        torch.testing.assert_close(variance, wanted, atol=1e-12, rtol=1e-7)
+    torch.testing.assert_close(mean, CLEAN)
+
+
+def test_a_perfect_noise_prediction_brings_back_the_clean_image() -> None:
+    noise = normal(1, 3, 4, 4, seed=2).double()
+    for t in (1, 20, 40):
+        state = SDE.mean(CLEAN, MU, step(t)) + SDE.deviation(step(t), CLEAN) * noise
+        torch.testing.assert_close(SDE.clean_image(state, MU, noise, step(t)), CLEAN)
+
+
+def test_the_reverse_sde_of_many_steps_ends_at_the_clean_image() -> None:
+    """Euler's steps with the true score agree with the closed form as the steps become small."""
+    errors = []
+    for num_steps in (20, 160):
+        sde = IRSDE(num_steps, 50.0)
+        state = sde.mean(CLEAN, MU, step(num_steps)) + sde.deviation(step(num_steps), CLEAN) * normal(
+            1, 3, 4, 4, seed=3
+        )
+        for t in range(num_steps, 0, -1):
+            noise = (state - sde.mean(CLEAN, MU, step(t))) / sde.deviation(step(t), CLEAN)
+            state = sde.reverse_mean(state, MU, noise, step(t))
+            if t > 1:
+                state = state + sde.reverse_deviation(step(t), CLEAN) * normal(1, 3, 4, 4, seed=t)
+        errors.append((state - CLEAN).abs().mean().item())
+    assert errors[1] < errors[0]
+    assert errors[1] < 0.03
+
+
+VIT = {"vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8}, "embed_dim": 12}
+REGNET = {
+    "vision_cfg": {"image_size": 32, "timm_model_name": "regnetx_002", "timm_pool": "avg", "timm_proj": "linear"},
+    "embed_dim": 12,
+}
+
+
+@pytest.mark.parametrize("tower", [VIT, REGNET], ids=["vit", "regnet"])
+def test_the_controller_starts_as_clip_itself(tower: dict) -> None:
+    torch.manual_seed(0)
+    clip = ImageEncoder(**tower).eval()
+    controlled = ControlledClip(copy.deepcopy(clip), 12)
+    images = normal(2, 3, 32, 32).sigmoid()
+    with torch.no_grad():
+        content, degradation = controlled(images)
+        own = F.normalize(clip(images), dim=-1)
+        assert torch.equal(content, own)
+        assert torch.equal(degradation, own)
+        for zero in controlled.zeros:
+            zero.linear.bias.normal_()
+        assert not torch.allclose(controlled(images)[0], own)
+        assert torch.equal(controlled(images)[1], own), "the control reads the image, not the controlled tower"
+    assert len(controlled.zeros) == len(tower_blocks(clip))
+    assert not any(block._forward_hooks for encoder in (controlled.clip, controlled.control)
+                   for block, _ in tower_blocks(encoder)), "hooks are gone after a call"  # fmt: skip
+
+
+def test_one_content_token_is_the_same_for_every_pixel() -> None:
+    torch.manual_seed(0)
+    attention = ContentAttention(16, 5)
+    content = normal(2, 5)
+    k, v = attention.content_kv(content[:, None]).chunk(2, dim=-1)
+    attended = attention._attend(normal(2, 9, 16), k, v)
+    torch.testing.assert_close(attended, v.expand(2, 9, 16))

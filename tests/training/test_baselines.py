@@ -1,0 +1,203 @@
+"""Training of the compared methods: every parameter learns, two processes equal one, a run goes on where it stopped."""
+
+import json
+import math
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import training_runs as runs
+from torch.nn import functional as F
+
+from diffrestorer.config.composition import load
+from diffrestorer.config.schema import BaselineConfig, Stage1Config
+from diffrestorer.data.pairs import PairBatch, SynthesisedPairs, collate_pairs
+from diffrestorer.losses import psnr_loss
+from diffrestorer.models.pretrained import load_base
+from diffrestorer.training.baseline import FIRST_PHASES, PHASES, BaselineTask, ControllerTask, RegressionTask
+from diffrestorer.training.task import Task, to_unit
+
+GOLDEN = Path(__file__).with_name("golden_baselines.json")
+"""Recorded by --record-golden, as golden.json is."""
+
+TINY: dict[str, list[str]] = {
+    "airnet": ["network={num_features: 4, num_groups: 1, num_blocks: 1, embedding_dim: 6}", "patch_size=32",
+               "queue_length=16", "pretraining.max_steps=2"],
+    "transweather": ["network={dims: [4, 8, 12, 16], num_heads: [1, 2, 2, 4], decoder_depth: 1, tail_dims: [4, 4]}"],
+    "nafnet": ["network={width: 4, encoder_blocks: [1, 1], decoder_blocks: [1, 1]}"],
+    "restormer": ["network={dim: 4, num_blocks: [1, 1], num_heads: [1, 2], num_refinement_blocks: 1}"],
+    "promptir": ["network={dim: 4, num_blocks: [1, 1], num_heads: [1, 2], num_refinement_blocks: 1, "
+                 "prompt_dims: [4], prompt_sizes: [8], prompt_heads: 2}"],
+    "da_clip": ["network={image_encoder: {vision_cfg: {image_size: 32}, embed_dim: 12}, features: 8, "
+                "multipliers: [1, 2], attention_level: 1, num_steps: 4}",
+                "clip=none", "pretraining.max_steps=2", "pretraining.global_batch_size=4"],
+}  # fmt: skip
+
+
+def tiny(method: str, *more: str) -> list[str]:
+    """The command line of a tiny run of two steps, on 64 px crops."""
+    return [
+        f"method={method}", "size=mini", *TINY[method], "data=photos", "data.size=64", "train.max_steps=2",
+        "train.global_batch_size=4", "train.num_workers=0", "train.log_every=1", *more,
+    ]  # fmt: skip
+
+
+def build(method: str, first_phase: bool = False) -> Task:
+    config = load("train_baseline", BaselineConfig, tiny(method, "pretraining.max_steps=0"))
+    torch.manual_seed(0)
+    return (FIRST_PHASES if first_phase else PHASES).get(method, RegressionTask)(config)
+
+
+def batch(step: int = 0, positions: Sequence[int] = (0, 1)) -> PairBatch:
+    generator = torch.Generator().manual_seed(step)
+    lq, gt = (torch.randint(256, (4, 3, 64, 64), dtype=torch.uint8, generator=generator) for _ in range(2))
+    chosen = list(positions)
+    return PairBatch(lq[chosen], gt[chosen], torch.arange(4)[chosen], step, tuple(positions))
+
+
+@pytest.mark.parametrize(
+    ("method", "first_phase"), [*((method, False) for method in TINY), *((method, True) for method in FIRST_PHASES)]
+)
+def test_every_trainable_parameter_gets_a_gradient(method: str, first_phase: bool) -> None:
+    task = build(method, first_phase)
+    losses = task(batch())
+    assert torch.isfinite(losses.total)
+    losses.total.backward()
+    (optimizer,) = task.optimizers()
+    optimised = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    trained = {name: parameter for name, parameter in task.named_parameters() if parameter.requires_grad}
+    assert {id(parameter) for parameter in optimised} == {id(parameter) for parameter in trained.values()}
+    assert [name for name, parameter in trained.items() if parameter.grad is None] == []
+    assert [
+        name for name, parameter in task.named_parameters() if name not in trained and parameter.grad is not None
+    ] == []
+
+
+def test_what_is_drawn_depends_on_step_and_position_alone() -> None:
+    task = build("da_clip")
+    with torch.no_grad():
+        both, again = task(batch(3)).total, task(batch(3)).total
+        each = [task(batch(3, [position])).total for position in (0, 1)]
+    assert torch.equal(both, again)
+    torch.testing.assert_close(torch.stack(each).mean(), both)
+
+
+def test_airnets_first_phase_moves_the_encoder_its_copy_and_the_queue() -> None:
+    task = build("airnet", first_phase=True)
+    before = {name: value.clone() for name, value in task.state_dict().items()}
+    (optimizer,) = task.optimizers()
+    for step in range(2):
+        task(batch(step)).total.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    changed = {name.split(".")[1] for name, value in task.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {"encoder", "key_encoder", "keys", "position"}
+    assert int(task.queue.position) == 4  # type: ignore[union-attr]
+
+
+def test_da_clip_of_mini_starts_from_minis_image_encoder() -> None:
+    config = load("train_baseline", BaselineConfig, ["method=da_clip", "size=mini", "data=photos"])
+    controller = ControllerTask(config).model.controller
+    _, clip, _ = load_base(load("train_stage1", Stage1Config, ["model=mini"]).model, "mini")
+    images = to_unit(batch().lq)
+    with torch.no_grad():
+        own = F.normalize(clip(images), dim=-1)
+        assert all(torch.equal(embedding, own) for embedding in controller(images))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["method=airnet", "patch_size=72"], "patch_size=72 must fit into the crop"),
+        (["method=airnet", "queue_length=15"], "queue_length=15 must be a multiple"),
+        (
+            ["method=transweather", "perceptual=vgg16", "perceptual_weights=nowhere.pth"],
+            "is no file; it is torchvision's",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused(overrides: list[str], message: str) -> None:
+    method = overrides[0].split("=")[1]
+    config = load("train_baseline", BaselineConfig, [*tiny(method, "pretraining.max_steps=0"), *overrides])
+    with pytest.raises(ValueError, match=message):
+        PHASES.get(method, RegressionTask)(config)
+
+
+@pytest.mark.slow
+def test_losses_are_the_golden_ones_on_one_process_and_on_two(
+    photos_dir: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """And DDP misses no parameter. AirNet's BatchNorm makes its losses depend on the split; the others' do not."""
+    losses: dict[int, dict[str, list[float]]] = {}
+    for num_processes in (1, 2):
+        folder = tmp_path / str(num_processes)
+        commands = [tiny(m, "train.max_steps=4", f"data.root={photos_dir}", f"output_dir={folder}/{m}") for m in TINY]
+        runs.run_in_a_row("train_baseline.py", commands, tmp_path / "log", num_processes)
+        phases = [*TINY, *(f"{method}/pretraining" for method in FIRST_PHASES)]
+        losses[num_processes] = {phase: [row["total"] for row in runs.losses(folder / phase)] for phase in phases}
+        for method in TINY:
+            environment = json.loads((folder / method / "environment.json").read_text())
+            assert environment["num_processes"] == num_processes
+    if request.config.getoption("--record-golden"):
+        GOLDEN.write_text(json.dumps(losses[1], indent=1) + "\n")
+    golden = json.loads(GOLDEN.read_text())
+    assert losses[1].keys() == golden.keys()
+    for phase, one in losses[1].items():
+        assert one == pytest.approx(golden[phase], rel=1e-3), phase
+        two = losses[2][phase]
+        assert len(two) == (2 if phase.endswith("pretraining") else 4)
+        assert all(math.isfinite(loss) for loss in two)
+        if not phase.startswith("airnet"):
+            assert two == pytest.approx(one, rel=1e-4, abs=1e-6), phase
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["airnet", "promptir"])
+def test_a_stopped_run_ends_like_one_that_was_not(method: str, photos_dir: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    arguments = tiny(
+        method, f"data.root={photos_dir}", f"output_dir={output}", "train.max_steps=4", "train.checkpoint_every=2"
+    )
+    runs.run("train_baseline.py", arguments, tmp_path / "log")
+    model, losses = runs.files_of(output / "model"), runs.losses(output)
+    shutil.rmtree(output / "model")
+    shutil.rmtree(output / "checkpoints" / "step_4")
+    runs.run("train_baseline.py", arguments, tmp_path / "log")
+    assert runs.files_of(output / "model") == model
+    assert runs.losses(output) == losses
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("method", TINY)
+def test_mini_learns_four_pairs_by_heart(method: str, photos_dir: Path) -> None:
+    """More than 30 dB on the four pairs it saw; a network that can't learn them can't learn anything."""
+    overrides = [
+        f"method={method}", "size=mini", "pretraining.max_steps=0", "clip=none", "data=photos", "data.size=64",
+        f"data.root={photos_dir}", "patch_size=64", "queue_length=8", "lambda_contrastive=0.0",
+        "data.degradations=[haze,low_light,rain,jpeg]",
+    ]  # fmt: skip
+    config = load("train_baseline", BaselineConfig, overrides)
+    pairs = SynthesisedPairs(config.data, config.seed, 4)
+    fixed = collate_pairs([pairs[0, position] for position in range(4)])
+    lq, gt = to_unit(fixed.lq), to_unit(fixed.gt)
+    torch.manual_seed(0)
+    task = PHASES.get(method, RegressionTask)(config)
+    (optimizer,) = task.optimizers()
+    assert isinstance(task, BaselineTask)
+    before = after = -psnr_loss(lq, gt).item()
+    for step in range(4000):
+        task(replace(fixed, step=step)).total.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if step % 100 == 99:
+            task.model.eval()
+            after = -psnr_loss(task.model.restore(lq), gt).item()
+            task.model.train()
+            if after > 30:
+                break
+    assert before < 25
+    assert after > 30, f"{before:.1f} dB before, {after:.1f} dB after {step + 1} steps"
