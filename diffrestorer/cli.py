@@ -12,7 +12,6 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,10 +23,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from diffrestorer import __version__
 from diffrestorer.data.images import FORMATS, ImageError, Photo, find_images, read_photo, write_photo
 from diffrestorer.degradations import DEGRADATIONS
+from diffrestorer.memory import free_memory
 
 EXIT_FAILURES, EXIT_USAGE, EXIT_STOPPED = 1, 2, 130
 LARGEST_PHOTO = 200_000_000  # pixels, width x height; a larger one is refused by its header
 DECODE_BYTES = 64  # a pixel: its file, the decoded and the float image, with a margin
+CANVAS_BYTES = 64  # a pixel, whatever the tiles; measured: 57
 RESTORE_BYTES = 28  # a pixel and channel of the VAE's widest full-size features; measured: 23 (mini) to 26 (sd15)
 
 _ABOUT = f"Restores photos degraded by {', '.join(DEGRADATIONS)} or several of these, without being told which."
@@ -232,25 +233,6 @@ def _load(run: _Run) -> Any:
     return pipe
 
 
-def _free_memory() -> int:
-    """Bytes that may still be taken, of the machine or of the control group (container, job) this process runs in."""
-    if not os.path.exists("/proc/meminfo"):
-        return sys.maxsize  # not Linux: nobody tells
-    memory = Path("/proc/meminfo").read_text()
-    free = [1024 * int(memory.split("MemAvailable:")[1].split()[0])]
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
-        _, kinds, path = line.split(":", 2)
-        old = kinds == "memory"  # version 1 of control groups; in version 2 all kinds are one, without a name
-        root = Path("/sys/fs/cgroup", kinds)
-        for group in (root, root / path.lstrip("/")) if old or not kinds else ():
-            with suppress(OSError, ValueError):  # there is no such group in here, or it has no limit ("max")
-                limit = int((group / ("memory.limit_in_bytes" if old else "memory.max")).read_text())
-                used = int((group / ("memory.usage_in_bytes" if old else "memory.current")).read_text())
-                statistics = (group / "memory.stat").read_text().split()
-                free.append(limit - used + int(statistics[statistics.index("inactive_file") + 1]))
-    return max(0, min(free))
-
-
 def _restore(run: _Run) -> int:
     """Restores photos of one size together, holding few of them, under a progress bar."""
     jobs, tally, folder = _plan(run), run.tally, run.arguments.output
@@ -282,7 +264,7 @@ def _restore(run: _Run) -> int:
 def _read(run: _Run, job: _Job) -> Photo | None:
     """The photo, or None after its failure is reported."""
     try:
-        return read_photo(job.input, min(LARGEST_PHOTO, _free_memory() // DECODE_BYTES))
+        return read_photo(job.input, min(LARGEST_PHOTO, free_memory() // DECODE_BYTES))
     except ImageError as error:
         run.report(job, "failed", reason=str(error))
         return None
@@ -292,12 +274,16 @@ def _restore_group(run: _Run, pipe: Any, group: Sequence[tuple[_Job, Photo]]) ->
     """Restores and writes photos of one size: in one batch, or one by one where that fails."""
     from torch import Generator
 
+    from diffrestorer.tiling import WHOLE_PIXELS
+
     options, pixels = run.arguments, [photo.pixels for _, photo in group]
-    room = int(0.8 * _free_memory()) // (RESTORE_BYTES * pipe.vae.config.block_out_channels[1])
     size = sum(image[..., 0].size for image in pixels)
+    at_once = WHOLE_PIXELS if size > len(group) * WHOLE_PIXELS else size  # larger photos go tile by tile
+    need = at_once * RESTORE_BYTES * pipe.vae.config.block_out_channels[1] + size * CANVAS_BYTES
+    free = int(0.8 * free_memory())
     try:
-        if pipe.device.type == "cpu" and size > room:  # a GPU says when it is full, here the system would kill
-            raise ImageError(f"it has {size / 1e6:.2f} megapixels; the free memory suffices for {room / 1e6:.2f}")
+        if pipe.device.type == "cpu" and need > free:  # a GPU says when it is full, here the system would kill
+            raise ImageError(f"restoring it takes about {need / 1e6:.0f} MB of memory, {free / 1e6:.0f} MB are free")
         own = [Generator().manual_seed(options.seed) for _ in group]
         result = pipe(pixels, options.steps, own, options.decoder, options.fidelity, "np", on_step=run.on_step)
     except Exception as error:  # networks fail in many ways, for lack of memory above all

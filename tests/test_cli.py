@@ -224,14 +224,14 @@ def test_what_memory_cannot_hold_is_refused(
     save(photos / "large.png", noise(300, 200))
     for name in ("s1.png", "s2.png"):
         save(photos / name, noise(160, 160))
-    monkeypatch.setattr(cli, "_free_memory", lambda: 64_000_000)
+    monkeypatch.setattr(cli, "free_memory", lambda: 64_000_000)
     assert restore(photos, "--batch-size", "2") == 1
     assert outputs(tmp_path) == ["s1.png", "s2.png"]
-    assert "large.png: it has 0.06 megapixels; the free memory suffices for 0.04" in capfd.readouterr().err
+    assert "large.png: restoring it takes about 84 MB of memory, 51 MB are free" in capfd.readouterr().err
 
 
 def test_free_memory_is_that_of_this_machine() -> None:
-    assert 10**8 < cli._free_memory() <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert 10**8 < cli.free_memory() <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 @pytest.mark.parametrize(("format", "kind"), [("jpg", "JPEG"), ("webp", "WEBP")])

@@ -25,7 +25,7 @@ ROWS = (
     ("baselines",),
     ("models", "data"),
     ("losses", "metrics"),
-    ("config", "degradations"),
+    ("config", "degradations", "memory"),
 )
 ROW_OF = {room: row for row, rooms in enumerate(ROWS) for room in rooms}
 
