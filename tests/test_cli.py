@@ -353,7 +353,8 @@ def test_a_stopped_run_leaves_whole_files_only(model: Path, photos: Path, tmp_pa
         save(photos / f"{i:02}.png", noise(96, 96))
     out = tmp_path / "out"
     command = [sys.executable, "-c", "import sys; from diffrestorer.cli import main; sys.exit(main())"]
-    command += ["restore", str(photos), "-o", str(out), "--model", str(model), "--steps", "10", "--device", "cpu"]
+    command += ["restore", str(photos), "-o", str(out), "--model", str(model), "--steps", "100", "--device", "cpu"]
+    command += ["--batch-size", "1"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 120
         while not (out.is_dir() and any(out.glob("*.png"))) and time.monotonic() < deadline:

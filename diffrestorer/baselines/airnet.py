@@ -256,6 +256,6 @@ class KeyQueue(nn.Module):
 
 @torch.no_grad()
 def update_momentum(key_encoder: nn.Module, encoder: nn.Module, momentum: float) -> None:
-    """theta_k <- m theta_k + (1 - m) theta_q. Paper: Eq. 2 of MoCo."""
+    """theta_k <- m theta_k + (1 - m) theta_q. Source: Eq. 2 of MoCo."""
     for key, query in zip(key_encoder.parameters(), encoder.parameters(), strict=True):
         key.lerp_(query, 1 - momentum)

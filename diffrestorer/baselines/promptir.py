@@ -19,7 +19,7 @@ from diffrestorer.baselines.restormer import RestormerNetwork, TransformerBlock
 class PromptGeneration(nn.Module):
     """A prompt for these features: a mixture of learned ones, resized to the features' size.
 
-    Paper: section 3.1.1 of PromptIR (PGM).
+    Source: section 3.1.1 of PromptIR (PGM).
 
     Args:
         feature_dim: channels of the features that choose the mixture.
@@ -42,7 +42,7 @@ class PromptGeneration(nn.Module):
 class PromptInteraction(nn.Module):
     """Features and their prompt, side by side through a transformer block, reduced again.
 
-    Paper: section 3.1.2 of PromptIR (PIM).
+    Source: section 3.1.2 of PromptIR (PIM).
     """
 
     def __init__(

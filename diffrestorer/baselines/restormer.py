@@ -21,7 +21,7 @@ class ChannelNorm(nn.LayerNorm):
 class TransposedAttention(nn.Module):
     """MDTA: every channel attends to every channel; a depthwise 3x3 convolution gives q, k and v their neighbourhood.
 
-    Paper: Eq. 1 of Restormer.
+    Source: Eq. 1 of Restormer.
     """
 
     def __init__(self, dim: int, num_heads: int) -> None:
@@ -43,7 +43,7 @@ class TransposedAttention(nn.Module):
 class GatedFeedForward(nn.Module):
     """GDFN: two parallel paths of pointwise and depthwise convolution, the one gating the other through GELU.
 
-    Paper: Eq. 2 of Restormer.
+    Source: Eq. 2 of Restormer.
     """
 
     def __init__(self, dim: int, expansion: float) -> None:

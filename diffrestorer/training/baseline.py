@@ -198,7 +198,7 @@ class ControllerTask(BaselineTask):
 class IRSDETask(BaselineTask):
     """DA-CLIP's second phase: the U-Net learns the best reverse step of IR-SDE, told by the frozen controller.
 
-    Paper: Eq. 14 of IR-SDE, L1 instead of its square as in its experiments.
+    Source: Eq. 14 of IR-SDE, L1 instead of its square as in its experiments.
     """
 
     model: DaClip

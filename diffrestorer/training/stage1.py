@@ -10,7 +10,8 @@ from torch import Tensor
 
 from diffrestorer.config.schema import Stage1Config
 from diffrestorer.data.counter import counter_normal
-from diffrestorer.data.pairs import PairBatch, SynthesisedPairs, collate_pairs
+from diffrestorer.data.pairs import PairBatch, collate_pairs
+from diffrestorer.data.prepared import open_pairs
 from diffrestorer.losses import degradation_loss, diffusion_loss, reconstruction_loss, stage1_loss
 from diffrestorer.models.backbones import encode_image
 from diffrestorer.models.pretrained import load_base
@@ -31,7 +32,7 @@ PROTOTYPE_BATCHES, PROTOTYPE_BATCH = 8, 16
 @torch.no_grad()
 def record_prototypes(restorer: Restorer, config: Stage1Config) -> None:
     """Keeps each degradation's mean P_D over training pairs: see `PromptProcessor.prototype`."""
-    pairs = SynthesisedPairs(config.data, config.seed, PROTOTYPE_BATCH)
+    pairs = open_pairs(config.data, config.seed, PROTOTYPE_BATCH)
     device = restorer.prompt_processor.device
     embeddings, labels = [], []
     for step in range(PROTOTYPE_BATCHES):

@@ -172,10 +172,11 @@ def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
 def _worker_bytes(out: Path) -> int:
     """Memory that a loader worker shares with nobody, while it serves batches."""
     pairs = PreparedPairs(DataConfig("manifest", str(out), 8, ["noise", "jpeg"]), 0, BATCH)
+    before = set(psutil.Process().children())
     batches = iter(pair_loader(pairs, StepBatches(0, 40, BATCH, 0, 1), num_workers=1))
     for _ in range(30):
         next(batches)
-    (worker,) = psutil.Process().children()
+    (worker,) = set(psutil.Process().children()) - before
     return worker.memory_full_info().uss
 
 

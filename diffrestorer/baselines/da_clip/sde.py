@@ -58,11 +58,11 @@ class IRSDE:
         return self._at(self.rates(), steps, like)
 
     def mean(self, clean: Images, mu: Images, steps: Steps) -> Images:
-        """m_t = mu + (x_0 - mu) exp(-theta_bar_t). Paper: Eq. 6 of IR-SDE."""
+        """m_t = mu + (x_0 - mu) exp(-theta_bar_t). Source: Eq. 6 of IR-SDE."""
         return mu + (clean - mu) * self._decay(steps, clean)
 
     def deviation(self, steps: Steps, like: Images) -> Float[Tensor, "b 1 1 1"]:
-        """sqrt(v_t), v_t = lambda^2 (1 - exp(-2 theta_bar_t)). Paper: Eq. 6 of IR-SDE."""
+        """sqrt(v_t), v_t = lambda^2 (1 - exp(-2 theta_bar_t)). Source: Eq. 6 of IR-SDE."""
         table = self.max_sigma / 255 * (1 - (-2 * self.rates().cumsum(0)).exp()).sqrt()
         return self._at(table, steps, like)
 
@@ -71,7 +71,7 @@ class IRSDE:
         return mu + (state - mu - self.deviation(steps, state) * noise) / self._decay(steps, state)
 
     def previous_mean(self, state: Images, clean: Images, mu: Images, steps: Steps) -> Images:
-        """Mean of x_{t-1} given x_t and x_0, the target of training. Paper: Eq. 13 of IR-SDE (proposition 3.2)."""
+        """Mean of x_{t-1} given x_t and x_0, the target of training. Source: Eq. 13 of IR-SDE (proposition 3.2)."""
         left, left_before = self._decay(steps, state), self._decay(steps - 1, state)
         step_decay = left / left_before
         total = 1 - left**2
@@ -88,7 +88,7 @@ class IRSDE:
     def reverse_mean(self, state: Images, mu: Images, noise: Images, steps: Steps) -> Images:
         """One Euler step of the reverse-time SDE without its noise; the score is -noise / sqrt(v_t).
 
-        Paper: Eq. 7 of IR-SDE.
+        Source: Eq. 7 of IR-SDE.
         """
         rate = self._rate(steps, state)
         variance = 2 * (self.max_sigma / 255) ** 2 * rate  # sigma_t^2 dt
