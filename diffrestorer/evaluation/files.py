@@ -3,8 +3,6 @@
 import hashlib
 import io
 import json
-import os
-import secrets
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from diffrestorer.data.files import whole_file
 from diffrestorer.data.images import ImageError, read_photo
 
 MADE_BY = "diffrestorer"
@@ -25,15 +24,8 @@ MADE_BY = "diffrestorer"
 def write_bytes(path: Path, data: bytes) -> None:
     """Writes a file, and its folder, so that it appears whole or not at all, even if the machine stops."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as file:
+        file.write(data)
 
 
 def write_text(path: Path, text: str) -> None:
