@@ -53,6 +53,18 @@ class Pair:
     position: int
 
 
+def check_data(config: DataConfig) -> None:
+    """What holds of pairs from anywhere.
+
+    Raises:
+        ValueError: the size is not one that the VAE divides, or no degradation is named.
+    """
+    if config.size < 8 or config.size % 8:
+        raise ValueError(f"data.size={config.size} is not a multiple of 8, which the VAE divides by")
+    if not config.degradations:
+        raise ValueError("data.degradations is empty: name at least one degradation")
+
+
 class SynthesisedPairs(Dataset[Pair]):
     """Pairs made from a folder of clean photos: crop, flip, then degrade.
 
@@ -75,8 +87,7 @@ class SynthesisedPairs(Dataset[Pair]):
                 f"data={config.name} reads pairs prepared on disk, which are not made on the fly: use data=photos "
                 "data.root=FOLDER_OF_PHOTOS"
             )
-        if config.size < 8 or config.size % 8:
-            raise ValueError(f"data.size={config.size} is not a multiple of 8, which the VAE divides by")
+        check_data(config)
         if not config.root:
             raise ValueError("data.root is not set: give data.root=FOLDER_OF_PHOTOS")
         if not Path(config.root).is_dir():
@@ -85,8 +96,6 @@ class SynthesisedPairs(Dataset[Pair]):
         if not self.paths:
             raise ValueError(f"data.root={config.root} holds no images (jpg, png, webp, ...)")
         self.size = config.size
-        if not config.degradations:
-            raise ValueError("data.degradations is empty: name at least one degradation")
         self.degradations = tuple(config.degradations)
         self.synthesis = config.synthesis
         self.seed = seed

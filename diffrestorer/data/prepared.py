@@ -8,9 +8,10 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from diffrestorer.config.schema import DataConfig
+from diffrestorer.config.synthesis import Synthesis
 from diffrestorer.data.counter import counter_rng, shuffled
 from diffrestorer.data.manifest import MANIFEST, open_shard, read_batches, split_address
-from diffrestorer.data.pairs import Pair, SynthesisedPairs
+from diffrestorer.data.pairs import Pair, SynthesisedPairs, check_data
 from diffrestorer.degradations import DEGRADATIONS, degradation_index
 
 _OPEN_SHARDS = 512  # each holds a file descriptor, of which a process usually has 1024
@@ -42,16 +43,17 @@ class PreparedPairs(Dataset[Pair]):
 
     Raises:
         ValueError: there is no manifest, no training pair of a class asked for, or the stored pairs are smaller than
-            `config.size`.
+            `config.size`, or `config.synthesis` is set, which would change nothing.
     """
 
     def __init__(self, config: DataConfig, seed: int, global_batch_size: int) -> None:
         if not config.root:
             raise ValueError("data.root is not set: give data.root=FOLDER that scripts/prepare_data.py made")
-        if config.size < 8 or config.size % 8:
-            raise ValueError(f"data.size={config.size} is not a multiple of 8, which the VAE divides by")
-        if not config.degradations:
-            raise ValueError("data.degradations is empty: name at least one degradation")
+        check_data(config)
+        if config.synthesis != Synthesis():
+            raise ValueError(
+                "data.synthesis says how photos are degraded; prepared pairs are: give it to prepare_data.py"
+            )
         self.root = Path(config.root)
         self.size = config.size
         self.seed = seed

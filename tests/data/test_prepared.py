@@ -13,6 +13,7 @@ import torch
 from miniatures import make, photos
 
 from diffrestorer.config.schema import DataConfig
+from diffrestorer.config.synthesis import Noise, Synthesis
 from diffrestorer.data.counter import shuffled
 from diffrestorer.data.manifest import MANIFEST, SCHEMA, open_shard
 from diffrestorer.data.pairs import StepBatches, SynthesisedPairs, pair_loader
@@ -140,6 +141,7 @@ def test_which_reader(config: DataConfig, tmp_path: Path) -> None:
         ({"size": 40}, "32 pixels wide, data.size=40 is more"),
         ({"size": 12}, "not a multiple of 8"),
         ({"degradations": []}, "data.degradations is empty"),
+        ({"synthesis": Synthesis(noise=Noise(sigma=(10.0, 20.0)))}, "give it to prepare_data.py"),
     ],
 )
 def test_what_cannot_be_trained_on_is_refused(config: DataConfig, changes: dict[str, object], sentence: str) -> None:
