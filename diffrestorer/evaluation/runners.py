@@ -19,6 +19,7 @@ from diffrestorer.config.schema import EvaluateConfig
 from diffrestorer.evaluation.ablations import ABLATIONS
 from diffrestorer.evaluation.methods import Method
 from diffrestorer.pipeline import DiffRestorerPipeline
+from diffrestorer.tiling import WHOLE_PIXELS
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,15 @@ class PipelineRunner:
     @torch.no_grad()
     def restore(self, lq: Float[Tensor, "b 3 h w"], methods: Sequence[Method]) -> dict[str, Restored]:
         """Each image draws its noise from a generator of its own, so that batches don't change a result."""
+        if len(lq) > 1 and lq.shape[2] * lq.shape[3] > WHOLE_PIXELS:  # a batch of its own tiles is large enough
+            rows = [self.restore(row, methods) for row in lq.split(1)]
+            return {
+                method.name: Restored(
+                    torch.cat([row[method.name].images for row in rows]),
+                    sum(row[method.name].seconds for row in rows) / len(rows),
+                )
+                for method in methods
+            }
         generators = [torch.Generator().manual_seed(self.config.seed) for _ in lq]
         started = time.perf_counter()
         sampled = self.pipe.sample(lq, self.config.steps, generators)

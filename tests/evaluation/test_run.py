@@ -12,8 +12,10 @@ import torch
 from evaluation_runs import quiet, restored, settings
 from PIL import Image
 
+from diffrestorer import tiling
 from diffrestorer.baselines.catalog import build_baseline
 from diffrestorer.degradations import DEGRADATIONS, MIXTURES
+from diffrestorer.evaluation import runners
 from diffrestorer.evaluation.files import made_by
 from diffrestorer.evaluation.methods import Method
 from diffrestorer.evaluation.run import evaluate
@@ -181,3 +183,22 @@ def test_a_compared_method_restores_sizes_that_are_no_multiple(tmp_path: Path) -
     assert json.loads((tmp_path / "run.json").read_text())["methods"]["nafnet"]["restored"] == 0, "made already"
     with pytest.raises(ValueError, match="holds nafnet"):
         evaluate(settings(tmp_path, [f"restormer={tmp_path / 'run'}"], size=68), quiet())
+
+
+def test_large_images_of_one_size_are_restored_one_by_one(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tiles fill a batch by themselves; a megapixel is a few thousand pixels here."""
+    for module in (tiling, runners):
+        monkeypatch.setattr(module, "WHOLE_PIXELS", 64 * 64)
+    monkeypatch.setattr(tiling, "AUTO_SIDE", 64)
+    config = settings(tmp_path, ["large"])
+    methods = [Method("large", "model", str(model)), Method("large_sd", "model", str(model), "sd")]
+    runner = runners.open_runner(methods, config, torch.device("cpu"))
+    lq = torch.rand(2, 3, 96, 80, generator=torch.Generator().manual_seed(0))
+    together = runner.restore(lq, methods)
+    for index, row in enumerate(lq.split(1)):
+        alone = runner.restore(row, methods)
+        for method in methods:
+            assert torch.equal(together[method.name].images[index], alone[method.name].images[0])
+    assert together["large"].images.shape == lq.shape
