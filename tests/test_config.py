@@ -22,6 +22,7 @@ from diffrestorer.config.composition import (
     run,
     save,
 )
+from diffrestorer.config.hardware import detect_hardware
 from diffrestorer.config.schema import (
     CHOICES,
     BaseConfig,
@@ -93,7 +94,9 @@ def test_every_combination_of_groups_composes(root: str, chosen: tuple[str, ...]
         assert type(config) is schema
         for line in chosen:
             group, name = line.split("=")
-            if group != "ablation":
+            if group == "hardware":
+                assert config.train.hardware.name == (detect_hardware() if name == "auto" else name)
+            elif group != "ablation":
                 value = getattr(config, group)
                 assert getattr(value, "name", value) == name
     else:
@@ -103,7 +106,7 @@ def test_every_combination_of_groups_composes(root: str, chosen: tuple[str, ...]
 
 def test_groups_are_found() -> None:
     """What the test above stands on."""
-    assert groups("train_stage1") == ["model", "data", "ablation"]
+    assert groups("train_stage1") == ["model", "data", "hardware", "ablation"]
     assert options("model") == ["mini", "sd15"]
     assert [name for name in options("ablation") if not applies(name, DecoderConfig)] == [
         "no_aux_loss",

@@ -6,13 +6,14 @@ A fork server imports the libraries once (they take many seconds); every run is 
 import csv
 import multiprocessing
 import os
+import resource
 import runpy
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -23,7 +24,13 @@ context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(LIBRARIES)
 
 
-def _run_script(script: str, arguments: Sequence[str], log: str) -> None:
+def _run_script(
+    script: str, arguments: Sequence[str], log: str, file_limit: int | None, environment: Mapping[str, str]
+) -> None:
+    os.environ.update(environment)
+    if file_limit is not None:  # a full disk, as a process without privileges can have one
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
     output = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -31,11 +38,32 @@ def _run_script(script: str, arguments: Sequence[str], log: str) -> None:
     runpy.run_path(str(ROOT / "scripts" / script), run_name="__main__")
 
 
-def start(script: str, arguments: Sequence[str], log: Path) -> BaseProcess:
-    """Starts `python scripts/SCRIPT ARGUMENTS` in a process of its own; its output goes to `log`."""
-    process = context.Process(target=_run_script, args=(script, list(arguments), str(log)))
+def start(script: str, arguments: Sequence[str], log: Path, file_limit: int | None = None) -> BaseProcess:
+    """Starts `python scripts/SCRIPT ARGUMENTS` in a process of its own; its output goes to `log`.
+
+    `file_limit`: no file it writes can grow beyond so many bytes.
+    """
+    process = context.Process(target=_run_script, args=(script, list(arguments), str(log), file_limit, {}))
     process.start()
     return process
+
+
+def start_ranks(script: str, arguments: Sequence[str], log: Path, num_processes: int) -> list[BaseProcess]:
+    """Starts one run on several gloo processes, with the environment that torchrun gives them.
+
+    Forks start in a second; the launcher's processes, in `run_with_torchrun`, import the libraries anew.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": str(num_processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    processes = []
+    for rank in range(num_processes):
+        own = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        process = context.Process(target=_run_script, args=(script, list(arguments), str(log), None, own))
+        process.start()
+        processes.append(process)
+    return processes
 
 
 def finish(process: BaseProcess, log: Path, timeout: float = 240) -> None:
@@ -85,14 +113,21 @@ def run_with_torchrun(script: str, arguments: Sequence[str], num_processes: int)
 
 def kill_when(process: BaseProcess, path: Path, condition: Callable[[Path], bool], timeout: float = 120) -> None:
     """SIGKILL as soon as `condition(path)` holds; the run must not have ended before."""
+    signal_when(process, path, condition, signal.SIGKILL, timeout)
+    assert process.exitcode == -signal.SIGKILL
+
+
+def signal_when(
+    process: BaseProcess, path: Path, condition: Callable[[Path], bool], sent: signal.Signals, timeout: float = 120
+) -> None:
+    """Sends a signal as soon as `condition(path)` holds, and waits for the end."""
     deadline = time.monotonic() + timeout
     while not condition(path):
         assert process.is_alive(), f"the run ended before it could be killed ({process.exitcode})"
         assert time.monotonic() < deadline, f"nothing to kill at {path}"
         time.sleep(0.001)
-    os.kill(process.pid or 0, signal.SIGKILL)
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
+    os.kill(process.pid or 0, sent)
+    process.join(timeout)
 
 
 def losses(output_dir: Path) -> list[dict[str, float]]:

@@ -19,6 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from diffrestorer.config.hardware import detect_hardware
 from diffrestorer.config.schema import CHOICES
 
 CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
@@ -66,6 +67,8 @@ def load(root: str, schema: type[Config], overrides: Sequence[str] = ()) -> Conf
     chosen = [line for line, override in zip(overrides, parsed, strict=True) if override.key_or_group in groups]
     for line in chosen:
         _check_group(*line.split("=", 1))
+    if "hardware" in groups and not any(line.startswith("hardware=") and line != "hardware=auto" for line in chosen):
+        chosen = [line for line in chosen if line != "hardware=auto"] + [f"hardware={detect_hardware()}"]
     try:
         with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
             merged = OmegaConf.merge(_settable(schema), compose(root, chosen))

@@ -11,6 +11,7 @@ CHOICES = {
     "pretraining.lr_schedule": ("constant", "cosine", "steps"),
     "train.save_dtype": ("float32", "float16"),
     "train.tracker": ("none", "tensorboard", "wandb"),
+    "train.hardware.checkpointing": ("none", "blocks"),
     "model.train_unet": ("none", "cross_attention", "all"),
     "model.perceptual": ("vgg19", "efficientnet_lite0", "none"),
     "z0": ("hq", "sampled"),
@@ -65,6 +66,30 @@ class DataConfig:
     """Classes that are trained on; the files in configs/data name all eight."""
     synthesis: Synthesis = field(default_factory=Synthesis)
     """How strong the synthesised degradations are, such as data.synthesis.noise.sigma=[10,50]."""
+    validation_root: str | None = None
+    """Folder of clean photos that are not trained on, for `train.validate_every`; degraded on the fly, once for all."""
+
+
+@dataclass
+class HardwareConfig:
+    """How a run uses its machine (`hardware=cpu|gpu24|gpu80|auto` sets all of it).
+
+    Nothing here changes what is learned. Tolerances on the losses are in docs/training.md and tested.
+    """
+
+    name: str = "cpu"
+    max_micro_batch: int | None = None
+    """Samples a process computes at once, at most, where `train.micro_batch_size` is null; null: all of its share."""
+    channels_last: bool = False
+    """Convolutions in the memory layout that tensor cores read."""
+    sdpa: bool = True
+    """Fused attention; false: the plain products and softmax, which keep the attention matrix."""
+    fused_adamw: bool = False
+    """AdamW in one kernel."""
+    compile_blocks: bool = False
+    """torch.compile, each repeated block by itself: compiled once a shape rather than once a network."""
+    checkpointing: str = "none"
+    """`blocks`: activations inside a block are computed again in the backward pass instead of kept."""
 
 
 @dataclass
@@ -74,6 +99,8 @@ class TrainConfig:
     max_steps: int = 500_000
     global_batch_size: int = 16
     """Samples a step over all processes: what counts, whatever their number."""
+    micro_batch_size: int | None = None
+    """Samples a process computes at once, accumulating gradients up to its share; null: as `hardware` says."""
     lr: float = 1e-5
     weight_decay: float = 0.01
     lr_schedule: str = "constant"
@@ -95,6 +122,19 @@ class TrainConfig:
     """Of the weights in `model/`."""
     tracker: str = "none"
     """Where losses go besides `losses.csv`."""
+    ema_decay: float | None = None
+    """Keep an average of the weights with this decay (say 0.9999), validate and save it as the model; null: none."""
+    validate_every: int | None = None
+    """Steps between validations on `data.validation_root`; null: none."""
+    validation_images: int = 16
+    """Photos of a validation, the first by name, each with the next degradation."""
+    validation_lpips: bool = False
+    """LPIPS (AlexNet, fetched by torchvision) beside PSNR."""
+    cache_dir: str | None = None
+    """Folder for what frozen encoders say of prepared pairs, computed once and read ever after; null: computed anew."""
+    allow_changed_data: bool = False
+    """Resume although the training data are not those the run began with."""
+    hardware: HardwareConfig = field(default_factory=HardwareConfig)
 
 
 @dataclass
@@ -151,6 +191,8 @@ class DecoderConfig:
     lambda_perceptual: float = 0.1
     lambda_adversarial: float = 0.001
     discriminator_lr: float = 1e-5
+    discriminator_start: int = 0
+    """Step from which the discriminator learns and the decoder hears of it; the paper states none."""
     new_layers: bool = False
     """Keep only the linear path of a PatchAutoencoderKL and start the decoder's layers anew."""
     discriminator_channels: int = 64

@@ -1,9 +1,12 @@
 """Training pairs: crops of clean photos, degraded on the fly, each with its class, addressed by (step, position)."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import hashlib
+import signal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -28,6 +31,7 @@ class PairBatch:
         label: class index of the degradation.
         step: which step of the run, from 0.
         positions: of these samples in the global batch.
+        encodings: what frozen networks say of the pairs, by name, where it is cached.
     """
 
     lq: UInt8[Tensor, "b 3 h w"]
@@ -35,22 +39,36 @@ class PairBatch:
     label: Int[Tensor, "b"]
     step: int
     positions: tuple[int, ...]
+    encodings: dict[str, Tensor] = field(default_factory=dict)
+
+    def first(self, count: int) -> "PairBatch":
+        """The first samples of it."""
+        part = self._map(lambda tensor: tensor[:count])
+        return replace(part, positions=self.positions[:count])
 
     def to(self, device: torch.device) -> "PairBatch":
         """The batch with its tensors on `device`."""
-        move = lambda tensor: tensor.to(device, non_blocking=True)  # noqa: E731
-        return PairBatch(move(self.lq), move(self.gt), move(self.label), self.step, self.positions)
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "PairBatch":
+        """The batch in page-locked memory, which a GPU copies while the host goes on; the loader calls this."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, move: Callable[[Any], Any]) -> "PairBatch":
+        encodings = {name: move(value) for name, value in self.encodings.items()}
+        return PairBatch(move(self.lq), move(self.gt), move(self.label), self.step, self.positions, encodings)
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One sample: `lq` and `gt` uint8 (h, w, 3), its class, and where it came from."""
+    """One sample: `lq` and `gt` uint8 (h, w, 3), its class, where it came from, and cached encodings if any."""
 
     lq: np.ndarray
     gt: np.ndarray
     label: int
     step: int
     position: int
+    encodings: dict[str, Tensor] = field(default_factory=dict)
 
 
 def check_data(config: DataConfig) -> None:
@@ -92,6 +110,7 @@ class SynthesisedPairs(Dataset[Pair]):
             raise ValueError("data.root is not set: give data.root=FOLDER_OF_PHOTOS")
         if not Path(config.root).is_dir():
             raise ValueError(f"data.root={config.root} is not a folder; give a folder of clean photos")
+        self.root = Path(config.root)
         self.paths = find_images(config.root)
         if not self.paths:
             raise ValueError(f"data.root={config.root} holds no images (jpg, png, webp, ...)")
@@ -101,6 +120,13 @@ class SynthesisedPairs(Dataset[Pair]):
         self.seed = seed
         self.global_batch_size = global_batch_size
 
+    def fingerprint(self) -> str:
+        """Changes when a photo is added, removed, renamed or of another size in bytes; reads no photo."""
+        digest = hashlib.sha256(" ".join(self.degradations).encode())
+        for path in self.paths:
+            digest.update(f"{path.relative_to(self.root)} {path.stat().st_size}\n".encode())
+        return digest.hexdigest()
+
     def source(self, step: int, position: int) -> tuple[Path, str]:
         """The photo and the degradation of sample (step, position)."""
         number = step * self.global_batch_size + position
@@ -109,8 +135,13 @@ class SynthesisedPairs(Dataset[Pair]):
         return self.paths[photo], self.degradations[degradation]
 
     def __getitem__(self, key: tuple[int, int]) -> Pair:
-        step, position = key
-        path, degradation = self.source(step, position)
+        return self._pair(*self.source(*key), *key)
+
+    def fixed(self, index: int) -> Pair:
+        """One pair of a set that no epoch reorders: photo number `index` by name, with the next class each."""
+        return self._pair(self.paths[index], self.degradations[index % len(self.degradations)], 0, index)
+
+    def _pair(self, path: Path, degradation: str, step: int, position: int) -> Pair:
         gt = self._crop(_read_cached(path, self.size), counter_rng(self.seed, "crop", step, position))
         lq = degrade(gt, degradation, counter_rng(self.seed, "degradation", step, position), self.synthesis)
         return Pair(lq, gt, degradation_index(degradation), step, position)
@@ -143,23 +174,54 @@ def _read_cached(path: Path, min_side: int) -> np.ndarray:
 
 
 class StepBatches(Sampler[list[tuple[int, int]]]):
-    """This process's positions of each global batch, from `first_step` to `max_steps`."""
+    """This process's positions of each global batch, a micro batch at a time, from `first_step` to `max_steps`.
 
-    def __init__(self, first_step: int, max_steps: int, global_batch_size: int, rank: int, num_processes: int) -> None:
+    Args:
+        micro_batch_size: samples of a micro batch; None: the process's whole share of the global batch.
+
+    Attributes:
+        accumulation: micro batches a step.
+
+    Raises:
+        ValueError: the global batch does not divide among the processes, or a share among its micro batches.
+    """
+
+    def __init__(
+        self,
+        first_step: int,
+        max_steps: int,
+        global_batch_size: int,
+        rank: int,
+        num_processes: int,
+        micro_batch_size: int | None = None,
+    ) -> None:
+        if global_batch_size < num_processes:
+            raise ValueError(
+                f"train.global_batch_size={global_batch_size} leaves some of {num_processes} processes without a "
+                f"sample: start at most {global_batch_size} processes"
+            )
         if global_batch_size % num_processes:
             raise ValueError(
                 f"train.global_batch_size={global_batch_size} does not divide among {num_processes} processes"
             )
         share = global_batch_size // num_processes
+        self.micro_batch_size = share if micro_batch_size is None else micro_batch_size
+        if self.micro_batch_size < 1 or share % self.micro_batch_size:
+            raise ValueError(
+                f"train.micro_batch_size={micro_batch_size} does not divide the {share} samples of a process "
+                f"(train.global_batch_size={global_batch_size} over {num_processes}): choose a divisor of {share}"
+            )
+        self.accumulation = share // self.micro_batch_size
         self.steps = range(first_step, max_steps)
         self.positions = range(rank * share, (rank + 1) * share)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for step in self.steps:
-            yield [(step, position) for position in self.positions]
+            for start in self.positions[:: self.micro_batch_size]:
+                yield [(step, position) for position in range(start, start + self.micro_batch_size)]
 
     def __len__(self) -> int:
-        return len(self.steps)
+        return len(self.steps) * self.accumulation
 
 
 def collate_pairs(pairs: Sequence[Pair]) -> PairBatch:
@@ -170,6 +232,7 @@ def collate_pairs(pairs: Sequence[Pair]) -> PairBatch:
         label=torch.tensor([pair.label for pair in pairs]),
         step=pairs[0].step,
         positions=tuple(pair.position for pair in pairs),
+        encodings={name: torch.stack([pair.encodings[name] for pair in pairs]) for name in pairs[0].encodings},
     )
 
 
@@ -178,7 +241,9 @@ def _stack(images: Sequence[np.ndarray]) -> UInt8[Tensor, "b 3 h w"]:
     return default_collate([torch.from_numpy(image.transpose(2, 0, 1)) for image in images]).contiguous()
 
 
-def pair_loader(dataset: Dataset[Pair], batches: StepBatches, num_workers: int) -> DataLoader[PairBatch]:
+def pair_loader(
+    dataset: Dataset[Pair], batches: Iterable[list[Any]], num_workers: int, pin_memory: bool = False
+) -> DataLoader[PairBatch]:
     """A loader of this process's batches; the number of workers changes nothing but the speed."""
     cv2.setNumThreads(0)  # OpenCV's thread pool does not survive the fork into workers: they would wait for it forever
     return DataLoader(
@@ -186,10 +251,14 @@ def pair_loader(dataset: Dataset[Pair], batches: StepBatches, num_workers: int) 
         batch_sampler=batches,
         num_workers=num_workers,
         collate_fn=collate_pairs,
-        worker_init_fn=_single_thread,
+        pin_memory=pin_memory,
+        worker_init_fn=_prepare_worker,
         persistent_workers=num_workers > 0,
     )
 
 
-def _single_thread(worker: int) -> None:
+def _prepare_worker(worker: int) -> None:
+    """One thread; SIGUSR1 is the main process's to hear, and SIGTERM ends a worker, as that process ends it."""
     torch.set_num_threads(1)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,5 +1,6 @@
 """Training pairs from a prepared folder: pixels mapped into memory, addressed by (step, position)."""
 
+import hashlib
 from functools import lru_cache
 from pathlib import Path
 
@@ -65,9 +66,11 @@ class PreparedPairs(Dataset[Pair]):
                 f"{self.root / MANIFEST} has no training pairs of {', '.join(missing)}; prepare them, or train on "
                 f"data.degradations=[{','.join(name for name in DEGRADATIONS if name in found)}]"
             )
-        stored = self._open(self.shards[0]).shape[-1]
-        if stored < config.size:
-            raise ValueError(f"the pairs in {self.root} are {stored} pixels wide, data.size={config.size} is more")
+        self.stored_size = int(self._open(self.shards[0]).shape[-1])
+        if self.stored_size < config.size:
+            raise ValueError(
+                f"the pairs in {self.root} are {self.stored_size} pixels wide, data.size={config.size} is more"
+            )
 
     def _read_index(self, wanted: frozenset[str]) -> None:
         """Runs of rows that follow one another in one shard: shard, class, first row, and pairs before the run."""
@@ -91,25 +94,54 @@ class PreparedPairs(Dataset[Pair]):
 
     def source(self, step: int, position: int) -> tuple[Path, str]:
         """The address and the degradation of sample (step, position)."""
-        shard, row, label = self._locate(step, position)
+        shard, row, label = self._locate(self._index(step, position))
         return self.root / f"{shard}#{row}", DEGRADATIONS[label]
 
+    @property
+    def num_variants(self) -> int | None:
+        """Pairs as they can come up, mirrored or not; None: crops are drawn, so no two epochs have the same."""
+        return 2 * self.num_pairs if self.stored_size == self.size else None
+
+    def fingerprint(self) -> str:
+        """Changes with the manifest (which holds a checksum of every pair), the classes and the crop; reads no pixel."""
+        digest = hashlib.sha256(f"{sorted(set(self.labels.tolist()))} {self.size} ".encode())
+        digest.update((self.root / MANIFEST).read_bytes())
+        return digest.hexdigest()
+
+    def variant(self, step: int, position: int) -> int:
+        """Which variant sample (step, position) is, where there are variants."""
+        return 2 * self._index(step, position) + self._view(step, position)[2]
+
+    def fixed(self, variant: int) -> Pair:
+        """That variant, as position `variant` of step 0."""
+        index, mirrored = divmod(variant, 2)
+        return self._pair(index, (0, 0, mirrored), 0, variant)
+
     def __getitem__(self, key: tuple[int, int]) -> Pair:
-        step, position = key
-        shard, row, label = self._locate(step, position)
-        pixels = self._open(shard)[row]
+        return self._pair(self._index(*key), self._view(*key), *key)
+
+    def _index(self, step: int, position: int) -> int:
+        """Which pair a sample is."""
+        epoch, place = divmod(step * self.global_batch_size + position, self.num_pairs)
+        return shuffled(place, self.num_pairs, self.seed, "order", epoch)
+
+    def _view(self, step: int, position: int) -> tuple[int, int, int]:
+        """Top and left of a sample's crop, and whether it is mirrored."""
         rng = counter_rng(self.seed, "crop", step, position)
-        top, left = rng.integers(pixels.shape[-2] - self.size + 1), rng.integers(pixels.shape[-1] - self.size + 1)
-        pixels = pixels[..., top : top + self.size, left : left + self.size]
-        if rng.random() < 0.5:  # NumPy mirrors byte by byte
+        room = self.stored_size - self.size + 1
+        return int(rng.integers(room)), int(rng.integers(room)), int(rng.random() < 0.5)
+
+    def _pair(self, index: int, view: tuple[int, int, int], step: int, position: int) -> Pair:
+        shard, row, label = self._locate(index)
+        top, left, mirrored = view
+        pixels = self._open(shard)[row, ..., top : top + self.size, left : left + self.size]
+        if mirrored:  # NumPy mirrors byte by byte
             pixels = cv2.flip(pixels.reshape(-1, self.size), 1).reshape(pixels.shape)
         lq, gt = pixels.transpose(0, 2, 3, 1)
         return Pair(lq, gt, label, step, position)
 
-    def _locate(self, step: int, position: int) -> tuple[str, int, int]:
-        """Shard, row in it and class of a sample."""
-        epoch, place = divmod(step * self.global_batch_size + position, self.num_pairs)
-        index = shuffled(place, self.num_pairs, self.seed, "order", epoch)
+    def _locate(self, index: int) -> tuple[str, int, int]:
+        """Shard, row in it and class of a pair."""
         run = int(np.searchsorted(self.starts, index, side="right")) - 1
         row = int(self.first_rows[run] + index - self.starts[run])
         return self.shards[self.shard_of[run]], row, int(self.labels[run])

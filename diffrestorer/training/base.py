@@ -26,7 +26,7 @@ from diffrestorer.models.components import build_image_encoder, build_unet, buil
 from diffrestorer.training.checkpoint import write_folder
 from diffrestorer.training.diffusion import add_noise
 from diffrestorer.training.loop import train
-from diffrestorer.training.task import Losses, Task, to_unit
+from diffrestorer.training.task import Losses, Task, adamw, to_unit
 
 
 class VAETask(Task):
@@ -57,7 +57,7 @@ class VAETask(Task):
 
     def optimizers(self) -> Sequence[torch.optim.Optimizer]:
         """One AdamW."""
-        return [_adamw(self, self.config)]
+        return [adamw(self.parameters(), self.config.train)]
 
     def save_model(self, folder: Path, dtype: torch.dtype) -> None:
         """The VAE, with the scaling factor its latents turned out to need."""
@@ -106,7 +106,7 @@ class ImageEncoderTask(Task):
 
     def optimizers(self) -> Sequence[torch.optim.Optimizer]:
         """One AdamW."""
-        return [_adamw(self, self.config)]
+        return [adamw(self.parameters(), self.config.train)]
 
     def save_model(self, folder: Path, dtype: torch.dtype) -> None:
         """The tower without its two heads."""
@@ -139,7 +139,7 @@ class UNetTask(Task):
 
     def optimizers(self) -> Sequence[torch.optim.Optimizer]:
         """One AdamW."""
-        return [_adamw(self.unet, self.config)]
+        return [adamw(self.unet.parameters(), self.config.train)]
 
     def save_model(self, folder: Path, dtype: torch.dtype) -> None:
         """VAE, image encoder and UNet: a whole base."""
@@ -160,10 +160,6 @@ def _finished_part(config: BaseConfig, name: str) -> ModelMixin:
     if not folder.is_dir():
         raise ValueError(f"part={config.part} needs the finished {name}: run part={name} (or part=all) first")
     return load_component(folder).requires_grad_(False)
-
-
-def _adamw(module: nn.Module, config: BaseConfig) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(module.parameters(), lr=config.train.lr, weight_decay=config.train.weight_decay)
 
 
 PARTS: dict[str, type[VAETask] | type[ImageEncoderTask] | type[UNetTask]] = {

@@ -61,11 +61,15 @@ class BaselineTask(Task):
 
     def sample(self, batch: PairBatch) -> list[Float[Tensor, "b 3 h w"]]:
         """Degraded, restored, clean."""
-        lq, gt = to_unit(batch.lq[:8]), to_unit(batch.gt[:8])
+        return [to_unit(batch.lq), self.restore(batch), to_unit(batch.gt)]
+
+    def restore(self, batch: PairBatch) -> Float[Tensor, "b 3 h w"]:
+        """As `evaluate.py` restores."""
+        was_training = self.model.training
         self.model.eval()  # statistics of a BatchNorm are not this batch's to change
-        restored = self.model.restore(lq, self.config.seed)
-        self.model.train()
-        return [lq, restored, gt]
+        restored = self.model.restore(to_unit(batch.lq), self.config.seed)
+        self.model.train(was_training)
+        return restored
 
 
 class RegressionTask(BaselineTask):

@@ -1,7 +1,8 @@
 """Checkpoints that survive a kill at any moment: written beside, flushed, renamed; verified when read; no pickles.
 
-A checkpoint `step_N` holds the trainable parameters, the state of every optimiser, and the number of steps done.
-Nothing random is in it: draws are made by counter. What is frozen is not in it: it is loaded again from where it came.
+A checkpoint `step_N` holds the trainable parameters, their average if one is kept, the state of every optimiser, and
+the number of steps done, which is also the place in the order of samples. Nothing random is in it: draws are made by
+counter. What is frozen is not in it: it is loaded again from where it came.
 """
 
 import hashlib
@@ -10,58 +11,132 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from jaxtyping import Float, Int
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-WEIGHTS, STATE = "weights.safetensors", "state.json"
+from diffrestorer.training.averaging import WeightAverage
+
+WEIGHTS, AVERAGE, STATE = "weights.safetensors", "average.safetensors", "state.json"
+OF_THE_MACHINE = ("fused", "foreach", "capturable")
+"""Options of an optimiser that belong to the machine it runs on, and not to the run."""
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be used; the message says which and why."""
+    """A checkpoint that cannot be used or written; the message says which and why."""
 
 
 def write_folder(folder: Path, write: Callable[[Path], object]) -> None:
-    """Makes `folder` appear whole or not at all: `write` fills a temporary one, which is flushed and renamed."""
+    """Makes `folder` appear whole or not at all: `write` fills a temporary one, which is flushed and renamed.
+
+    Raises:
+        CheckpointError: the disk is full, say; what was there before is untouched, and the temporary folder is gone.
+    """
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    write(partial)
-    for path in sorted(partial.rglob("*")):
-        _flush(path)
-    _flush(partial)
+    try:
+        partial.mkdir(parents=True)
+        write(partial)
+        for path in sorted(partial.rglob("*")):
+            _flush(path)
+        _flush(partial)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise CheckpointError(
+            f"{folder} could not be written ({error}); what was saved before is intact: make room and give the same "
+            "command again"
+        ) from None
     if folder.exists():
         shutil.rmtree(folder)
     os.replace(partial, folder)
     _flush(folder.parent)
 
 
-def save_checkpoint(
-    folder: Path, step: int, task: nn.Module, optimizers: Sequence[torch.optim.Optimizer], keep: int
-) -> Path:
-    """Writes `folder/step_N` and removes all but the `keep` newest checkpoints."""
+@dataclass(frozen=True)
+class Snapshot:
+    """A run after `step` steps, copied to the host: a checkpoint's files by name, and the options of optimisers."""
+
+    step: int
+    files: dict[str, dict[str, Tensor]]
+    param_groups: list[list[dict[str, Any]]]
+
+
+def take_snapshot(
+    step: int, task: nn.Module, optimizers: Sequence[torch.optim.Optimizer], average: WeightAverage | None = None
+) -> Snapshot:
+    """Copies everything a checkpoint holds, so that training may go on while it is written."""
+    files, groups = {WEIGHTS: _trained_state(task)}, []
+    if average is not None:
+        files[AVERAGE] = average.state()
+    for i, optimizer in enumerate(optimizers):
+        state = optimizer.state_dict()
+        files[f"optimizer_{i}.safetensors"] = {
+            f"{index}.{name}": value for index, entry in state["state"].items() for name, value in entry.items()
+        }
+        groups.append(state["param_groups"])
+    copies = {name: {key: _host_copy(value) for key, value in tensors.items()} for name, tensors in files.items()}
+    return Snapshot(step, copies, groups)
+
+
+def save_checkpoint(folder: Path, snapshot: Snapshot, keep: int) -> Path:
+    """Writes `folder/step_N` and removes all but the `keep` newest checkpoints.
+
+    Raises:
+        CheckpointError: it could not be written; the older ones are all there.
+    """
 
     def write(partial: Path) -> None:
-        files = {WEIGHTS: _trained_state(task)}
-        groups = []
-        for i, optimizer in enumerate(optimizers):
-            state = optimizer.state_dict()
-            files[f"optimizer_{i}.safetensors"] = {
-                f"{index}.{name}": value for index, entry in state["state"].items() for name, value in entry.items()
-            }
-            groups.append(state["param_groups"])
-        for name, tensors in files.items():
-            save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, partial / name)
-        digests = {name: _digest(partial / name) for name in files}
-        (partial / STATE).write_text(json.dumps({"step": step, "param_groups": groups, "sha256": digests}, indent=1))
+        for name, tensors in snapshot.files.items():
+            save_file(tensors, partial / name)
+        state = {
+            "step": snapshot.step,
+            "param_groups": snapshot.param_groups,
+            "sha256": {name: _digest(partial / name) for name in snapshot.files},
+        }
+        (partial / STATE).write_text(json.dumps(state, indent=1))
 
-    checkpoint = folder / f"step_{step}"
+    checkpoint = folder / f"step_{snapshot.step}"
     write_folder(checkpoint, write)
     for old in list_checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
     return checkpoint
+
+
+class CheckpointWriter:
+    """Writes checkpoints in a thread of its own, one at a time: a step waits for the copy, not for the disk."""
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder = folder
+        self.keep = keep
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._running: Future[Path] | None = None
+
+    def save(self, snapshot: Snapshot) -> None:
+        """Starts writing, after the checkpoint before is finished."""
+        self.wait()
+        self._running = self._thread.submit(save_checkpoint, self.folder, snapshot, self.keep)
+
+    def wait(self) -> None:
+        """Returns when everything is on disk.
+
+        Raises:
+            CheckpointError: it could not be written.
+        """
+        if self._running is not None:
+            running, self._running = self._running, None
+            running.result()
+
+    def check(self) -> None:
+        """Raises what went wrong, if anything has by now; waits for nothing."""
+        if self._running is not None and self._running.done():
+            self.wait()
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -69,7 +144,13 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("step_*"), key=lambda path: int(path.name.removeprefix("step_")))
 
 
-def load_newest(folder: Path, task: nn.Module, optimizers: Sequence[torch.optim.Optimizer], log: logging.Logger) -> int:
+def load_newest(
+    folder: Path,
+    task: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    log: logging.Logger,
+    average: WeightAverage | None = None,
+) -> int:
     """Restores the newest sound checkpoint in place; damaged ones are passed over with a warning.
 
     Returns:
@@ -87,6 +168,8 @@ def load_newest(folder: Path, task: nn.Module, optimizers: Sequence[torch.optim.
             damaged.append(error)
             continue
         _restore(checkpoint, state, task, optimizers)
+        if average is not None:
+            average.load(load_file(checkpoint / AVERAGE), state["step"])
         return state["step"]
     if damaged:
         raise CheckpointError(f"{damaged[0]}; no older checkpoint is left: remove {folder} to start again")
@@ -123,7 +206,13 @@ def _restore(checkpoint: Path, state: dict, task: nn.Module, optimizers: Sequenc
         for key, value in load_file(checkpoint / f"optimizer_{i}.safetensors").items():
             index, name = key.split(".", 1)
             entries.setdefault(int(index), {})[name] = value
-        optimizer.load_state_dict({"state": entries, "param_groups": state["param_groups"][i]})
+        own = [{name: group[name] for name in OF_THE_MACHINE if name in group} for group in optimizer.param_groups]
+        groups = [{**group, **options} for group, options in zip(state["param_groups"][i], own, strict=True)]
+        optimizer.load_state_dict({"state": entries, "param_groups": groups})
+        for parameter, entry in optimizer.state.items():
+            for name, value in entry.items():  # in the parameter's own memory layout: a fused kernel assumes it
+                if value.shape == parameter.shape:
+                    entry[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _trained_state(task: nn.Module) -> dict[str, Tensor]:
@@ -135,6 +224,10 @@ def _trained_state(task: nn.Module) -> dict[str, Tensor]:
         if not parameter.requires_grad and not name.startswith(averaged)
     }
     return {name: tensor for name, tensor in task.state_dict().items() if name not in frozen}
+
+
+def _host_copy(tensor: Float[Tensor, "..."] | Int[Tensor, "..."]) -> Float[Tensor, "..."] | Int[Tensor, "..."]:
+    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 
 def _digest(path: Path) -> str:

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
@@ -20,7 +21,7 @@ from diffrestorer.models.perceptual import PerceptualLoss
 from diffrestorer.models.prompt_processor import VisualPrompts
 from diffrestorer.pipeline import DiffRestorerPipeline, save_model_folder
 from diffrestorer.sampler import sample_latents
-from diffrestorer.training.task import Losses, Task, to_unit
+from diffrestorer.training.task import Losses, Task, adamw, to_unit
 
 
 class DecoderTask(Task):
@@ -48,17 +49,35 @@ class DecoderTask(Task):
         self.perceptual = PerceptualLoss(config.model.perceptual, config.model.perceptual_weights)
 
     @torch.no_grad()
-    def _inputs(self, batch: PairBatch) -> tuple[Float[Tensor, "b l h8 w8"], EncodedImage, VisualPrompts]:
-        """z_0 (of the clean image, or sampled by stage 1), the degraded image's features, and its prompts."""
+    def encode(self, batch: PairBatch) -> dict[str, Tensor]:
+        """P_CLIP of the degraded image, and z_0: the clean image's latents, or sampled by stage 1."""
+        return self._encode(batch, None)
+
+    def _encode(self, batch: PairBatch, encoded_lq: EncodedImage | None) -> dict[str, Tensor]:
         lq, restorer = to_unit(batch.lq), self.restorer
-        prompts, encoded = restorer.read_prompts(lq), encode_image(restorer.vae, lq)
+        clip_embedding = restorer.image_encoder(lq)
         if self.config.z0 == "hq":
-            return encode_image(restorer.vae, to_unit(batch.gt)).latents, encoded, prompts
-        shape = encoded.latents.shape[1:]
-        noise = counter_normal(shape, self.config.seed, "z0", batch.step, batch.positions, lq.device)
-        condition = restorer.condition(lq, prompts, encoded)
-        latents = sample_latents(restorer, self.scheduler, condition, noise, self.config.z0_steps)
-        return latents, encoded, prompts
+            latents = encode_image(restorer.vae, to_unit(batch.gt)).latents
+        else:
+            condition = restorer.condition(lq, restorer.prompt_processor(clip_embedding), encoded_lq)
+            shape = condition.encoded.latents.shape[1:]
+            noise = counter_normal(shape, self.config.seed, "z0", batch.step, batch.positions, lq.device)
+            latents = sample_latents(restorer, self.scheduler, condition, noise, self.config.z0_steps)
+        return {"clip_embedding": clip_embedding, "latents": latents}
+
+    def encoders(self) -> tuple[Sequence[nn.Module], dict[str, Any]]:
+        """CLIP and the VAE; all of stage 1 where it samples z_0."""
+        if self.config.z0 == "hq":
+            return (self.restorer.image_encoder, self.restorer.vae), {}
+        stage1 = [module for name, module in self.restorer.components().items() if name != "decoder"]
+        return stage1, {"seed": self.config.seed, "z0_steps": self.config.z0_steps}
+
+    @torch.no_grad()
+    def _inputs(self, batch: PairBatch) -> tuple[Float[Tensor, "b l h8 w8"], EncodedImage, VisualPrompts]:
+        """z_0, the degraded image's features, and its prompts."""
+        encoded_lq = encode_image(self.restorer.vae, to_unit(batch.lq))
+        encodings = batch.encodings or self._encode(batch, encoded_lq)
+        return encodings["latents"], encoded_lq, self.restorer.prompt_processor(encodings["clip_embedding"])
 
     def forward(self, batch: PairBatch) -> Losses:
         gt = to_unit(batch.gt)
@@ -69,26 +88,29 @@ class DecoderTask(Task):
         pixel = F.mse_loss(restored, gt)
         perceptual = self.perceptual(restored, gt)
         adversarial = generator_hinge_loss(functional_call(self.discriminator, constant_weights, (restored,)))
-        total = decoder_loss(
-            pixel, perceptual, adversarial, self.config.lambda_perceptual, self.config.lambda_adversarial
-        )
+        started = float(batch.step >= self.config.discriminator_start)
+        lambda_adversarial = started * self.config.lambda_adversarial
+        total = decoder_loss(pixel, perceptual, adversarial, self.config.lambda_perceptual, lambda_adversarial)
         discriminator = discriminator_hinge_loss(self.discriminator(gt), self.discriminator(restored.detach()))
         parts = {"pixel": pixel, "perceptual": perceptual, "adversarial": adversarial, "discriminator": discriminator}
-        return Losses(total + discriminator, parts)
+        return Losses(total + started * discriminator, parts)
 
     def optimizers(self) -> Sequence[torch.optim.Optimizer]:
         """AdamW for the decoder, AdamW for the discriminator."""
         settings = self.config.train
         return [
-            torch.optim.AdamW(self.restorer.decoder.parameters(), settings.lr, weight_decay=settings.weight_decay),
-            torch.optim.AdamW(
-                self.discriminator.parameters(), self.config.discriminator_lr, weight_decay=settings.weight_decay
-            ),
+            adamw(self.restorer.decoder.parameters(), settings),
+            adamw(self.discriminator.parameters(), settings, self.config.discriminator_lr),
         ]
 
     def save_model(self, folder: Path, dtype: torch.dtype) -> None:
         """The whole pipeline: stage 1's networks and the new decoder."""
         save_model_folder(self.restorer, self.scheduler, folder, dtype)
+
+    def restore(self, batch: PairBatch) -> Float[Tensor, "b 3 h w"]:
+        """z_0 decoded by the refined decoder."""
+        latents, encoded, prompts = self._inputs(batch)
+        return self.restorer.decoder(latents, encoded.features, prompts.degradation_embedding)
 
     def sample(self, batch: PairBatch) -> list[Float[Tensor, "b 3 h w"]]:
         """Degraded, decoded by the VAE's own decoder, by the refined one, clean."""

@@ -1,92 +1,218 @@
 """The one training loop. It knows tasks, not stages: batches in, losses down, checkpoints out."""
 
 import atexit
-import logging
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch.utils.data import Dataset
 from torchvision.utils import make_grid, save_image
 
 from diffrestorer.config.schema import BaseConfig, BaselineConfig, DecoderConfig, Stage1Config, TrainConfig
-from diffrestorer.data.pairs import PairBatch, StepBatches, pair_loader
+from diffrestorer.data.pairs import Pair, PairBatch, StepBatches, pair_loader
 from diffrestorer.data.prepared import open_pairs
-from diffrestorer.training.checkpoint import load_newest, save_checkpoint, write_folder
-from diffrestorer.training.record import LossRecord, prepare_output
-from diffrestorer.training.task import Task
+from diffrestorer.training.averaging import WeightAverage
+from diffrestorer.training.cache import CachedPairs, open_cache
+from diffrestorer.training.checkpoint import CheckpointWriter, load_newest, take_snapshot, write_folder
+from diffrestorer.training.hardware import apply_hardware
+from diffrestorer.training.memory import GIB, count_memory, count_saved_bytes, explain_out_of_memory, peak_memory
+from diffrestorer.training.record import LossRecord, TimedBatches, check_data, prepare_output
+from diffrestorer.training.stopping import StopSignal
+from diffrestorer.training.task import Losses, Task
+from diffrestorer.training.validation import Validation
+
+Config = BaseConfig | Stage1Config | DecoderConfig | BaselineConfig
+
+SHEET_ROWS = 8
+"""Samples on a sheet, at most."""
 
 
-def train(
-    build_task: Callable[[Any], Task],
-    config: BaseConfig | Stage1Config | DecoderConfig | BaselineConfig,
-    output_dir: Path,
-) -> None:
+def train(build_task: Callable[[Any], Task], config: Config, output_dir: Path) -> None:
     """Trains a task until `train.max_steps`, from the newest checkpoint in `output_dir` if there is one.
 
-    Writes `config.yaml`, `environment.json`, `losses.csv`, `samples/`, `checkpoints/step_N/` and at the end `model/`.
+    Writes `config.yaml`, `environment.json`, `data.json`, `losses.csv`, `samples/`, `validation.csv`, `validation/`,
+    `checkpoints/step_N/` and at the end `model/`.
 
     Args:
         build_task: makes the task from the config (usually its class); called once data and folder are found sound.
 
     Raises:
-        ValueError: `output_dir` holds a run with another configuration; a checkpoint is damaged; a loss is not finite.
+        ValueError: `output_dir` holds a run with another configuration or other data; the batch does not divide; every
+            checkpoint is damaged, or one could not be written; a loss is not finite; memory does not suffice.
+        SystemExit: with status 75, after SIGTERM or SIGUSR1 and a checkpoint.
     """
-    settings = config.train
-    accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(),  # said explicitly, or accelerate ignores torchrun's ranks on a CPU
-        mixed_precision=settings.mixed_precision,
-        log_with=None if settings.tracker == "none" else settings.tracker,
-        project_dir=output_dir,
-    )
-    rank, num_processes = accelerator.process_index, accelerator.num_processes
-    dataset = open_pairs(config.data, config.seed, settings.global_batch_size)
-    log = prepare_output(output_dir, config, accelerator)
-    torch.manual_seed(config.seed)  # initial weights; every later draw is made by counter
-    task = build_task(config)
-    optimizers = list(task.optimizers())
-    peak_rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
-    first_step = load_newest(output_dir / "checkpoints", task, optimizers, log)
-    batches = StepBatches(first_step, settings.max_steps, settings.global_batch_size, rank, num_processes)
-    model, *optimizers = accelerator.prepare(task, *optimizers)
-    record = LossRecord(output_dir / "losses.csv", first_step, accelerator, dataset, log)
+    with StopSignal() as stop:
+        _Run(build_task, config, output_dir, stop).to_the_end()
 
-    for batch in pair_loader(dataset, batches, settings.num_workers):
-        batch = batch.to(accelerator.device)
-        _set_learning_rates(optimizers, peak_rates, settings, batch.step)
-        losses = model(batch)
-        accelerator.backward(losses.total)
-        if settings.max_grad_norm is not None:
-            accelerator.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
-        for optimizer in optimizers:
+
+class _Run:
+    """One training run on this process: what it holds, and what happens around its steps."""
+
+    def __init__(self, build_task: Callable[[Any], Task], config: Config, output_dir: Path, stop: StopSignal) -> None:
+        settings = self.settings = config.train
+        self.output_dir, self.stop = output_dir, stop
+        accelerator = self.accelerator = Accelerator(
+            cpu=not torch.accelerator.is_available(),  # said explicitly, or it ignores torchrun's ranks on a CPU
+            mixed_precision=settings.mixed_precision,
+            log_with=None if settings.tracker == "none" else settings.tracker,
+            project_dir=output_dir,
+        )
+        self.dataset = open_pairs(config.data, config.seed, settings.global_batch_size)
+        micro_batch_size = choose_micro_batch(settings, accelerator.num_processes)
+        division = (settings.global_batch_size, accelerator.process_index, accelerator.num_processes, micro_batch_size)
+        StepBatches(0, settings.max_steps, *division)  # refuses a batch that does not divide before anything is written
+        self.log = prepare_output(output_dir, config, accelerator)
+        if accelerator.is_main_process:
+            check_data(output_dir, self.dataset.fingerprint(), settings.allow_changed_data, self.log)
+        self.validation = Validation(config, output_dir) if settings.validate_every else None
+        torch.manual_seed(config.seed)  # initial weights; every later draw is made by counter
+        self.task = build_task(config)
+        self.source: Dataset[Pair] = self.dataset
+        if settings.cache_dir is not None:
+            self.source = self._cached_pairs(Path(settings.cache_dir), micro_batch_size)
+        apply_hardware(self.task, settings.hardware)
+        optimizers = list(self.task.optimizers())
+        self.peak_rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
+        self.average = WeightAverage(self.task, settings.ema_decay) if settings.ema_decay is not None else None
+        checkpoints = output_dir / "checkpoints"
+        first_step = load_newest(checkpoints, self.task, optimizers, self.log, self.average)
+        self.batches = StepBatches(first_step, settings.max_steps, *division)
+        self.model, *self.optimizers = accelerator.prepare(self.task, *optimizers)
+        self.record = LossRecord(
+            output_dir / "losses.csv", first_step, accelerator, self.dataset, self.batches.accumulation, self.log
+        )
+        self.writer = CheckpointWriter(checkpoints, settings.keep_checkpoints)
+        stop.connect(accelerator)
+
+    def _cached_pairs(self, folder: Path, micro_batch_size: int | None) -> CachedPairs:
+        batch_size = micro_batch_size or self.settings.global_batch_size // self.accelerator.num_processes
+        resources = (self.accelerator, batch_size, self.settings.num_workers, self.log)
+        return CachedPairs(self.dataset, open_cache(folder, self.task, self.dataset, *resources))
+
+    def to_the_end(self) -> None:
+        """Steps until the last one or until asked to stop."""
+        settings, accumulation = self.settings, self.batches.accumulation
+        on_gpu = self.accelerator.device.type == "cuda"
+        loader = TimedBatches(pair_loader(self.source, self.batches, settings.num_workers, pin_memory=on_gpu))
+        guard = (settings, self.batches.micro_batch_size, self.accelerator.num_processes)
+        for number, batch in enumerate(loader, start=1):
+            with explain_out_of_memory(*guard):
+                if number == 1:
+                    losses = self._measured_forward(batch)
+                else:
+                    losses = self._accumulate(batch, synchronise=number % accumulation == 0)
+                self.record.add(batch.step, losses.total, losses.parts)
+                if number % accumulation:
+                    continue
+                self._update(batch.step)
+            if number == accumulation:
+                self.log.info("measured peak memory: %.2f GiB", peak_memory(self.accelerator.device) / GIB)
+            self._after_step(batch, loader.waited)
+        self._finish()
+
+    def _accumulate(self, batch: PairBatch, synchronise: bool) -> Losses:
+        """A micro batch's share of the gradients; the step's last one is where processes add theirs up."""
+        with nullcontext() if synchronise else self.accelerator.no_sync(self.model):
+            losses = self.model(batch.to(self.accelerator.device))
+            self.accelerator.backward(losses.total / self.batches.accumulation)
+        return losses
+
+    def _measured_forward(self, batch: PairBatch) -> Losses:
+        """The first micro batch: the same, and what it keeps for its backward pass is counted and told."""
+        synchronise = self.batches.accumulation == 1
+        with nullcontext() if synchronise else self.accelerator.no_sync(self.model):
+            with count_saved_bytes(self.task) as saved:
+                losses = self.model(batch.to(self.accelerator.device))
+            expected = count_memory(self.task, self.average is not None, saved.total)
+            self.log.info(
+                "memory expected for micro batches of %d: %s, and the libraries",
+                self.batches.micro_batch_size,
+                expected,
+            )
+            self.accelerator.backward(losses.total / self.batches.accumulation)
+        return losses
+
+    def _update(self, step: int) -> None:
+        _set_learning_rates(self.optimizers, self.peak_rates, self.settings, step)
+        if self.settings.max_grad_norm is not None:
+            self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm)
+        for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        record.add(batch.step, losses.total, losses.parts)
+        if self.average is not None:
+            self.average.update()
 
-        done = batch.step + 1
+    def _after_step(self, batch: PairBatch, waited: float) -> None:
+        """Log, samples, validation and checkpoint at their intervals and at the end; a checkpoint when stopping."""
+        settings, done = self.settings, batch.step + 1
+        stopping = self.stop.agreed()
         last = done == settings.max_steps
-        if last or done % settings.log_every == 0 or done % settings.checkpoint_every == 0:
-            record.flush(done, settings.max_steps)
-        if accelerator.is_main_process and (last or done % settings.sample_every == 0):
-            _save_samples(task, batch, output_dir / "samples" / f"step_{done}.png")
-        if accelerator.is_main_process and (last or done % settings.checkpoint_every == 0):
-            save_checkpoint(output_dir / "checkpoints", done, task, optimizers, settings.keep_checkpoints)
+        saves = last or stopping or done % settings.checkpoint_every == 0
+        if saves or done % settings.log_every == 0:
+            self.record.flush(done, settings.max_steps, waited)
+        if self.accelerator.is_main_process:
+            self.writer.check()
+            if last or done % settings.sample_every == 0:
+                self._save_samples(batch.first(SHEET_ROWS).to(self.accelerator.device), done)
+            if self.validation is not None and (last or done % (settings.validate_every or 1) == 0):
+                self._validate(done)
+            if saves:
+                self.writer.save(take_snapshot(done, self.task, self.optimizers, self.average))
+            if stopping or last:
+                self.writer.wait()
+        if stopping and not last:
+            self._close()
+            self.stop.leave(self.log, done)
 
-    _finish(accelerator, task, settings, output_dir, log)
+    def _validate(self, done: int) -> None:
+        assert self.validation is not None
+        with self.average.in_place() if self.average else nullcontext():
+            score = self.validation(self.task, done, self.accelerator.device)
+        row = score.row()
+        self.accelerator.log({f"validation/{name}": value for name, value in row.items()}, step=done)
+        shown = " ".join(f"{name} {value:.4f}" for name, value in row.items())
+        self.log.info("validation at step %d  %s", done, shown)
+
+    @torch.no_grad()
+    def _save_samples(self, batch: PairBatch, done: int) -> None:
+        """A sheet: a row a sample, a column for each tensor of `task.sample`."""
+        columns = [column.float().clamp(0, 1).cpu() for column in self.task.sample(batch)]
+        path = self.output_dir / "samples" / f"step_{done}.png"
+        path.parent.mkdir(exist_ok=True)
+        rows = torch.stack(columns, dim=1).flatten(0, 1)
+        save_image(make_grid(rows, nrow=len(columns)), path)
+
+    def _finish(self) -> None:
+        """Writes `model/` and lets trackers and process group go."""
+        if self.accelerator.is_main_process:
+            dtype = getattr(torch, self.settings.save_dtype)
+            with self.average.in_place() if self.average else nullcontext():
+                write_folder(self.output_dir / "model", lambda folder: self.task.save_model(folder, dtype))
+            self.log.info("model saved to %s", self.output_dir / "model")
+        self._close()
+
+    def _close(self) -> None:
+        self.accelerator.wait_for_everyone()
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+        # Not before the process ends: train_base trains several tasks in a row.
+        atexit.register(self.accelerator.state.destroy_process_group)
 
 
-def _finish(accelerator: Accelerator, task: Task, settings: TrainConfig, output_dir: Path, log: logging.Logger) -> None:
-    """Writes `model/` and lets trackers and process group go."""
-    if accelerator.is_main_process:
-        dtype = getattr(torch, settings.save_dtype)
-        write_folder(output_dir / "model", lambda folder: task.save_model(folder, dtype))
-        log.info("model saved to %s", output_dir / "model")
-    accelerator.wait_for_everyone()
-    for tracker in accelerator.trackers:
-        tracker.finish()
-    atexit.register(accelerator.state.destroy_process_group)  # not before: train_base trains several tasks in a row
+def choose_micro_batch(settings: TrainConfig, num_processes: int) -> int | None:
+    """Samples a process computes at once: the key, or the largest divisor of its share that the preset allows.
+
+    None: its whole share of the global batch.
+    """
+    allowed = settings.hardware.max_micro_batch
+    if settings.micro_batch_size is not None or allowed is None:
+        return settings.micro_batch_size
+    share = settings.global_batch_size // num_processes
+    return max((n for n in range(1, min(share, allowed) + 1) if share % n == 0), default=None)
 
 
 def learning_rate_factor(step: int, settings: TrainConfig) -> float:
@@ -112,12 +238,3 @@ def _set_learning_rates(
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     for group, peak in zip(groups, peak_rates, strict=True):
         group["lr"] = peak * factor
-
-
-@torch.no_grad()
-def _save_samples(task: Task, batch: PairBatch, path: Path) -> None:
-    """A sheet of up to eight samples: a row each, a column for each tensor of `task.sample`."""
-    columns = [column[:8].float().clamp(0, 1).cpu() for column in task.sample(batch)]
-    path.parent.mkdir(exist_ok=True)
-    rows = torch.stack(columns, dim=1).flatten(0, 1)
-    save_image(make_grid(rows, nrow=len(columns)), path)

@@ -2,24 +2,25 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DDPMScheduler, UniPCMultistepScheduler
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffrestorer.config.schema import Stage1Config
 from diffrestorer.data.counter import counter_normal
 from diffrestorer.data.pairs import PairBatch, collate_pairs
 from diffrestorer.data.prepared import open_pairs
 from diffrestorer.losses import degradation_loss, diffusion_loss, reconstruction_loss, stage1_loss
-from diffrestorer.models.backbones import encode_image
+from diffrestorer.models.backbones import EncodedImage, encode_image
 from diffrestorer.models.pretrained import load_base
-from diffrestorer.models.restorer import Restorer, build_control_decoder, build_restorer
+from diffrestorer.models.restorer import Conditioning, Restorer, build_control_decoder, build_restorer
 from diffrestorer.pipeline import save_model_folder
 from diffrestorer.sampler import sample_latents
 from diffrestorer.training.diffusion import add_noise
-from diffrestorer.training.task import Losses, Task, to_unit
+from diffrestorer.training.task import Losses, Task, adamw, to_unit
 
 SAMPLE_STEPS = 10
 """Denoising steps of the sample sheets."""
@@ -66,15 +67,32 @@ class Stage1Task(Task):
         if not restorer.prompt_processor.config.degradation:
             restorer.prompt_processor.degradation_branch.requires_grad_(False)
 
+    @torch.no_grad()
+    def encode(self, batch: PairBatch) -> dict[str, Tensor]:
+        """P_CLIP of the degraded image, latents of the clean one, and of the degraded one where the model has them."""
+        lq, restorer = to_unit(batch.lq), self.restorer
+        encodings = {
+            "clip_embedding": restorer.image_encoder(lq),
+            "latents": encode_image(restorer.vae, to_unit(batch.gt)).latents,
+        }
+        if restorer.control_encoder.config.latent_channels is not None:
+            encodings["lq_latents"] = encode_image(restorer.vae, lq).latents
+        return encodings
+
+    def encoders(self) -> tuple[Sequence[nn.Module], dict[str, Any]]:
+        """CLIP and the VAE."""
+        return (self.restorer.image_encoder, self.restorer.vae), {}
+
     def forward(self, batch: PairBatch) -> Losses:
         lq, gt = to_unit(batch.lq), to_unit(batch.gt)
         restorer = self.restorer
-        with torch.no_grad():
-            clip_embedding = restorer.image_encoder(lq)
-            encoded_lq = encode_image(restorer.vae, lq)
-            latents = encode_image(restorer.vae, gt).latents
-        prompts = restorer.prompt_processor(clip_embedding)
-        condition = restorer.condition(lq, prompts, encoded_lq)
+        encodings = batch.encodings or self.encode(batch)
+        latents, lq_latents = encodings["latents"], encodings.get("lq_latents")
+        prompts = restorer.prompt_processor(encodings["clip_embedding"])
+        control_features = restorer.control_encoder(lq, prompts.degradation_embedding, lq_latents)
+        # Without a path for the degraded image's latents (the paper) nothing may read them: there are none.
+        encoded_lq = EncodedImage(latents[:, :0] if lq_latents is None else lq_latents, None)
+        condition = Conditioning(prompts, encoded_lq, control_features)
         noisy = add_noise(self.scheduler, latents, self.config.seed, batch)
         model_output = restorer.denoise(noisy.noisy_latents, noisy.timesteps, condition)
 
@@ -87,21 +105,27 @@ class Stage1Task(Task):
     def optimizers(self) -> Sequence[torch.optim.Optimizer]:
         """One AdamW."""
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        settings = self.config.train
-        return [torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)]
+        return [adamw(parameters, self.config.train)]
 
     def save_model(self, folder: Path, dtype: torch.dtype) -> None:
         """The whole pipeline, with the degradations' prototypes; its refined decoder is still the VAE's own."""
         record_prototypes(self.restorer, self.config)
         save_model_folder(self.restorer, UniPCMultistepScheduler(**self.config.model.scheduler), folder, dtype)
 
+    def restore(self, batch: PairBatch) -> Float[Tensor, "b 3 h w"]:
+        """Restored with the VAE's own decoder."""
+        return self._sample(batch)[1]
+
     def sample(self, batch: PairBatch) -> list[Float[Tensor, "b 3 h w"]]:
         """Degraded, the control decoder's image, restored with the VAE's decoder, clean."""
-        lq, gt = to_unit(batch.lq), to_unit(batch.gt)
+        condition, restored = self._sample(batch)
+        return [to_unit(batch.lq), self.control_decoder(condition.control_features), restored, to_unit(batch.gt)]
+
+    def _sample(self, batch: PairBatch) -> tuple[Conditioning, Float[Tensor, "b 3 h w"]]:
+        lq = to_unit(batch.lq)
         condition = self.restorer.condition(lq, self.restorer.read_prompts(lq))
         shape = condition.encoded.latents.shape[1:]
         noise = counter_normal(shape, self.config.seed, "sample", batch.step, batch.positions, lq.device)
         scheduler = UniPCMultistepScheduler(**self.config.model.scheduler)
         latents = sample_latents(self.restorer, scheduler, condition, noise, SAMPLE_STEPS)
-        control_image = self.control_decoder(condition.control_features)
-        return [lq, control_image, self.restorer.decode(latents, condition, refined=False), gt]
+        return condition, self.restorer.decode(latents, condition, refined=False)

@@ -1,14 +1,16 @@
 """What the loop knows of a stage: a task owns models and losses, and turns a batch into numbers."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from diffrestorer.config.schema import TrainConfig
 from diffrestorer.data.pairs import PairBatch
 
 
@@ -33,6 +35,18 @@ class Task(nn.Module):
     def forward(self, batch: PairBatch) -> Losses:
         """The losses of one process's share of a global batch."""
 
+    def encode(self, batch: PairBatch) -> dict[str, Tensor]:
+        """What networks that never train say of the pairs' pixels, by name: what `train.cache_dir` keeps. None here."""
+        return {}
+
+    def encoders(self) -> tuple[Sequence[nn.Module], dict[str, Any]]:
+        """The networks and the settings that `encode` depends on: other ones make another cache."""
+        return (), {}
+
+    def restore(self, batch: PairBatch) -> Float[Tensor, "b 3 h w"] | None:
+        """The batch's degraded images restored, in [0, 1] but not clamped, for validation; None: nothing to compare."""
+        return None
+
     @abstractmethod
     def optimizers(self) -> Sequence[torch.optim.Optimizer]:
         """One or more optimisers, at their peak learning rates; together they hold every trainable parameter once."""
@@ -44,6 +58,14 @@ class Task(nn.Module):
     @abstractmethod
     def sample(self, batch: PairBatch) -> list[Float[Tensor, "b 3 h w"]]:
         """Columns of a sample sheet, images in [0, 1]: what the eye compares."""
+
+
+def adamw(parameters: Iterable[nn.Parameter], settings: TrainConfig, lr: float | None = None) -> torch.optim.AdamW:
+    """AdamW as the run's settings say; `lr` in place of `train.lr`."""
+    fused = settings.hardware.fused_adamw or None
+    return torch.optim.AdamW(
+        parameters, settings.lr if lr is None else lr, weight_decay=settings.weight_decay, fused=fused
+    )
 
 
 def to_unit(images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:

@@ -1,5 +1,6 @@
 """Prepared training pairs: the same addressing as pairs made on the fly, in memory that their number does not move."""
 
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -84,6 +85,35 @@ def test_a_sample_is_a_stored_pair(config: DataConfig) -> None:
         assert plain or mirror
         mirrored.add(mirror)
     assert mirrored == {True, False}
+
+
+def test_variants_are_the_samples(config: DataConfig) -> None:
+    """Every sample is its variant, and the variants are the pairs, each as it is and mirrored."""
+    pairs = PreparedPairs(config, seed=3, global_batch_size=BATCH)
+    assert pairs.num_variants == 80
+    seen = set()
+    for number in range(40):
+        sample, variant = pairs[divmod(number, BATCH)], pairs.variant(*divmod(number, BATCH))
+        fixed = pairs.fixed(variant)
+        assert np.array_equal(sample.lq, fixed.lq)
+        assert np.array_equal(sample.gt, fixed.gt)
+        assert sample.label == fixed.label
+        other = pairs.fixed(variant ^ 1)
+        assert np.array_equal(other.gt, fixed.gt[:, ::-1])
+        seen.add(variant // 2)
+    assert len(seen) == 40
+    assert PreparedPairs(replace(config, size=8), 3, BATCH).num_variants is None, "crops differ each epoch"
+
+
+def test_the_fingerprint_follows_the_data(config: DataConfig, folder: Path, tmp_path: Path) -> None:
+    """Seed and batch do not matter, the manifest and the classes do; where the folder stands does not."""
+    found = PreparedPairs(config, 3, BATCH).fingerprint()
+    shutil.copytree(folder, tmp_path / "copy")
+    moved = replace(config, root=str(tmp_path / "copy"))
+    assert found == PreparedPairs(config, 4, 2).fingerprint() == PreparedPairs(moved, 3, BATCH).fingerprint()
+    fewer = replace(config, degradations=["noise"])
+    make("photos", photos(tmp_path / "more", 9), tmp_path / "copy", size=SIZE, budget=None)
+    assert len({found, PreparedPairs(fewer, 3, BATCH).fingerprint(), PreparedPairs(moved, 3, BATCH).fingerprint()}) == 3
 
 
 def test_larger_pairs_are_cropped_alike(config: DataConfig) -> None:

@@ -7,7 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from diffrestorer.training.checkpoint import CheckpointError, list_checkpoints, load_newest, save_checkpoint
+from diffrestorer.training.checkpoint import (
+    CheckpointError,
+    list_checkpoints,
+    load_newest,
+    save_checkpoint,
+    take_snapshot,
+)
 
 LOG = logging.getLogger("test")
 
@@ -29,7 +35,7 @@ def train(module: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> No
 def test_a_restored_run_goes_on_as_the_first(tmp_path: Path) -> None:
     module, optimizer = network(0)
     train(module, optimizer, 3)
-    save_checkpoint(tmp_path, 3, module, [optimizer], keep=2)
+    save_checkpoint(tmp_path, take_snapshot(3, module, [optimizer]), keep=2)
     other, other_optimizer = network(0)
     assert load_newest(tmp_path, other, [other_optimizer], LOG) == 3
     for run in ((module, optimizer), (other, other_optimizer)):
@@ -42,7 +48,7 @@ def test_what_is_frozen_is_not_saved_and_buffers_are(tmp_path: Path) -> None:
     from safetensors import safe_open
 
     module, optimizer = network(0)
-    save_checkpoint(tmp_path, 1, module, [optimizer], keep=2)
+    save_checkpoint(tmp_path, take_snapshot(1, module, [optimizer]), keep=2)
     with safe_open(tmp_path / "step_1" / "weights.safetensors", "pt") as file:
         names = set(file.keys())
     assert "1.running_mean" in names
@@ -52,7 +58,7 @@ def test_what_is_frozen_is_not_saved_and_buffers_are(tmp_path: Path) -> None:
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     module, optimizer = network(0)
     for step in (5, 10, 100):
-        save_checkpoint(tmp_path, step, module, [optimizer], keep=2)
+        save_checkpoint(tmp_path, take_snapshot(step, module, [optimizer]), keep=2)
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step_10", "step_100"]
 
 
@@ -64,7 +70,7 @@ def test_an_unfinished_one_is_not_seen(tmp_path: Path) -> None:
 def test_a_damaged_one_is_passed_over_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     module, optimizer = network(0)
     for step in (1, 2):
-        save_checkpoint(tmp_path, step, module, [optimizer], keep=2)
+        save_checkpoint(tmp_path, take_snapshot(step, module, [optimizer]), keep=2)
     (tmp_path / "step_2" / "weights.safetensors").write_bytes(b"")
     assert load_newest(tmp_path, module, [optimizer], LOG) == 1
     assert "step_2 is damaged: weights.safetensors" in caplog.text
@@ -75,7 +81,7 @@ def test_a_damaged_one_is_passed_over_and_named(tmp_path: Path, caplog: pytest.L
 
 def test_another_model_is_refused(tmp_path: Path) -> None:
     module, optimizer = network(0)
-    save_checkpoint(tmp_path, 1, module, [optimizer], keep=2)
+    save_checkpoint(tmp_path, take_snapshot(1, module, [optimizer]), keep=2)
     other = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5))
     with pytest.raises(CheckpointError, match=r"another model: \d+ tensors differ, first 0.bias"):
         load_newest(tmp_path, other, [torch.optim.AdamW(other.parameters())], LOG)

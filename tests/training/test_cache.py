@@ -1,0 +1,154 @@
+"""Cached encodings: the losses of a run without a cache, made anew when they should be, refused when they are wrong."""
+
+import copy
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from miniatures import make as make_pairs
+from miniatures import photos
+
+from diffrestorer.config.composition import load
+from diffrestorer.config.schema import DataConfig, DecoderConfig, Stage1Config
+from diffrestorer.data.pairs import PairBatch, SynthesisedPairs, collate_pairs
+from diffrestorer.data.prepared import PreparedPairs
+from diffrestorer.training import cache as cache_module
+from diffrestorer.training.cache import CachedPairs, EncodingCache, open_cache
+from diffrestorer.training.decoder import DecoderTask
+from diffrestorer.training.stage1 import Stage1Task
+from diffrestorer.training.task import Task
+
+LOG = logging.getLogger("diffrestorer.training")
+
+
+CLASSES = ["noise", "rain"]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two photos, prepared at the size they are trained at."""
+    root = tmp_path_factory.mktemp("prepared")
+    make_pairs("photos", photos(root / "photos", 1, 2), root / "out", size=32, budget=None)
+    return root / "out"
+
+
+@pytest.fixture(scope="module")
+def pairs(prepared: Path) -> PreparedPairs:
+    return PreparedPairs(DataConfig("manifest", str(prepared), 32, CLASSES), seed=3, global_batch_size=2)
+
+
+def stage1(tiny_overrides: list[str]) -> Stage1Task:
+    torch.manual_seed(0)
+    return Stage1Task(load("train_stage1", Stage1Config, [*tiny_overrides, "data=photos"]))
+
+
+@pytest.fixture(scope="module")
+def task(tiny_overrides: list[str]) -> Stage1Task:
+    return stage1(tiny_overrides)
+
+
+def make(folder: Path, task: Task, pairs: SynthesisedPairs | PreparedPairs) -> EncodingCache:
+    return open_cache(folder, task, pairs, Accelerator(cpu=True), 3, 0, LOG)
+
+
+def batch(pairs: PreparedPairs | CachedPairs, step: int) -> PairBatch:
+    return collate_pairs([pairs[step, position] for position in range(2)])
+
+
+@pytest.mark.parametrize("stage", ["stage1", "decoder hq", "decoder sampled"])
+def test_losses_are_those_without_a_cache(
+    stage: str, tiny_overrides: list[str], task: Stage1Task, pairs: PreparedPairs, tmp_path: Path
+) -> None:
+    trained: Task = task
+    if stage != "stage1":
+        task.save_model(tmp_path / "stage1", torch.float32)
+        overrides = [*tiny_overrides, f"stage1={tmp_path}/stage1", f"z0={stage.split()[1]}", "z0_steps=2"]
+        torch.manual_seed(0)
+        trained = DecoderTask(load("train_decoder", DecoderConfig, overrides))
+    cached = CachedPairs(pairs, make(tmp_path / "cache", trained, pairs))
+    for step in (0, 1):
+        without, losses = trained(batch(pairs, step)), trained(batch(cached, step))
+        if stage != "decoder sampled":  # there the cache keeps one sample a pair; without it every epoch draws its own
+            assert losses.total.item() == pytest.approx(without.total.item(), rel=1e-5)
+            for name, value in losses.parts.items():
+                assert value.item() == pytest.approx(without.parts[name].item(), rel=1e-5), name
+        assert losses.total.isfinite()
+
+
+def test_a_cached_batch_asks_no_encoder(
+    task: Stage1Task, pairs: PreparedPairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = CachedPairs(pairs, make(tmp_path, task, pairs))
+    calls: list[str] = []
+    for name in ("vae.encoder", "image_encoder"):
+        hook = task.restorer.get_submodule(name).register_forward_hook(lambda *_, name=name: calls.append(name))
+        monkeypatch.setattr(task, f"_hook_{name}", hook, raising=False)
+    task(batch(cached, 0))
+    assert not calls
+    task(batch(pairs, 0))
+    assert set(calls) == {"vae.encoder", "image_encoder"}
+
+
+def test_a_cache_is_built_once_and_repaired(
+    task: Stage1Task,
+    pairs: PreparedPairs,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(cache_module, "CHUNK", 6)
+    caplog.set_level(logging.INFO)
+    cache = make(tmp_path, task, pairs)
+    files = sorted(tmp_path.glob("*/chunk_*/rows.safetensors"))
+    assert [file.parent.name for file in files] == ["chunk_00000", "chunk_00001"]
+    times = [file.stat().st_mtime_ns for file in files]
+    assert "encoding 8 variants" in caplog.text
+    caplog.clear()
+    make(tmp_path, task, pairs)
+    assert [file.stat().st_mtime_ns for file in files] == times
+    assert not caplog.text
+    whole = [cache.read(i)["latents"] for i in range(8)]
+
+    content = bytearray(files[1].read_bytes())
+    content[-1] ^= 1
+    files[1].write_bytes(content)
+    repaired = make(tmp_path, task, pairs)
+    assert "chunk_00001 is damaged" in caplog.text
+    assert files[0].stat().st_mtime_ns == times[0]
+    assert all(torch.equal(repaired.read(i)["latents"], latents) for i, latents in enumerate(whole))
+
+
+def test_other_encoders_and_other_pairs_make_another_cache(
+    task: Stage1Task, pairs: PreparedPairs, prepared: Path, tmp_path: Path
+) -> None:
+    make(tmp_path, task, pairs)
+    other = copy.deepcopy(task)
+    with torch.no_grad():
+        other.restorer.vae.encoder.conv_in.weight[0, 0, 0, 0] += 1e-3
+    make(tmp_path, other, pairs)
+    trained = copy.deepcopy(task)
+    with torch.no_grad():
+        trained.restorer.control_encoder.conv_in.weight.add_(1)
+    make(tmp_path, trained, pairs)
+    make(tmp_path, task, PreparedPairs(DataConfig("manifest", str(prepared), 32, ["noise"]), 3, 2))
+    assert len(list(tmp_path.iterdir())) == 3, "a changed VAE, changed pairs; what trains does not matter"
+
+
+def test_a_changed_transform_is_found(task: Stage1Task, pairs: PreparedPairs, tmp_path: Path) -> None:
+    make(tmp_path, task, pairs)
+    changed = copy.copy(pairs)
+    changed.fixed = lambda index: PreparedPairs.fixed(pairs, (index + 1) % 8)  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match=r"is not what the encoders say now .* remove the folder"):
+        make(tmp_path, task, changed)
+
+
+def test_what_cannot_be_cached_is_refused(
+    task: Stage1Task, photos_dir: Path, prepared: Path, tmp_path: Path
+) -> None:
+    data = DataConfig("photos", str(photos_dir), 32, ["noise"])
+    cropped = DataConfig("manifest", str(prepared), 16, ["noise"])
+    for changing in (SynthesisedPairs(data, 0, 2), PreparedPairs(cropped, 0, 2)):
+        with pytest.raises(ValueError, match=r"train\.cache_dir needs pairs that are the same in every epoch"):
+            make(tmp_path, task, changing)

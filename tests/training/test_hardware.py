@@ -1,0 +1,150 @@
+"""Every switch of `hardware=` leaves the losses and the gradients where they were, within its stated tolerance."""
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from diffrestorer.config.composition import CONFIG_DIR, load
+from diffrestorer.config.hardware import detect_hardware
+from diffrestorer.config.schema import DataConfig, DecoderConfig, HardwareConfig, Stage1Config
+from diffrestorer.data.pairs import PairBatch, SynthesisedPairs, collate_pairs
+from diffrestorer.training.decoder import DecoderTask
+from diffrestorer.training.hardware import apply_hardware
+from diffrestorer.training.memory import count_saved_bytes
+from diffrestorer.training.stage1 import Stage1Task
+from diffrestorer.training.task import Task
+
+TOLERANCES = {
+    "channels_last": (HardwareConfig(channels_last=True), 1e-5),
+    "no sdpa": (HardwareConfig(sdpa=False), 1e-5),
+    "checkpointing": (HardwareConfig(checkpointing="blocks"), 1e-6),
+}
+"""Switch -> relative difference of losses and gradients in float32; docs/training.md states them."""
+
+
+@pytest.fixture(scope="module")
+def batch(photos_dir: Path) -> PairBatch:
+    pairs = SynthesisedPairs(DataConfig("photos", str(photos_dir), 64, ["noise", "rain"]), 0, 2)
+    return collate_pairs([pairs[0, position] for position in range(2)])
+
+
+@pytest.fixture(scope="module")
+def tasks(tiny_overrides: list[str], tmp_path_factory: pytest.TempPathFactory, randomised: Any) -> dict[str, Task]:
+    """Both stages, with noise in what starts at zero: every block has a gradient."""
+    folder = tmp_path_factory.mktemp("stage1")
+    torch.manual_seed(0)
+    stage1 = randomised(Stage1Task(load("train_stage1", Stage1Config, tiny_overrides)))
+    stage1.save_model(folder / "model", torch.float32)
+    decoder = randomised(DecoderTask(load("train_decoder", DecoderConfig, [*tiny_overrides, f"stage1={folder}"])))
+    return {"stage1": stage1, "decoder": decoder}
+
+
+def losses_and_gradients(task: Task, batch: PairBatch) -> dict[str, Tensor]:
+    task.zero_grad()
+    losses = task(batch)
+    losses.total.backward()
+    gradients = {name: p.grad.clone() for name, p in task.named_parameters() if p.grad is not None}
+    return {"total": losses.total.detach(), **losses.parts, **gradients}
+
+
+def relative(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    assert set(found) == set(expected)
+    norm = {name: value.norm().clamp(min=1e-3) for name, value in expected.items()}
+    return max(((found[name] - value).norm() / norm[name]).item() for name, value in expected.items())
+
+
+@pytest.mark.parametrize("stage", ["stage1", "decoder"])
+@pytest.mark.parametrize("switch", TOLERANCES)
+def test_a_switch_changes_no_loss_and_no_gradient(
+    switch: str, stage: str, tasks: dict[str, Task], batch: PairBatch
+) -> None:
+    hardware, tolerance = TOLERANCES[switch]
+    switched = copy.deepcopy(tasks[stage])
+    apply_hardware(switched, hardware)
+    expected = losses_and_gradients(tasks[stage], batch)
+    assert relative(losses_and_gradients(switched, batch), expected) <= tolerance
+    assert set(switched.state_dict()) == set(tasks[stage].state_dict()), "checkpoints fit either way"
+
+
+@pytest.mark.parametrize(("stage", "share"), [("stage1", 0.6), ("decoder", 0.75)])
+def test_recomputation_keeps_less(stage: str, share: float, tasks: dict[str, Task], batch: PairBatch) -> None:
+    kept = {}
+    for checkpointing in ("none", "blocks"):
+        task = copy.deepcopy(tasks[stage])
+        apply_hardware(task, HardwareConfig(checkpointing=checkpointing))
+        with count_saved_bytes(task) as saved:
+            task(batch)
+        kept[checkpointing] = saved.total
+    assert kept["blocks"] < share * kept["none"]
+
+
+@pytest.mark.parametrize("stage", ["stage1", "decoder"])
+def test_bf16_stays_near(stage: str, tasks: dict[str, Task], batch: PairBatch) -> None:
+    """The one switch that rounds: three digits of every product."""
+    expected = {name: value.item() for name, value in tasks[stage](batch).parts.items()}
+    with torch.autocast("cpu", torch.bfloat16):
+        found = {name: value.item() for name, value in tasks[stage](batch).parts.items()}
+    assert found == pytest.approx(expected, rel=3e-2, abs=1e-2)
+
+
+def test_fused_adamw_takes_the_same_steps(tasks: dict[str, Task], batch: PairBatch) -> None:
+    weights = []
+    for fused in (False, True):
+        task = copy.deepcopy(tasks["stage1"])
+        settings = replace(task.config.train, lr=1e-3, hardware=HardwareConfig(fused_adamw=fused))
+        task.config = replace(task.config, train=settings)
+        (optimizer,) = task.optimizers()
+        for _ in range(3):
+            losses_and_gradients(task, batch)
+            optimizer.step()
+        weights.append({name: p.detach() for name, p in task.named_parameters() if p.requires_grad})
+    assert all(torch.allclose(weights[0][name], weights[1][name], rtol=1e-4, atol=1e-5) for name in weights[0])
+
+
+class HostReads(TorchDispatchMode):
+    """Notes the operations that hand a tensor's value to Python: each waits for a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function.overloadpacket in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero):
+            self.found.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("stage", ["stage1", "decoder"])
+def test_a_step_waits_for_no_value(stage: str, tasks: dict[str, Task], batch: PairBatch) -> None:
+    with HostReads() as reads:
+        tasks[stage](batch).total.backward()
+    assert not reads.found
+    with HostReads() as reads:
+        torch.ones(1).item()
+    assert reads.found, "the test sees them"
+
+
+@pytest.mark.soak
+def test_compiled_blocks_change_no_loss(tasks: dict[str, Task], batch: PairBatch) -> None:
+    """Needs a C++ compiler where there is no GPU, and minutes."""
+    switched = copy.deepcopy(tasks["stage1"])
+    apply_hardware(switched, HardwareConfig(compile_blocks=True))
+    expected = losses_and_gradients(tasks["stage1"], batch)
+    assert relative(losses_and_gradients(switched, batch), expected) <= 1e-4
+
+
+def test_presets_say_what_they_are() -> None:
+    """A preset's name is its file's, and only GPUs round and compile."""
+    for path in sorted((CONFIG_DIR / "hardware").glob("*.yaml")):
+        settings = load("train_stage1", Stage1Config, [f"hardware={path.stem}"]).train
+        on_gpu = settings.hardware.name.startswith("gpu")
+        assert settings.hardware.name == (detect_hardware() if path.stem == "auto" else path.stem)
+        assert (settings.mixed_precision == "bf16") == settings.hardware.compile_blocks == on_gpu
+    key = load("train_stage1", Stage1Config, ["hardware=gpu80", "train.hardware.compile_blocks=false"])
+    assert not key.train.hardware.compile_blocks, "a key of its own comes after the preset"
