@@ -248,6 +248,10 @@ class BaselineConfig:
     """DA-CLIP: CLIP's weights: a tag of open_clip (`openai`), a file, `mini` (its image encoder) or `none`."""
 
 
+RunConfig = BaseConfig | Stage1Config | DecoderConfig | BaselineConfig
+"""Of any training run."""
+
+
 @dataclass
 class TestDataConfig:
     """Which test sets."""

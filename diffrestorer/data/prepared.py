@@ -103,7 +103,7 @@ class PreparedPairs(Dataset[Pair]):
         return 2 * self.num_pairs if self.stored_size == self.size else None
 
     def fingerprint(self) -> str:
-        """Changes with the manifest (which holds a checksum of every pair), the classes and the crop; reads no pixel."""
+        """Changes with the manifest (which has a checksum of every pair), the classes and the crop; reads no pixel."""
         digest = hashlib.sha256(f"{sorted(set(self.labels.tolist()))} {self.size} ".encode())
         digest.update((self.root / MANIFEST).read_bytes())
         return digest.hexdigest()

@@ -111,8 +111,8 @@ def open_cache(
     batch_size: int,
     num_workers: int,
     log: logging.Logger,
-) -> EncodingCache:
-    """The cache of a task and its pairs; what is missing or damaged is computed, shared among the processes.
+) -> CachedPairs:
+    """The pairs with what the task's encoders say of them; what is missing or damaged is computed, a share a process.
 
     A build that was killed goes on with the chunk it was at.
 
@@ -143,7 +143,7 @@ def open_cache(
     if accelerator.is_main_process:
         _compare(cache, task, pairs, accelerator.device)
         (cache.folder / "key.json").write_text(json.dumps(key, indent=1) + "\n")
-    return cache
+    return CachedPairs(pairs, cache)
 
 
 def _encode(

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch.utils.data import Dataset
 from torchvision.utils import make_grid, save_image
 
-from diffrestorer.config.schema import BaseConfig, BaselineConfig, DecoderConfig, Stage1Config, TrainConfig
+from diffrestorer.config.schema import RunConfig, TrainConfig
 from diffrestorer.data.pairs import Pair, PairBatch, StepBatches, pair_loader
 from diffrestorer.data.prepared import open_pairs
 from diffrestorer.training.averaging import WeightAverage
@@ -25,13 +25,11 @@ from diffrestorer.training.stopping import StopSignal
 from diffrestorer.training.task import Losses, Task
 from diffrestorer.training.validation import Validation
 
-Config = BaseConfig | Stage1Config | DecoderConfig | BaselineConfig
-
 SHEET_ROWS = 8
 """Samples on a sheet, at most."""
 
 
-def train(build_task: Callable[[Any], Task], config: Config, output_dir: Path) -> None:
+def train(build_task: Callable[[Any], Task], config: RunConfig, output_dir: Path) -> None:
     """Trains a task until `train.max_steps`, from the newest checkpoint in `output_dir` if there is one.
 
     Writes `config.yaml`, `environment.json`, `data.json`, `losses.csv`, `samples/`, `validation.csv`, `validation/`,
@@ -52,7 +50,9 @@ def train(build_task: Callable[[Any], Task], config: Config, output_dir: Path) -
 class _Run:
     """One training run on this process: what it holds, and what happens around its steps."""
 
-    def __init__(self, build_task: Callable[[Any], Task], config: Config, output_dir: Path, stop: StopSignal) -> None:
+    def __init__(
+        self, build_task: Callable[[Any], Task], config: RunConfig, output_dir: Path, stop: StopSignal
+    ) -> None:
         settings = self.settings = config.train
         self.output_dir, self.stop = output_dir, stop
         accelerator = self.accelerator = Accelerator(
@@ -91,7 +91,7 @@ class _Run:
     def _cached_pairs(self, folder: Path, micro_batch_size: int | None) -> CachedPairs:
         batch_size = micro_batch_size or self.settings.global_batch_size // self.accelerator.num_processes
         resources = (self.accelerator, batch_size, self.settings.num_workers, self.log)
-        return CachedPairs(self.dataset, open_cache(folder, self.task, self.dataset, *resources))
+        return open_cache(folder, self.task, self.dataset, *resources)
 
     def to_the_end(self) -> None:
         """Steps until the last one or until asked to stop."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from diffrestorer.config.schema import TrainConfig
@@ -39,7 +39,7 @@ def count_saved_bytes(module: nn.Module) -> Iterator[SavedBytes]:
     seen = {tensor.untyped_storage().data_ptr() for tensor in (*module.parameters(), *module.buffers())}
     alive: list[Any] = []  # keeps addresses from being given out twice
 
-    def pack(tensor: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    def pack(tensor: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in seen:
             seen.add(storage.data_ptr())

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.utils import make_grid, save_image
 
-from diffrestorer.config.schema import BaseConfig, DecoderConfig, Stage1Config
+from diffrestorer.config.schema import RunConfig
 from diffrestorer.data.pairs import PairBatch, SynthesisedPairs, collate_pairs
 from diffrestorer.training.task import Task, to_unit
 
@@ -42,7 +42,7 @@ class Validation:
         ValueError: `data.validation_root` is missing or unusable, or LPIPS' weights can't be had.
     """
 
-    def __init__(self, config: BaseConfig | Stage1Config | DecoderConfig, output_dir: Path) -> None:
+    def __init__(self, config: RunConfig, output_dir: Path) -> None:
         settings = config.train
         if config.data.validation_root is None:
             raise ValueError("train.validate_every needs data.validation_root=FOLDER of photos that are not trained on")

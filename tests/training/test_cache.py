@@ -15,7 +15,7 @@ from diffrestorer.config.schema import DataConfig, DecoderConfig, Stage1Config
 from diffrestorer.data.pairs import PairBatch, SynthesisedPairs, collate_pairs
 from diffrestorer.data.prepared import PreparedPairs
 from diffrestorer.training import cache as cache_module
-from diffrestorer.training.cache import CachedPairs, EncodingCache, open_cache
+from diffrestorer.training.cache import CachedPairs, open_cache
 from diffrestorer.training.decoder import DecoderTask
 from diffrestorer.training.stage1 import Stage1Task
 from diffrestorer.training.task import Task
@@ -39,17 +39,14 @@ def pairs(prepared: Path) -> PreparedPairs:
     return PreparedPairs(DataConfig("manifest", str(prepared), 32, CLASSES), seed=3, global_batch_size=2)
 
 
-def stage1(tiny_overrides: list[str]) -> Stage1Task:
-    torch.manual_seed(0)
-    return Stage1Task(load("train_stage1", Stage1Config, [*tiny_overrides, "data=photos"]))
-
-
 @pytest.fixture(scope="module")
-def task(tiny_overrides: list[str]) -> Stage1Task:
-    return stage1(tiny_overrides)
+def task(tiny_overrides: list[str], prepared: Path) -> Stage1Task:
+    torch.manual_seed(0)
+    data = ["data=manifest", f"data.root={prepared}", "data.size=32", "data.degradations=[noise,rain]"]
+    return Stage1Task(load("train_stage1", Stage1Config, [*tiny_overrides, *data]))
 
 
-def make(folder: Path, task: Task, pairs: SynthesisedPairs | PreparedPairs) -> EncodingCache:
+def make(folder: Path, task: Task, pairs: SynthesisedPairs | PreparedPairs) -> CachedPairs:
     return open_cache(folder, task, pairs, Accelerator(cpu=True), 3, 0, LOG)
 
 
@@ -67,7 +64,7 @@ def test_losses_are_those_without_a_cache(
         overrides = [*tiny_overrides, f"stage1={tmp_path}/stage1", f"z0={stage.split()[1]}", "z0_steps=2"]
         torch.manual_seed(0)
         trained = DecoderTask(load("train_decoder", DecoderConfig, overrides))
-    cached = CachedPairs(pairs, make(tmp_path / "cache", trained, pairs))
+    cached = make(tmp_path / "cache", trained, pairs)
     for step in (0, 1):
         without, losses = trained(batch(pairs, step)), trained(batch(cached, step))
         if stage != "decoder sampled":  # there the cache keeps one sample a pair; without it every epoch draws its own
@@ -80,7 +77,7 @@ def test_losses_are_those_without_a_cache(
 def test_a_cached_batch_asks_no_encoder(
     task: Stage1Task, pairs: PreparedPairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cached = CachedPairs(pairs, make(tmp_path, task, pairs))
+    cached = make(tmp_path, task, pairs)
     calls: list[str] = []
     for name in ("vae.encoder", "image_encoder"):
         hook = task.restorer.get_submodule(name).register_forward_hook(lambda *_, name=name: calls.append(name))
@@ -100,7 +97,7 @@ def test_a_cache_is_built_once_and_repaired(
 ) -> None:
     monkeypatch.setattr(cache_module, "CHUNK", 6)
     caplog.set_level(logging.INFO)
-    cache = make(tmp_path, task, pairs)
+    cache = make(tmp_path, task, pairs).cache
     files = sorted(tmp_path.glob("*/chunk_*/rows.safetensors"))
     assert [file.parent.name for file in files] == ["chunk_00000", "chunk_00001"]
     times = [file.stat().st_mtime_ns for file in files]
@@ -114,7 +111,7 @@ def test_a_cache_is_built_once_and_repaired(
     content = bytearray(files[1].read_bytes())
     content[-1] ^= 1
     files[1].write_bytes(content)
-    repaired = make(tmp_path, task, pairs)
+    repaired = make(tmp_path, task, pairs).cache
     assert "chunk_00001 is damaged" in caplog.text
     assert files[0].stat().st_mtime_ns == times[0]
     assert all(torch.equal(repaired.read(i)["latents"], latents) for i, latents in enumerate(whole))
@@ -144,9 +141,7 @@ def test_a_changed_transform_is_found(task: Stage1Task, pairs: PreparedPairs, tm
         make(tmp_path, task, changed)
 
 
-def test_what_cannot_be_cached_is_refused(
-    task: Stage1Task, photos_dir: Path, prepared: Path, tmp_path: Path
-) -> None:
+def test_what_cannot_be_cached_is_refused(task: Stage1Task, photos_dir: Path, prepared: Path, tmp_path: Path) -> None:
     data = DataConfig("photos", str(photos_dir), 32, ["noise"])
     cropped = DataConfig("manifest", str(prepared), 16, ["noise"])
     for changing in (SynthesisedPairs(data, 0, 2), PreparedPairs(cropped, 0, 2)):
