@@ -2,16 +2,18 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-import numpy as np
+import cv2
 import skimage.data
 import torch
 from torch.nn import functional as F
 
-from diffrestorer.data.counter import counter_rng
-from diffrestorer.data.pairs import Pair, PairBatch, collate_pairs
-from diffrestorer.data.synthesis import degrade
+from diffrestorer.config.schema import DataConfig, PrepareConfig
+from diffrestorer.data.pairs import PairBatch, collate_pairs
+from diffrestorer.data.preparation import prepare
+from diffrestorer.data.prepared import PreparedPairs
 from diffrestorer.degradations import DEGRADATIONS
 from diffrestorer.losses import (
     decoder_loss,
@@ -31,35 +33,14 @@ PHOTOS = ("astronaut", "coffee", "chelsea", "rocket")
 Step = Callable[[int], dict[str, float]]
 
 
-class Pairs:
-    """A few degraded crops of photos, the same in every epoch."""
-
-    num_variants = 8
-
-    def __init__(self, size: int, batch_size: int) -> None:
-        self.size = size
-        self.global_batch_size = batch_size
-
-    def fingerprint(self) -> str:
-        """Of the size, which is all that varies."""
-        return f"benchmark {self.size}"
-
-    def variant(self, step: int, position: int) -> int:
-        """In turn."""
-        return (step * self.global_batch_size + position) % self.num_variants
-
-    def fixed(self, index: int) -> Pair:
-        """A crop of a photo with one of the eight degradations."""
-        photo = getattr(skimage.data, PHOTOS[index % len(PHOTOS)])()
-        rng = counter_rng(0, "benchmark", index)
-        repeats = [-(-self.size // side) for side in photo.shape[:2]]
-        photo = np.tile(photo, (*repeats, 1))
-        top, left = (int(rng.integers(side - self.size + 1)) for side in photo.shape[:2])
-        gt = np.ascontiguousarray(photo[top : top + self.size, left : left + self.size])
-        return Pair(degrade(gt, DEGRADATIONS[index % 8], rng), gt, index % 8, 0, index)
-
-    def __getitem__(self, key: tuple[int, int]) -> Pair:
-        return replace(self.fixed(self.variant(*key)), step=key[0], position=key[1])
+def prepare_pairs(folder: Path, size: int, batch_size: int) -> PreparedPairs:
+    """Four photos with each of the eight degradations, prepared in `folder`."""
+    (folder / "photos").mkdir(parents=True)
+    for name in PHOTOS:
+        cv2.imwrite(f"{folder}/photos/{name}.png", getattr(skimage.data, name)()[..., ::-1])
+    out = str(folder / "pairs")
+    prepare(PrepareConfig("photos", str(folder / "photos"), out, size=size, num_workers=1, budget=None))
+    return PreparedPairs(DataConfig("manifest", out, size, list(DEGRADATIONS)), 0, batch_size)
 
 
 def batch_of(pairs: Any, step: int, size: int) -> PairBatch:
@@ -72,7 +53,7 @@ def host_floats(batch: PairBatch, device: torch.device) -> tuple[torch.Tensor, t
     return (batch.lq.float() / 255).to(device), (batch.gt.float() / 255).to(device)
 
 
-def plain_stage1(task: Stage1Task, pairs: Pairs, size: int, device: torch.device, autocast: Any) -> Step:
+def plain_stage1(task: Stage1Task, pairs: PreparedPairs, size: int, device: torch.device, autocast: Any) -> Step:
     """Stage 1 in the shape of the train_controlnet example's loop."""
     parameters = [parameter for parameter in task.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-5, weight_decay=0.01)
@@ -112,7 +93,7 @@ def plain_stage1(task: Stage1Task, pairs: Pairs, size: int, device: torch.device
     return step
 
 
-def plain_decoder(task: DecoderTask, pairs: Pairs, size: int, device: torch.device, autocast: Any) -> Step:
+def plain_decoder(task: DecoderTask, pairs: PreparedPairs, size: int, device: torch.device, autocast: Any) -> Step:
     """The decoder stage with a forward pass for each optimiser."""
     restorer, config = task.restorer, task.config
     decoder_optimizer = torch.optim.AdamW(restorer.decoder.parameters(), lr=1e-5, weight_decay=0.01)

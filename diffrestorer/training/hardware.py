@@ -20,9 +20,18 @@ COMPILED = (BasicTransformerBlock, ResnetBlock2D, ResBlock)
 """The blocks that repeat: compiled one by one, a network of them costs a few compilations."""
 
 
-def apply_hardware(task: nn.Module, hardware: HardwareConfig) -> None:
-    """Sets a task's networks up as the preset says, before they are trained."""
+def apply_hardware(task: nn.Module, hardware: HardwareConfig, device: torch.device) -> None:
+    """Sets a task's networks up as the preset says, before they are trained on `device`.
+
+    Raises:
+        ValueError: channels_last on a CPU.
+    """
     if hardware.channels_last:
+        if device.type == "cpu":
+            raise ValueError(
+                "train.hardware.channels_last=true is for GPUs: on a CPU a backward pass in that layout corrupts "
+                "memory (seen with torch 2.15); take hardware=cpu"
+            )
         task.to(memory_format=torch.channels_last)
     if not hardware.sdpa:
         for module in task.modules():

@@ -1,6 +1,7 @@
 """The one training loop. It knows tasks, not stages: batches in, losses down, checkpoints out."""
 
 import atexit
+import errno
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -13,6 +14,7 @@ from torch.utils.data import Dataset
 from torchvision.utils import make_grid, save_image
 
 from diffrestorer.config.schema import RunConfig, TrainConfig
+from diffrestorer.data.files import whole_file
 from diffrestorer.data.pairs import Pair, PairBatch, StepBatches, pair_loader
 from diffrestorer.data.prepared import open_pairs
 from diffrestorer.training.averaging import WeightAverage
@@ -25,6 +27,7 @@ from diffrestorer.training.stopping import StopSignal
 from diffrestorer.training.task import Losses, Task
 from diffrestorer.training.validation import Validation
 
+NO_SPACE = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 SHEET_ROWS = 8
 """Samples on a sheet, at most."""
 
@@ -40,11 +43,19 @@ def train(build_task: Callable[[Any], Task], config: RunConfig, output_dir: Path
 
     Raises:
         ValueError: `output_dir` holds a run with another configuration or other data; the batch does not divide; every
-            checkpoint is damaged, or one could not be written; a loss is not finite; memory does not suffice.
+            checkpoint is damaged; the disk is full; a loss is not finite; memory does not suffice.
         SystemExit: with status 75, after SIGTERM or SIGUSR1 and a checkpoint.
     """
-    with StopSignal() as stop:
-        _Run(build_task, config, output_dir, stop).to_the_end()
+    try:
+        with StopSignal() as stop:
+            _Run(build_task, config, output_dir, stop).to_the_end()
+    except OSError as error:
+        if error.errno not in NO_SPACE:
+            raise
+        raise ValueError(
+            f"{output_dir} could not be written ({error.strerror}); what was saved before is intact: make room and "
+            "give the same command again"
+        ) from None
 
 
 class _Run:
@@ -74,7 +85,7 @@ class _Run:
         self.source: Dataset[Pair] = self.dataset
         if settings.cache_dir is not None:
             self.source = self._cached_pairs(Path(settings.cache_dir), micro_batch_size)
-        apply_hardware(self.task, settings.hardware)
+        apply_hardware(self.task, settings.hardware, accelerator.device)
         optimizers = list(self.task.optimizers())
         self.peak_rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
         self.average = WeightAverage(self.task, settings.ema_decay) if settings.ema_decay is not None else None
@@ -184,7 +195,8 @@ class _Run:
         path = self.output_dir / "samples" / f"step_{done}.png"
         path.parent.mkdir(exist_ok=True)
         rows = torch.stack(columns, dim=1).flatten(0, 1)
-        save_image(make_grid(rows, nrow=len(columns)), path)
+        with whole_file(path) as file:
+            save_image(make_grid(rows, nrow=len(columns)), file, format="png")
 
     def _finish(self) -> None:
         """Writes `model/` and lets trackers and process group go."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchvision.utils import make_grid, save_image
 
 from diffrestorer.config.schema import RunConfig
+from diffrestorer.data.files import whole_file
 from diffrestorer.data.pairs import PairBatch, SynthesisedPairs, collate_pairs
 from diffrestorer.training.task import Task, to_unit
 
@@ -99,7 +100,8 @@ class Validation:
         lq, gt = (torch.cat([to_unit(getattr(batch, name)) for batch in self.batches]) for name in ("lq", "gt"))
         path = self.output_dir / "validation" / f"step_{step}.png"
         path.parent.mkdir(exist_ok=True)
-        save_image(make_grid(torch.stack([lq, restored, gt], dim=1).flatten(0, 1), nrow=3), path)
+        with whole_file(path) as file:
+            save_image(make_grid(torch.stack([lq, restored, gt], dim=1).flatten(0, 1), nrow=3), file, format="png")
 
     def _append(self, step: int, row: dict[str, float]) -> None:
         """Adds a row, in place of one that a resumed run does again."""

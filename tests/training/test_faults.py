@@ -94,21 +94,24 @@ def test_a_run_stops_when_asked_and_goes_on(
 
 
 @pytest.mark.slow
-def test_a_full_disk_stops_the_run_and_loses_nothing(arguments: list[str], uninterrupted: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("limit", "what"), [(20_000, r"run could not be"), (400_000, r"step_10 could not be")])
+def test_a_full_disk_stops_the_run_and_loses_nothing(
+    limit: int, what: str, arguments: list[str], uninterrupted: Path, tmp_path: Path
+) -> None:
+    """While the sheet of samples is written, and while the weights of a checkpoint are."""
     output, log = tmp_path / "run", tmp_path / "log"
     shutil.copytree(uninterrupted, output)
-    shutil.rmtree(output / "model")
-    shutil.rmtree(output / "checkpoints" / f"step_{STEPS}")
+    for done in (output / "model", output / "samples", output / "checkpoints" / f"step_{STEPS}"):
+        shutil.rmtree(done)
     before = runs.files_of(output / "checkpoints")
     command = [*arguments, f"output_dir={output}"]
-    process = runs.start("train_stage1.py", command, log, file_limit=20_000)
+    process = runs.start("train_stage1.py", command, log, file_limit=limit)
     process.join(120)
-    assert process.exitcode == 2
-    assert re.search(
-        r"step_10 could not be written \(.*File too large.*\); what was saved before is intact", log.read_text()
-    )
+    assert process.exitcode == 2, log.read_text()
+    assert re.search(what + r" written \(.*File too large.*\); what was saved before is intact", log.read_text())
     assert "Traceback" not in log.read_text()
     assert runs.files_of(output / "checkpoints") == before
+    assert not [path for path in output.rglob(".*") if path.is_file()], "nothing half written is left"
 
     runs.run("train_stage1.py", command, log)
     assert runs.files_of(output / "model") == runs.files_of(uninterrupted / "model")

@@ -20,8 +20,8 @@ from diffrestorer.training.memory import count_saved_bytes
 from diffrestorer.training.stage1 import Stage1Task
 from diffrestorer.training.task import Task
 
+CPU = torch.device("cpu")
 TOLERANCES = {
-    "channels_last": (HardwareConfig(channels_last=True), 1e-5),
     "no sdpa": (HardwareConfig(sdpa=False), 1e-5),
     "checkpointing": (HardwareConfig(checkpointing="blocks"), 1e-6),
 }
@@ -57,7 +57,7 @@ def losses_and_gradients(task: Task, batch: PairBatch) -> dict[str, Tensor]:
 
 
 def relative(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
-    """Largest relative difference of a loss, or of all gradients as one vector: some of its parts all but cancel out."""
+    """Largest relative difference of a loss, or of all gradients as one vector (parts of it all but cancel)."""
     assert set(found) == set(expected)
     losses = [name for name in expected if expected[name].ndim == 0 and "." not in name]
     join = lambda values: torch.cat([values[name].flatten() for name in expected if name not in losses])  # noqa: E731
@@ -73,10 +73,24 @@ def test_a_switch_changes_no_loss_and_no_gradient(
 ) -> None:
     hardware, tolerance = TOLERANCES[switch]
     switched = copy.deepcopy(tasks[stage])
-    apply_hardware(switched, hardware)
+    apply_hardware(switched, hardware, CPU)
     expected = losses_and_gradients(tasks[stage], batch)
     assert relative(losses_and_gradients(switched, batch), expected) <= tolerance
     assert set(switched.state_dict()) == set(tasks[stage].state_dict()), "checkpoints fit either way"
+
+
+@pytest.mark.parametrize("stage", ["stage1", "decoder"])
+def test_channels_last_changes_no_loss(stage: str, tasks: dict[str, Task], batch: PairBatch) -> None:
+    """Forward only: its backward pass needs a GPU, and a CPU is refused."""
+    switched = copy.deepcopy(tasks[stage])
+    with pytest.raises(ValueError, match=r"channels_last=true is for GPUs.*take hardware=cpu"):
+        apply_hardware(switched, HardwareConfig(channels_last=True), CPU)
+    apply_hardware(switched, HardwareConfig(channels_last=True), torch.device("cuda"))
+    assert any(p.ndim == 4 and p.is_contiguous(memory_format=torch.channels_last) for p in switched.parameters())
+    with torch.no_grad():
+        found, expected = switched(batch), tasks[stage](batch)
+    for name, value in expected.parts.items():
+        assert found.parts[name].item() == pytest.approx(value.item(), rel=1e-5), name
 
 
 @pytest.mark.parametrize(("stage", "share"), [("stage1", 0.6), ("decoder", 0.75)])
@@ -84,7 +98,7 @@ def test_recomputation_keeps_less(stage: str, share: float, tasks: dict[str, Tas
     kept = {}
     for checkpointing in ("none", "blocks"):
         task = copy.deepcopy(tasks[stage])
-        apply_hardware(task, HardwareConfig(checkpointing=checkpointing))
+        apply_hardware(task, HardwareConfig(checkpointing=checkpointing), CPU)
         with count_saved_bytes(task) as saved:
             task(batch)
         kept[checkpointing] = saved.total
@@ -102,7 +116,8 @@ def test_bf16_stays_near(stage: str, tasks: dict[str, Task], batch: PairBatch) -
 
 def test_fused_adamw_takes_the_same_steps(tasks: dict[str, Task], batch: PairBatch) -> None:
     plain, fused = (copy.deepcopy(tasks["stage1"]) for _ in range(2))
-    fused.config = replace(fused.config, train=replace(fused.config.train, hardware=HardwareConfig(fused_adamw=True)))
+    for task, flag in ((plain, False), (fused, True)):
+        task.config = replace(task.config, train=replace(task.config.train, hardware=HardwareConfig(fused_adamw=flag)))
     (optimizer,), (fused_optimizer,) = plain.optimizers(), fused.optimizers()
     assert fused_optimizer.defaults["fused"]
     assert not optimizer.defaults["fused"]
@@ -147,7 +162,7 @@ def test_a_step_waits_for_no_value(stage: str, tasks: dict[str, Task], batch: Pa
 def test_compiled_blocks_change_no_loss(tasks: dict[str, Task], batch: PairBatch) -> None:
     """Needs a C++ compiler where there is no GPU, and minutes."""
     switched = copy.deepcopy(tasks["stage1"])
-    apply_hardware(switched, HardwareConfig(compile_blocks=True))
+    apply_hardware(switched, HardwareConfig(compile_blocks=True), CPU)
     expected = losses_and_gradients(tasks["stage1"], batch)
     assert relative(losses_and_gradients(switched, batch), expected) <= 1e-4
 
