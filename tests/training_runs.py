@@ -28,6 +28,7 @@ def _run_script(
     script: str, arguments: Sequence[str], log: str, file_limit: int | None, environment: Mapping[str, str]
 ) -> None:
     os.environ.update(environment)
+    multiprocessing.set_start_method(None, force=True)  # a script's own: what the fork server left would be inherited
     if file_limit is not None:  # a full disk, as a process without privileges can have one
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
