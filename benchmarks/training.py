@@ -30,7 +30,8 @@ from accelerate import Accelerator
 from plain_training import Step, batch_of, plain_decoder, plain_stage1, prepare_pairs
 
 from diffrestorer.config.composition import load
-from diffrestorer.config.schema import DecoderConfig, HardwareConfig, Stage1Config
+from diffrestorer.config.hardware import HardwareConfig
+from diffrestorer.config.schema import DecoderConfig, Stage1Config
 from diffrestorer.data.pairs import PairBatch
 from diffrestorer.training import loop
 from diffrestorer.training.cache import open_cache

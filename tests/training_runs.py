@@ -25,7 +25,7 @@ context.set_forkserver_preload(LIBRARIES)
 
 
 def _run_script(
-    script: str, arguments: Sequence[str], log: str, file_limit: int | None, environment: Mapping[str, str]
+    script: str, commands: Sequence[Sequence[str]], log: str, file_limit: int | None, environment: Mapping[str, str]
 ) -> None:
     os.environ.update(environment)
     multiprocessing.set_start_method(None, force=True)  # a script's own: what the fork server left would be inherited
@@ -35,8 +35,9 @@ def _run_script(
     output = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    sys.argv = [script, *arguments]
-    runpy.run_path(str(ROOT / "scripts" / script), run_name="__main__")
+    for arguments in commands:
+        sys.argv = [script, *arguments]
+        runpy.run_path(str(ROOT / "scripts" / script), run_name="__main__")
 
 
 def start(script: str, arguments: Sequence[str], log: Path, file_limit: int | None = None) -> BaseProcess:
@@ -44,13 +45,13 @@ def start(script: str, arguments: Sequence[str], log: Path, file_limit: int | No
 
     `file_limit`: no file it writes can grow beyond so many bytes.
     """
-    process = context.Process(target=_run_script, args=(script, list(arguments), str(log), file_limit, {}))
+    process = context.Process(target=_run_script, args=(script, [list(arguments)], str(log), file_limit, {}))
     process.start()
     return process
 
 
-def start_ranks(script: str, arguments: Sequence[str], log: Path, num_processes: int) -> list[BaseProcess]:
-    """Starts one run on several gloo processes, with the environment that torchrun gives them.
+def start_ranks(script: str, commands: Sequence[Sequence[str]], log: Path, num_processes: int) -> list[BaseProcess]:
+    """Starts a script with one command after the other on several gloo processes, set up as torchrun sets them up.
 
     Forks start in a second; the launcher's processes, in `run_with_torchrun`, import the libraries anew.
     """
@@ -61,10 +62,16 @@ def start_ranks(script: str, arguments: Sequence[str], log: Path, num_processes:
     processes = []
     for rank in range(num_processes):
         own = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        process = context.Process(target=_run_script, args=(script, list(arguments), str(log), None, own))
+        process = context.Process(target=_run_script, args=(script, commands, str(log), None, own))
         process.start()
         processes.append(process)
     return processes
+
+
+def run_ranks(script: str, commands: Sequence[Sequence[str]], log: Path, num_processes: int) -> None:
+    """The same, to the end."""
+    for process in start_ranks(script, commands, log, num_processes):
+        finish(process, log)
 
 
 def finish(process: BaseProcess, log: Path, timeout: float = 240) -> None:
@@ -76,30 +83,6 @@ def finish(process: BaseProcess, log: Path, timeout: float = 240) -> None:
 def run(script: str, arguments: Sequence[str], log: Path) -> None:
     """Runs a script to its end."""
     finish(start(script, arguments, log), log)
-
-
-def _run_rank(
-    rank: int, num_processes: int, port: int, script: str, commands: Sequence[Sequence[str]], log: str
-) -> None:
-    variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": num_processes, "MASTER_PORT": port}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in variables.items()}}
-    for arguments in commands:
-        _run_script(script, arguments, log)
-
-
-def run_in_a_row(script: str, commands: Sequence[Sequence[str]], log: Path, num_processes: int) -> None:
-    """Runs a script with one command after the other in the same processes, one gloo rank each, as torchrun sets up."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    ranks = [
-        context.Process(target=_run_rank, args=(rank, num_processes, port, script, commands, str(log)))
-        for rank in range(num_processes)
-    ]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        finish(process, log)
 
 
 def run_with_torchrun(script: str, arguments: Sequence[str], num_processes: int) -> None:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from diffrestorer.config.hardware import HardwareConfig
 from diffrestorer.config.synthesis import Synthesis
 
 CHOICES = {
@@ -68,28 +69,6 @@ class DataConfig:
     """How strong the synthesised degradations are, such as data.synthesis.noise.sigma=[10,50]."""
     validation_root: str | None = None
     """Folder of clean photos that are not trained on, for `train.validate_every`; degraded on the fly, once for all."""
-
-
-@dataclass
-class HardwareConfig:
-    """How a run uses its machine (`hardware=cpu|gpu24|gpu80|auto` sets all of it).
-
-    Nothing here changes what is learned. Tolerances on the losses are in docs/training.md and tested.
-    """
-
-    name: str = "cpu"
-    max_micro_batch: int | None = None
-    """Samples a process computes at once, at most, where `train.micro_batch_size` is null; null: all of its share."""
-    channels_last: bool = False
-    """Convolutions in the memory layout that tensor cores read."""
-    sdpa: bool = True
-    """Fused attention; false: the plain products and softmax, which keep the attention matrix."""
-    fused_adamw: bool = False
-    """AdamW in one kernel."""
-    compile_blocks: bool = False
-    """torch.compile, each repeated block by itself: compiled once a shape rather than once a network."""
-    checkpointing: str = "none"
-    """`blocks`: activations inside a block are computed again in the backward pass instead of kept."""
 
 
 @dataclass

@@ -11,7 +11,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from diffrestorer.config.schema import HardwareConfig
+from diffrestorer.config.hardware import HardwareConfig
 from diffrestorer.models.blocks import ResBlock
 from diffrestorer.models.control import ControlDecoder, ControlEncoder
 from diffrestorer.models.decoder import DegradationAwareDecoder

@@ -112,8 +112,9 @@ def test_the_fingerprint_follows_the_data(config: DataConfig, folder: Path, tmp_
     moved = replace(config, root=str(tmp_path / "copy"))
     assert found == PreparedPairs(config, 4, 2).fingerprint() == PreparedPairs(moved, 3, BATCH).fingerprint()
     fewer = replace(config, degradations=["noise"])
-    make("photos", photos(tmp_path / "more", 9), tmp_path / "copy", size=SIZE, budget=None)
-    assert len({found, PreparedPairs(fewer, 3, BATCH).fingerprint(), PreparedPairs(moved, 3, BATCH).fingerprint()}) == 3
+    make("photos", photos(tmp_path / "photos", *range(2, 7)), tmp_path / "other", size=SIZE, budget=None)
+    other = replace(config, root=str(tmp_path / "other"))
+    assert len({found, *(PreparedPairs(changed, 3, BATCH).fingerprint() for changed in (fewer, other))}) == 3
 
 
 def test_larger_pairs_are_cropped_alike(config: DataConfig) -> None:

@@ -135,7 +135,7 @@ def test_losses_are_the_golden_ones_on_one_process_and_on_two(
     for num_processes in (1, 2):
         folder = tmp_path / str(num_processes)
         commands = [tiny(m, "train.max_steps=4", f"data.root={photos_dir}", f"output_dir={folder}/{m}") for m in TINY]
-        runs.run_in_a_row("train_baseline.py", commands, tmp_path / "log", num_processes)
+        runs.run_ranks("train_baseline.py", commands, tmp_path / "log", num_processes)
         phases = [*TINY, *(f"{method}/pretraining" for method in FIRST_PHASES)]
         losses[num_processes] = {phase: [row["total"] for row in runs.losses(folder / phase)] for phase in phases}
         for method in TINY:

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffrestorer.config.composition import CONFIG_DIR, load
-from diffrestorer.config.hardware import detect_hardware
-from diffrestorer.config.schema import DataConfig, DecoderConfig, HardwareConfig, Stage1Config
+from diffrestorer.config.hardware import HardwareConfig, detect_hardware
+from diffrestorer.config.schema import DataConfig, DecoderConfig, Stage1Config
 from diffrestorer.data.pairs import PairBatch, SynthesisedPairs, collate_pairs
 from diffrestorer.training.decoder import DecoderTask
 from diffrestorer.training.hardware import apply_hardware

@@ -102,7 +102,7 @@ def test_a_run_killed_again_and_again_ends_like_one_that_was_not(
     killed = [*arguments, *options, f"output_dir={tmp_path}/killed"]
 
     def start(command: list[str]) -> list[BaseProcess]:
-        return runs.start_ranks("train_stage1.py", command, tmp_path / "log", num_processes)
+        return runs.start_ranks("train_stage1.py", [command], tmp_path / "log", num_processes)
 
     for process in start(whole):
         runs.finish(process, tmp_path / "log")
@@ -159,7 +159,7 @@ def test_a_stop_is_agreed_on_and_another_number_of_processes_goes_on(
     """Two processes, of which one is told to stop, then one to the end: the losses of one all the way."""
     output, log = tmp_path / "run", tmp_path / "log"
     command = [*arguments, f"output_dir={output}", "train.checkpoint_every=1000"]
-    told, other = runs.start_ranks("train_stage1.py", command, log, 2)[::-1]
+    told, other = runs.start_ranks("train_stage1.py", [command], log, 2)[::-1]
     runs.signal_when(told, output, after(1), signal.SIGTERM)
     other.join(120)
     assert (told.exitcode, other.exitcode) == (75, 75), log.read_text()
@@ -181,8 +181,7 @@ def test_one_two_and_four_processes_have_the_same_losses(arguments: list[str], t
         output = tmp_path / str(num_processes)
         options = ["train.max_steps=20", "train.global_batch_size=8", "train.micro_batch_size=2"]
         command = [*arguments, *options, f"output_dir={output}"]
-        for process in runs.start_ranks("train_stage1.py", command, tmp_path / "log", num_processes):
-            runs.finish(process, tmp_path / "log")
+        runs.run_ranks("train_stage1.py", [command], tmp_path / "log", num_processes)
         assert json.loads((output / "environment.json").read_text())["num_processes"] == num_processes
         found[num_processes] = runs.losses(output)
     assert len(found[1]) == 20
