@@ -24,6 +24,8 @@ class HardwareConfig:
     """Convolutions in the memory layout that tensor cores read."""
     sdpa: bool = True
     """Fused attention; false: the plain products and softmax, which keep the attention matrix."""
+    one_token_attention: bool = True
+    """Cross-attention to a single token as the constant it is; false: queries, keys and a softmax over one."""
     fused_adamw: bool = False
     """AdamW in one kernel."""
     compile_blocks: bool = False

@@ -2,13 +2,15 @@
 
 from collections.abc import Iterable
 from functools import partial
+from typing import Any
 
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 from diffusers.models.attention import AttentionMixin, BasicTransformerBlock
-from diffusers.models.attention_processor import AttnProcessor
+from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
 from diffusers.models.resnet import ResnetBlock2D
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from diffrestorer.config.hardware import HardwareConfig
@@ -18,6 +20,30 @@ from diffrestorer.models.decoder import DegradationAwareDecoder
 
 COMPILED = (BasicTransformerBlock, ResnetBlock2D, ResBlock)
 """The blocks that repeat: compiled one by one, a network of them costs a few compilations."""
+
+
+class OneTokenAttnProcessor(AttnProcessor2_0):
+    """Cross-attention to one token: the softmax over one key is 1, so it is to_out(to_v(token)) at every position.
+
+    Query, key and what they read get the gradient they have in the general case, which is exactly zero; several tokens
+    take the general case.
+    """
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Float[Tensor, "b n c"],
+        encoder_hidden_states: Float[Tensor, "b k d"] | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Float[Tensor, "b n c"]:
+        if encoder_hidden_states is None or encoder_hidden_states.shape[1] > 1:
+            return super().__call__(attn, hidden_states, encoder_hidden_states, *args, **kwargs)
+        constant = attn.to_v(encoder_hidden_states)
+        for layer in attn.to_out:
+            constant = layer(constant)
+        idle = hidden_states.sum() + attn.to_q.weight.sum() + attn.to_k.weight.sum()
+        return (constant + 0 * idle).expand(-1, hidden_states.shape[1], -1)
 
 
 def apply_hardware(task: nn.Module, hardware: HardwareConfig, device: torch.device) -> None:
@@ -37,6 +63,10 @@ def apply_hardware(task: nn.Module, hardware: HardwareConfig, device: torch.devi
         for module in task.modules():
             if isinstance(module, AttentionMixin):
                 module.set_attn_processor(AttnProcessor())
+    if hardware.one_token_attention:
+        for module in task.modules():
+            if isinstance(module, BasicTransformerBlock) and module.attn2 is not None:
+                module.attn2.set_processor(OneTokenAttnProcessor())
     if hardware.checkpointing == "blocks":
         _recompute_blocks(task)
     if hardware.compile_blocks:

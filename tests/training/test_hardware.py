@@ -22,8 +22,9 @@ from diffrestorer.training.task import Task
 
 CPU = torch.device("cpu")
 TOLERANCES = {
-    "no sdpa": (HardwareConfig(sdpa=False), 1e-5),
-    "checkpointing": (HardwareConfig(checkpointing="blocks"), 1e-6),
+    "no sdpa": (HardwareConfig(sdpa=False, one_token_attention=False), 1e-5),
+    "one token": (HardwareConfig(one_token_attention=True), 1e-5),
+    "checkpointing": (HardwareConfig(checkpointing="blocks", one_token_attention=False), 1e-6),
 }
 """Switch -> relative difference of losses and gradients in float32; docs/training.md states them."""
 
@@ -77,6 +78,17 @@ def test_a_switch_changes_no_loss_and_no_gradient(
     expected = losses_and_gradients(tasks[stage], batch)
     assert relative(losses_and_gradients(switched, batch), expected) <= tolerance
     assert set(switched.state_dict()) == set(tasks[stage].state_dict()), "checkpoints fit either way"
+
+
+def test_queries_and_keys_of_one_token_are_idle(tasks: dict[str, Task], batch: PairBatch) -> None:
+    """Their gradients are there (several processes add up what they all have) and exactly zero."""
+    task = copy.deepcopy(tasks["stage1"])
+    apply_hardware(task, HardwareConfig(), CPU)
+    gradients = losses_and_gradients(task, batch)
+    idle = [name for name in gradients if "attn2.to_q" in name or "attn2.to_k" in name]
+    assert len(idle) >= 4
+    assert not any(gradients[name].any() for name in idle)
+    assert all(gradients[name].any() for name in gradients if "attn2.to_v" in name)
 
 
 @pytest.mark.parametrize("stage", ["stage1", "decoder"])
