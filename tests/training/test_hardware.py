@@ -171,6 +171,7 @@ def test_a_step_waits_for_no_value(stage: str, tasks: dict[str, Task], batch: Pa
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(1800)
 def test_compiled_blocks_change_no_loss(tasks: dict[str, Task], batch: PairBatch) -> None:
     """Needs a C++ compiler where there is no GPU, and minutes."""
     switched = copy.deepcopy(tasks["stage1"])
