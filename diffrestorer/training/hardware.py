@@ -18,6 +18,7 @@ from diffrestorer.models.blocks import ResBlock
 from diffrestorer.models.control import ControlDecoder, ControlEncoder
 from diffrestorer.models.decoder import DegradationAwareDecoder
 
+COMPILER = "inductor"
 COMPILED = (BasicTransformerBlock, ResnetBlock2D, ResBlock)
 """The blocks that repeat: compiled one by one, a network of them costs a few compilations."""
 
@@ -50,14 +51,14 @@ def apply_hardware(task: nn.Module, hardware: HardwareConfig, device: torch.devi
     """Sets a task's networks up as the preset says, before they are trained on `device`.
 
     Raises:
-        ValueError: channels_last on a CPU.
+        ValueError: channels_last or compile_blocks on a CPU.
     """
+    if device.type == "cpu" and (hardware.channels_last or hardware.compile_blocks):
+        raise ValueError(
+            "train.hardware.channels_last and compile_blocks are for GPUs: on a CPU backward passes in that layout, "
+            "and compiled ones, corrupt memory (seen with torch 2.15); take hardware=cpu"
+        )
     if hardware.channels_last:
-        if device.type == "cpu":
-            raise ValueError(
-                "train.hardware.channels_last=true is for GPUs: on a CPU a backward pass in that layout corrupts "
-                "memory (seen with torch 2.15); take hardware=cpu"
-            )
         task.to(memory_format=torch.channels_last)
     if not hardware.sdpa:
         for module in task.modules():
@@ -72,7 +73,7 @@ def apply_hardware(task: nn.Module, hardware: HardwareConfig, device: torch.devi
     if hardware.compile_blocks:
         for module in task.modules():
             if isinstance(module, COMPILED):
-                module.compile()
+                module.compile(backend=COMPILER)
 
 
 def _recompute_blocks(task: nn.Module) -> None:
