@@ -2,8 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -14,16 +12,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffrestorer.data.tensors import ImageInput, ImageTensor, OutputType, as_tensors, from_tensor
-from diffrestorer.models.backbones import PATCH, EncodedImage, ImageEncoder, decode_latents, encode_image
+from diffrestorer.engines import Engine
+from diffrestorer.model_folder import find_model
+from diffrestorer.models.backbones import PATCH, ImageEncoder
 from diffrestorer.models.blocks import pad_to_multiple
-from diffrestorer.models.components import ModelFolderError, check_finite, check_model_folder, save_component
+from diffrestorer.models.components import check_finite, check_model_folder
 from diffrestorer.models.control import ControlEncoder, ControlNetwork
 from diffrestorer.models.decoder import DegradationAwareDecoder
-from diffrestorer.models.denoiser import Denoiser
 from diffrestorer.models.prompt_processor import PromptProcessor, VisualPrompts
 from diffrestorer.models.restorer import Conditioning, Restorer
 from diffrestorer.sampler import sampling_table
-from diffrestorer.tiling import Axis, Grid, smaller_sides, tile_side, until_it_fits
+from diffrestorer.stages import Stages
+from diffrestorer.tiling import Grid, smaller_sides, tile_side, until_it_fits
 
 Decoder = Literal["refined", "sd"]
 Tile = Literal["auto", "none"] | int
@@ -95,6 +95,7 @@ class DiffRestorerPipeline(DiffusionPipeline):
         }
         self.register_modules(**networks, scheduler=scheduler)
         self.restorer = Restorer(**networks)
+        self.engine = Engine(self.restorer)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path = "mini", **kwargs: Any) -> Any:
@@ -197,30 +198,21 @@ class DiffRestorerPipeline(DiffusionPipeline):
             raise ValueError(f"images of {width}x{height} pixels are restored by tiles: sample them one by one")
         table = sampling_table(self.scheduler, num_inference_steps)
         lq = self._to_device(lq)
-        prompts = self.restorer.read_prompts(lq)
-        if degradation is not None:
-            own = self.prompt_processor.prototype(degradation).expand(len(lq), -1)
-            prompts = replace(prompts, degradation_embedding=own)
+        prompts = self._read_prompts(lq, degradation)
         padded = pad_to_multiple(lq, self._multiple)
         noise = self._noise(padded, generator)
 
         def run(side: int | None) -> SampledLatents:
-            grid = self._grid(padded, side, tile_batch_size)
-            condition = self._condition(padded, prompts, grid)
-            denoiser = Denoiser(self.restorer, prompts.semantic_embedding, table.timesteps)
-
-            def predict(noisy: Float[Tensor, "b l h8 w8"], step: int) -> Float[Tensor, "b l h8 w8"]:
-                inputs = (noisy, condition.control_features, condition.encoded.latents)
-                denoise = partial(denoiser, step)
-                return denoise(*inputs) if grid is None else grid.run(denoise, inputs)
+            stages = self._stages(padded, side, tile_batch_size)
+            condition = stages.condition(padded, prompts)
 
             def count() -> None:
                 bar.update()
                 if on_step is not None:
-                    on_step(len(lq))
+                    on_step(len(padded))
 
             with self.progress_bar(total=num_inference_steps) as bar:
-                latents = table.sample(noise, predict, count)
+                latents = table.sample(noise, stages.predictor(condition, table.timesteps), count)
             return SampledLatents(latents, condition, padded, height, width, side, tile_batch_size, tile == "auto")
 
         return until_it_fits(run, self._sides(side, padded, tile == "auto"))
@@ -234,31 +226,19 @@ class DiffRestorerPipeline(DiffusionPipeline):
         refined = decoder == "refined" and fidelity > 0
         latents, lq, condition = sampled.latents, sampled.lq, sampled.condition
 
-        def refine(latents: Float[Tensor, "t l h8 w8"], lq: Float[Tensor, "t 3 h w"]) -> Float[Tensor, "t 3 h w"]:
-            embedding = condition.prompts.degradation_embedding.expand(len(lq), -1)
-            return self.decoder(latents, encode_image(self.vae, lq).features, embedding, fidelity)
-
         def run(side: int | None) -> Float[Tensor, "b 3 hp wp"]:
-            grid = self._grid(lq, side, sampled.tile_batch_size)
-            if grid is None:
-                return self.restorer.decode(latents, condition, refined, fidelity)
-            if refined:
-                return grid.run_shared(refine, [latents, lq], self._multiple // PATCH)
-            return grid.run_shared(lambda own: decode_latents(self.vae, own), [latents], self._multiple // PATCH)
+            stages = self._stages(lq, side, sampled.tile_batch_size)
+            return stages.decode(latents, lq, condition, refined, fidelity)
 
         images = until_it_fits(run, self._sides(sampled.side, lq, sampled.shrink))
         return images[..., : sampled.height, : sampled.width].clamp_(0, 1)
 
-    def _condition(self, lq: Float[Tensor, "b 3 h w"], prompts: VisualPrompts, grid: Grid | None) -> Conditioning:
-        if grid is None:
-            return self.restorer.condition(lq, prompts)
-        multiple = self._multiple // PATCH
-
-        def control(lq: Float[Tensor, "t 3 h w"], latents: Float[Tensor, "t l h8 w8"]) -> Float[Tensor, "t c h8 w8"]:
-            return self.control_encoder(lq, prompts.degradation_embedding.expand(len(lq), -1), latents)
-
-        latents = grid.run_shared(lambda own: encode_image(self.vae, own).latents, [lq], multiple)
-        return Conditioning(prompts, EncodedImage(latents, None), grid.run_shared(control, [lq, latents], multiple))
+    def _read_prompts(self, lq: Float[Tensor, "b 3 h w"], degradation: str | None) -> VisualPrompts:
+        prompts = self.restorer.read_prompts(lq)
+        if degradation is None:
+            return prompts
+        own = self.prompt_processor.prototype(degradation).expand(len(lq), -1)
+        return replace(prompts, degradation_embedding=own)
 
     def _noise(
         self, padded: Float[Tensor, "b 3 hp wp"], generator: torch.Generator | Sequence[torch.Generator] | None
@@ -268,13 +248,10 @@ class DiffRestorerPipeline(DiffusionPipeline):
         noise = [torch.randn(shape, generator=own, device=own.device if own else "cpu") for own in sources]
         return self._to_device(torch.stack(noise))
 
-    def _grid(self, lq: Float[Tensor, "b 3 h w"], side: int | None, batch_size: int | None) -> Grid | None:
-        """Tiles of padded images, or None: they are taken whole."""
-        if side is None:
-            return None
-        multiple = self._multiple // PATCH
-        rows, columns = (Axis.spread(length // PATCH, side // PATCH, multiple) for length in lq.shape[-2:])
-        return Grid(rows, columns, batch_size)
+    def _stages(self, lq: Float[Tensor, "b 3 hp wp"], side: int | None, batch_size: int | None) -> Stages:
+        """For padded images, whole or by tiles of at most `side` pixels."""
+        grid = None if side is None else Grid.over(lq.shape[-2:], side, self._multiple, batch_size)
+        return Stages(self.engine, self._multiple, grid)
 
     def _sides(self, side: int | None, lq: Float[Tensor, "b 3 h w"], shrink: bool) -> list[int | None]:
         return [side, *smaller_sides(side, lq.shape[-2:], self._multiple)] if shrink and len(lq) == 1 else [side]
@@ -294,37 +271,6 @@ class DiffRestorerPipeline(DiffusionPipeline):
 
     def _to_device(self, tensor: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         return tensor.to(self._execution_device, self.unet.dtype)
-
-
-def find_model(name: str | Path) -> Path:
-    """The folder behind `mini`, a model folder, a training run's output folder, or a hub id (downloaded).
-
-    Raises:
-        ModelFolderError: nothing is there.
-    """
-    if str(name) == "mini":
-        return Path(str(files("diffrestorer") / "weights" / "mini"))
-    folder = Path(name)
-    if (folder / "model" / "model_index.json").exists():
-        return folder / "model"
-    if folder.is_dir():
-        return folder
-    try:
-        return Path(DiffusionPipeline.download(str(name)))
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ModelFolderError(f"no model at {name!r}: it is no folder, and as a hub id: {reason}") from None
-
-
-def save_model_folder(
-    restorer: Restorer, scheduler: UniPCMultistepScheduler, folder: Path, dtype: torch.dtype = torch.float32
-) -> None:
-    """Writes a model folder whose weights are of `dtype`; `DiffRestorerPipeline.from_pretrained` reads it."""
-    pipeline = DiffRestorerPipeline(**restorer.components(), scheduler=scheduler)
-    pipeline.save_config(folder)
-    scheduler.save_config(folder / "scheduler")
-    for name, component in restorer.components().items():
-        save_component(component, folder / name, dtype)
 
 
 def _check_option(name: str, value: str, options: Any) -> None:

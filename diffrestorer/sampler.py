@@ -10,7 +10,7 @@ from diffusers import UniPCMultistepScheduler
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from diffrestorer.models.denoiser import Denoiser
+from diffrestorer.models.denoiser import ControlledUNet, Denoiser
 from diffrestorer.models.restorer import Conditioning, Restorer
 
 SAMPLE, OUTPUT, CORRECTED = 0, 1, 2
@@ -110,7 +110,7 @@ def sample_latents(
 ) -> Float[Tensor, "b l h8 w8"]:
     """Latents of restored images from `noise`; no classifier-free guidance. The paper: UniPC, 20 steps."""
     table = sampling_table(scheduler, num_inference_steps)
-    denoiser = Denoiser(restorer, condition.prompts.semantic_embedding, table.timesteps)
+    denoiser = Denoiser(ControlledUNet(restorer), condition.prompts.semantic_embedding, table.timesteps)
 
     def predict(latents: Float[Tensor, "b l h8 w8"], step: int) -> Float[Tensor, "b l h8 w8"]:
         return denoiser(step, latents, condition.control_features, condition.encoded.latents)

@@ -91,6 +91,12 @@ class Grid:
     columns: Axis
     batch_size: int | None = None
 
+    @classmethod
+    def over(cls, size: Sequence[int], side: int, multiple: int, batch_size: int | None = None) -> "Grid":
+        """Tiles over an image of (height, width) `size`, none longer than `side`; all are pixels, cells' multiples."""
+        rows, columns = (Axis.spread(length // PATCH, side // PATCH, multiple // PATCH) for length in size)
+        return cls(rows, columns, batch_size)
+
     def run(self, network: Network, canvases: Sequence[Canvas]) -> Canvas:
         """What `network` makes of the canvases' tiles, averaged where tiles overlap.
 

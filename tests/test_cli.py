@@ -25,9 +25,9 @@ from diffrestorer.config.composition import load
 from diffrestorer.config.schema import Stage1Config
 from diffrestorer.data.images import read_photo
 from diffrestorer.degradations import DEGRADATIONS
+from diffrestorer.model_folder import save_model_folder
 from diffrestorer.models.pretrained import load_base
 from diffrestorer.models.restorer import build_restorer
-from diffrestorer.pipeline import save_model_folder
 
 RNG = np.random.default_rng(0)
 

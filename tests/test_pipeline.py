@@ -16,15 +16,10 @@ from diffusers import UniPCMultistepScheduler
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from diffrestorer.model_folder import find_model, save_model_folder
 from diffrestorer.models.blocks import pad_to_multiple
 from diffrestorer.models.components import COMPONENTS, WEIGHTS_NAME, ModelFolderError, save_component
-from diffrestorer.pipeline import (
-    DiffRestorerOutput,
-    DiffRestorerPipeline,
-    SampledLatents,
-    find_model,
-    save_model_folder,
-)
+from diffrestorer.pipeline import DiffRestorerOutput, DiffRestorerPipeline, SampledLatents
 
 if TYPE_CHECKING:
     from diffrestorer.config.schema import ModelConfig
@@ -300,6 +295,12 @@ def test_a_folder_names_no_machine_and_its_parts(folder: Path) -> None:
         assert str(folder.parent) not in path.read_text()
     files = {path.name for path in folder.rglob("*") if path.is_file()}
     assert files == {"model_index.json", "scheduler_config.json", "config.json", WEIGHTS_NAME}
+
+
+def test_the_index_is_the_one_diffusers_writes(trained: DiffRestorerPipeline, folder: Path, tmp_path: Path) -> None:
+    trained.save_config(tmp_path)
+    written, expected = (json.loads((place / "model_index.json").read_text()) for place in (folder, tmp_path))
+    assert written == expected
 
 
 def test_fp16_folders_load_in_float32(

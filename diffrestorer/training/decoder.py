@@ -14,12 +14,13 @@ from diffrestorer.config.schema import DecoderConfig
 from diffrestorer.data.counter import counter_normal
 from diffrestorer.data.pairs import PairBatch
 from diffrestorer.losses import decoder_loss, discriminator_hinge_loss, generator_hinge_loss
+from diffrestorer.model_folder import save_model_folder
 from diffrestorer.models.backbones import EncodedImage, decode_latents, encode_image
 from diffrestorer.models.decoder import DegradationAwareDecoder
 from diffrestorer.models.discriminator import PatchDiscriminator
 from diffrestorer.models.perceptual import PerceptualLoss
 from diffrestorer.models.prompt_processor import VisualPrompts
-from diffrestorer.pipeline import DiffRestorerPipeline, save_model_folder
+from diffrestorer.pipeline import DiffRestorerPipeline
 from diffrestorer.sampler import sample_latents
 from diffrestorer.training.task import Losses, Task, adamw, to_unit
 

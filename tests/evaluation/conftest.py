@@ -11,9 +11,9 @@ from diffrestorer.config.composition import load
 from diffrestorer.config.schema import BaseConfig
 from diffrestorer.evaluation.random_weights import write_random_weights
 from diffrestorer.evaluation.run import evaluate
+from diffrestorer.model_folder import save_model_folder
 from diffrestorer.models.components import build_image_encoder, build_unet, build_vae
 from diffrestorer.models.restorer import build_restorer
-from diffrestorer.pipeline import save_model_folder
 
 
 @pytest.fixture(scope="session")

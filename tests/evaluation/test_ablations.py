@@ -14,8 +14,9 @@ from diffrestorer.evaluation.methods import Method, parse_methods
 from diffrestorer.evaluation.paper import PAPER_TABLES
 from diffrestorer.evaluation.run import evaluate
 from diffrestorer.evaluation.runners import PipelineRunner, check_ablation
+from diffrestorer.model_folder import save_model_folder
 from diffrestorer.models.restorer import Restorer
-from diffrestorer.pipeline import DiffRestorerPipeline, save_model_folder
+from diffrestorer.pipeline import DiffRestorerPipeline
 
 
 def test_every_row_has_a_config_and_every_config_a_row() -> None:

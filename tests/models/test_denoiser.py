@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffrestorer.models.components import build_unet, check_supported
-from diffrestorer.models.denoiser import Denoiser
+from diffrestorer.models.denoiser import ControlledUNet, Denoiser
 from diffrestorer.models.restorer import Conditioning, Restorer, build_restorer
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def test_it_predicts_what_the_networks_predict(
     latents = torch.randn(2, 4, 8, 4, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
         condition = conditioned(restorer, num_tokens)
-        denoiser = Denoiser(restorer, condition.prompts.semantic_embedding, TIMESTEPS)
+        denoiser = Denoiser(ControlledUNet(restorer), condition.prompts.semantic_embedding, TIMESTEPS)
         for step, timestep in enumerate(TIMESTEPS):
             expected = restorer.denoise(latents, timestep, condition)
             predicted = denoiser(step, latents, condition.control_features, condition.encoded.latents)
@@ -74,7 +74,7 @@ def test_it_dispatches_fewer_operations(tiny_restorer: Restorer) -> None:
     latents = torch.zeros(2, 4, 8, 4)
     with torch.no_grad():
         condition = conditioned(tiny_restorer)
-        denoiser = Denoiser(tiny_restorer, condition.prompts.semantic_embedding, TIMESTEPS)
+        denoiser = Denoiser(ControlledUNet(tiny_restorer), condition.prompts.semantic_embedding, TIMESTEPS)
         with Operations() as plain:
             tiny_restorer.denoise(latents, TIMESTEPS[0], condition)
         with Operations() as lean:
