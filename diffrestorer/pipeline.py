@@ -146,7 +146,7 @@ class DiffRestorerPipeline(DiffusionPipeline):
         Raises:
             ValueError: an image or an option is not usable; nothing has been restored.
         """
-        images = as_tensors(image)
+        images: list[Any] = list(as_tensors(image))
         if isinstance(generator, Sequence) and len(generator) != len(images):
             raise ValueError(f"{len(generator)} generators were given for {len(images)} images")
         _check_decoder(decoder, fidelity)
@@ -155,12 +155,16 @@ class DiffRestorerPipeline(DiffusionPipeline):
         probabilities = torch.empty(len(images), self.prompt_processor.classifier.out_features)
         for indices in self._batches(images, tile):
             own = [generator[i] for i in indices] if isinstance(generator, Sequence) else generator
-            batch = torch.stack([images[i] for i in indices]) if len(indices) > 1 else images[indices[0]][None]
-            sampled = self.sample(batch, num_inference_steps, own, degradation, tile, tile_batch_size, on_step)
+            lq = torch.stack([images[i] for i in indices]) if len(indices) > 1 else images[indices[0]][None]
+            size, lq = lq.shape[-2:], pad_to_multiple(lq, self._multiple)
+            for i in indices:
+                images[i] = None  # a large image is held once
+            sampled = self.sample(lq, num_inference_steps, own, degradation, tile, tile_batch_size, on_step, size)
             decoded = self.decode(sampled, decoder, fidelity).float().cpu()
             probabilities[indices] = sampled.condition.prompts.degradation_logits.float().softmax(dim=-1).cpu()
             for row, i in enumerate(indices):
                 restored[i] = from_tensor(decoded[row], output_type)
+            del lq, sampled, decoded  # before the next one's
         return DiffRestorerOutput(restored, probabilities)
 
     @torch.no_grad()
@@ -180,6 +184,7 @@ class DiffRestorerPipeline(DiffusionPipeline):
         tile: Tile = "auto",
         tile_batch_size: int | None = None,
         on_step: Callable[[int], object] | None = None,
+        size: Sequence[int] | None = None,
     ) -> SampledLatents:
         """Latents of restored images; `decode` turns them into pixels.
 
@@ -188,18 +193,18 @@ class DiffRestorerPipeline(DiffusionPipeline):
             tile: `auto` takes up to 1024x1024 pixels whole and a larger image by tiles of at most 1024x1024, smaller
                 ones where memory falls short; `none` takes any whole; a number is the side of the largest tile.
             tile_batch_size: tiles at a time; None: as many as make 1024x1024 pixels.
+            size: height and width before `lq` was padded; None: it has not been.
 
         Raises:
             ValueError: an option is not usable, or several images that need tiles were given at once.
         """
-        height, width = lq.shape[-2:]
+        height, width = size or lq.shape[-2:]
         side = tile_side(tile, height, width, self._multiple)
         if side is not None and len(lq) > 1:
             raise ValueError(f"images of {width}x{height} pixels are restored by tiles: sample them one by one")
         table = sampling_table(self.scheduler, num_inference_steps)
-        lq = self._to_device(lq)
-        prompts = self._read_prompts(lq, degradation)
-        padded = pad_to_multiple(lq, self._multiple)
+        padded = pad_to_multiple(self._to_device(lq), self._multiple)
+        prompts = self._read_prompts(padded[..., :height, :width], degradation)
         noise = self._noise(padded, generator)
 
         def run(side: int | None) -> SampledLatents:

@@ -86,13 +86,20 @@ def test_sizes_are_kept(size: tuple[int, int], trained: DiffRestorerPipeline) ->
 
 def test_padding_reflects_and_is_not_needed_where_the_size_fits() -> None:
     fits = image(32, 64)[None]
-    assert torch.equal(pad_to_multiple(fits, 32), fits)
+    assert pad_to_multiple(fits, 32) is fits, "a large image is held once"
     padded = pad_to_multiple(image(30, 33)[None], 32)
     assert padded.shape[-2:] == (32, 64)
     assert torch.equal(padded[0, :, :30, :33], image(30, 33))
     assert torch.equal(padded[0, :, 30], padded[0, :, 28]), "reflected, the edge itself once"
     assert torch.equal(padded[0, :, :, 33], padded[0, :, :, 31])
     assert (pad_to_multiple(image(1, 1)[None], 32) == image(1, 1)[None]).all(), "a single pixel is repeated"
+
+
+def test_the_caller_s_image_is_left_as_it_was(trained: DiffRestorerPipeline) -> None:
+    for size in ((32, 32), (20, 28)):
+        lq = image(*size)
+        restore(trained, lq, 0, output_type="pil")
+        assert torch.equal(lq, image(*size))
 
 
 def test_prompts_see_the_unpadded_image(trained: DiffRestorerPipeline) -> None:

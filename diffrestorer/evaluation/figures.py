@@ -27,6 +27,7 @@ SHOWN = Synthesis(noise=Noise((15.0, 50.0)), blur=Blur(defocus_share=0.0), jpeg=
 
 TILE = 156  # px: the page stays below 1.5 MB
 GAP = 6
+LARGE_SIDE, LARGE_STEPS, SHOWN_SIDE = 2048, 8, 512  # of figure=tiles
 CAPTION_HEIGHT = 20
 
 
@@ -36,10 +37,11 @@ def make_figure(config: FiguresConfig) -> Path:
     Raises:
         ValueError: there is no such figure or photo, or the file can't be written.
     """
-    if config.figure not in FIGURES:
+    draw = {**FIGURES, **MODEL_FIGURES}.get(config.figure)
+    if draw is None:
         return _make_paper_figure(config)
     path = Path(config.output_dir) / f"{config.figure}.png"
-    pixels = FIGURES[config.figure](config)
+    pixels = draw(config)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_photo(path, Photo(pixels))
     return path
@@ -53,7 +55,7 @@ def _make_paper_figure(config: FiguresConfig) -> Path:
             f"figures need {error.name}, which is not installed: pip install 'diffrestorer[eval]'"
         ) from None
     if config.figure not in PAPER_FIGURES:
-        offer = ", ".join((*FIGURES, *PAPER_FIGURES))
+        offer = ", ".join((*FIGURES, *MODEL_FIGURES, *PAPER_FIGURES))
         raise ValueError(f"figure={config.figure} is not there: choose one of {offer}")
     name = f"figure{config.figure}" if config.figure.isdigit() else config.figure
     path = Path(config.output_dir) / f"{name}.png"
@@ -87,11 +89,38 @@ def draw_degradations(config: FiguresConfig) -> np.ndarray:
     return _page([*rows, [("clean", clean), *mixtures, ("blur, out of focus", defocus)]])
 
 
+def draw_tiles(config: FiguresConfig) -> np.ndarray:
+    """A noisy photo of 2048x2048 pixels, restored by tiles: degraded, restored, and full-size where four tiles meet."""
+    import torch
+
+    from diffrestorer.models.backbones import PATCH
+    from diffrestorer.pipeline import DiffRestorerPipeline
+    from diffrestorer.tiling import AUTO_SIDE, Grid
+
+    clean = _photo(config.photo, LARGE_SIDE)
+    lq = degrade(clean, "noise", counter_rng(config.seed, "figure/tiles"), SHOWN)
+    pipe = DiffRestorerPipeline.from_pretrained(config.model)
+    generator = torch.Generator().manual_seed(config.seed)
+    restored = pipe(lq, LARGE_STEPS, generator, output_type="np").images[0]
+    restored = (restored * 255).round().astype(np.uint8)
+    grid = Grid.over(restored.shape[:2], AUTO_SIDE, 64)
+    # Where the second tile of each axis begins, in the middle: the first ends a quarter of a tile later.
+    top, left = (PATCH * (axis.starts[1] + axis.side // 8) - SHOWN_SIDE // 2 for axis in (grid.rows, grid.columns))
+    small = (cv2.resize(image, (SHOWN_SIDE, SHOWN_SIDE), interpolation=cv2.INTER_AREA) for image in (lq, restored))
+    shown = restored[top : top + SHOWN_SIDE, left : left + SHOWN_SIDE]
+    captions = ("2048 x 2048, noise", "restored by 3 x 3 tiles", "where four tiles meet, full size")
+    return _page([list(zip(captions, (*small, shown), strict=True))])
+
+
 FIGURES: dict[str, Callable[[FiguresConfig], np.ndarray]] = {"degradations": draw_degradations}
+"""Pictures that are the same bytes each time."""
+
+MODEL_FIGURES: dict[str, Callable[[FiguresConfig], np.ndarray]] = {"tiles": draw_tiles}
+"""Pictures that a model makes, in minutes."""
 
 
 def _photo(name: str, side: int) -> np.ndarray:
-    """The centre of a photo as uint8 (side, side, 3), shrunk by area."""
+    """The centre of a photo as uint8 (side, side, 3), shrunk by area or enlarged by cubics."""
     if name not in PHOTOS:
         raise ValueError(f"photo={name} is not there: choose one of {', '.join(PHOTOS)}")
     try:
@@ -101,18 +130,20 @@ def _photo(name: str, side: int) -> np.ndarray:
     photo = getattr(skimage.data, name)()
     square = min(photo.shape[:2])
     top, left = ((size - square) // 2 for size in photo.shape[:2])
-    return cv2.resize(photo[top : top + square, left : left + square], (side, side), interpolation=cv2.INTER_AREA)
+    method = cv2.INTER_AREA if side < square else cv2.INTER_CUBIC
+    return cv2.resize(photo[top : top + square, left : left + square], (side, side), interpolation=method)
 
 
 def _page(rows: Sequence[Sequence[tuple[str, np.ndarray]]]) -> np.ndarray:
-    """Rows of captioned tiles on white: uint8 (h, w, 3)."""
-    step_x, step_y = TILE + GAP, TILE + CAPTION_HEIGHT + GAP
+    """Rows of captioned tiles, squares of one size, on white: uint8 (h, w, 3)."""
+    side = len(rows[0][0][1])
+    step_x, step_y = side + GAP, side + CAPTION_HEIGHT + GAP
     page = Image.new("RGB", (GAP + max(map(len, rows)) * step_x, GAP + len(rows) * step_y), "white")
     draw = ImageDraw.Draw(page)
     font = ImageFont.load_default(size=13)
     for row, tiles in enumerate(rows):
         for column, (caption, pixels) in enumerate(tiles):
             left, top = GAP + column * step_x, GAP + row * step_y
-            draw.text((left + TILE // 2, top + CAPTION_HEIGHT // 2), caption, "black", font, anchor="mm")
+            draw.text((left + side // 2, top + CAPTION_HEIGHT // 2), caption, "black", font, anchor="mm")
             page.paste(Image.fromarray(pixels), (left, top + CAPTION_HEIGHT))
     return np.asarray(page)

@@ -117,10 +117,13 @@ class DegradationAwareRefinementBlock(nn.Module):
 
 
 def pad_to_multiple(images: Float[Tensor, "b 3 h w"], multiple: int) -> Float[Tensor, "b 3 hp wp"]:
-    """Pads right and bottom by reflection until both sides are multiples of `multiple`."""
+    """Pads right and bottom by reflection until both sides are multiples of `multiple`; the images themselves if so."""
     height, width = images.shape[-2:]
     bottom, right = -height % multiple, -width % multiple
+    if not (bottom or right):
+        return images
     # A reflection needs more pixels than it adds; the rest of a tiny image repeats its edge.
     first = (min(right, width - 1), min(bottom, height - 1))
     images = F.pad(images, (0, first[0], 0, first[1]), mode="reflect")
-    return F.pad(images, (0, right - first[0], 0, bottom - first[1]), mode="replicate")
+    rest = (0, right - first[0], 0, bottom - first[1])
+    return F.pad(images, rest, mode="replicate") if any(rest) else images
