@@ -12,7 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffrestorer.data.tensors import ImageInput, ImageTensor, OutputType, as_tensors, from_tensor
-from diffrestorer.engines import Engine
+from diffrestorer.engines.choice import EngineName, open_engine, place
+from diffrestorer.engines.engine import Engine
 from diffrestorer.model_folder import find_model
 from diffrestorer.models.backbones import PATCH, ImageEncoder
 from diffrestorer.models.blocks import pad_to_multiple
@@ -115,6 +116,42 @@ class DiffRestorerPipeline(DiffusionPipeline):
         check_finite(folder, pipeline.restorer.components())
         return pipeline
 
+    def prepare(
+        self,
+        device: str | torch.device = "auto",
+        engine: EngineName = "eager",
+        dtype: torch.dtype | None = None,
+    ) -> "DiffRestorerPipeline":
+        """Moves the networks to a device and chooses what runs them; returns the pipeline.
+
+        Args:
+            device: `auto` is a GPU if there is one, else the CPU.
+            engine: `eager`, `compile`, `graphs` or `openvino`; see `diffrestorer.engines.choice`.
+            dtype: of the weights; None: bfloat16 on GPUs, float32 on CPUs.
+
+        Raises:
+            ValueError: there is no such engine, it can't run on the device, or it is not installed.
+        """
+        target = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        opened = open_engine(engine, self.restorer, target)
+        place(self.restorer, target, dtype)
+        self.engine = opened
+        return self
+
+    def enable_model_cpu_offload(self, *args: Any, **kwargs: Any) -> None:
+        """Not supported: the denoiser runs UNet and control network layer by layer, past the offloading hooks.
+
+        Raises:
+            ValueError: always; it says what saves memory instead.
+        """
+        raise ValueError(
+            "offloading to the CPU is not supported: in bfloat16, prepare()'s default on a GPU, sd15's weights take "
+            "3.3 GiB; where memory falls short, give a smaller tile (tile=512)"
+        )
+
+    enable_sequential_cpu_offload = enable_model_cpu_offload
+    enable_group_offload = enable_model_cpu_offload
+
     @torch.no_grad()
     def __call__(
         self,
@@ -171,7 +208,7 @@ class DiffRestorerPipeline(DiffusionPipeline):
     def detect(self, image: ImageInput | Sequence[ImageInput]) -> Float[Tensor, "b 8"]:
         """Degradation probabilities of each image, in the order of `DEGRADATIONS`; restores nothing."""
         rows = [self._to_device(tensor[None]) for tensor in as_tensors(image)]
-        logits = torch.cat([self.restorer.read_prompts(row).degradation_logits for row in rows])
+        logits = torch.cat([self.engine.read_prompts(row).degradation_logits for row in rows])
         return logits.float().softmax(dim=-1).cpu()
 
     @torch.no_grad()
@@ -239,7 +276,7 @@ class DiffRestorerPipeline(DiffusionPipeline):
         return images[..., : sampled.height, : sampled.width].clamp_(0, 1)
 
     def _read_prompts(self, lq: Float[Tensor, "b 3 h w"], degradation: str | None) -> VisualPrompts:
-        prompts = self.restorer.read_prompts(lq)
+        prompts = self.engine.read_prompts(lq)
         if degradation is None:
             return prompts
         own = self.prompt_processor.prototype(degradation).expand(len(lq), -1)

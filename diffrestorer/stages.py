@@ -7,7 +7,7 @@ from functools import partial
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from diffrestorer.engines import Engine
+from diffrestorer.engines.engine import Engine
 from diffrestorer.models.backbones import PATCH, EncodedImage, decode_latents, encode_image
 from diffrestorer.models.prompt_processor import VisualPrompts
 from diffrestorer.models.restorer import Conditioning

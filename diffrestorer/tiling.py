@@ -98,7 +98,7 @@ class Grid:
         return cls(rows, columns, batch_size)
 
     def run(self, network: Network, canvases: Sequence[Canvas]) -> Canvas:
-        """What `network` makes of the canvases' tiles, averaged where tiles overlap.
+        """What `network` makes of the canvases' tiles, averaged in float32 where tiles overlap.
 
         Args:
             network: takes one batch of crops a canvas, returns one batch, at any whole number of values a cell.
@@ -110,11 +110,11 @@ class Grid:
             scale = outputs.shape[-2] // self.rows.side
             if blended is None:
                 size = (self.rows.length * scale, self.columns.length * scale)
-                blended = outputs.new_zeros(1, outputs.shape[1], *size)
+                blended = torch.zeros(1, outputs.shape[1], *size, device=outputs.device)
             for tile, output, weights in zip(tiles, outputs, self._weights(tiles, scale, outputs.device), strict=True):
-                self._crop(blended, tile).add_(output * weights.to(output.dtype))
+                self._crop(blended, tile).addcmul_(output.float(), weights)
         assert blended is not None, "a grid has tiles"
-        return blended
+        return blended.to(outputs.dtype)
 
     def run_shared(self, network: Network, canvases: Sequence[Canvas], multiple: int) -> Canvas:
         """Like `run`, for a network whose GroupNorms normalise every tile by the same statistics: those of the crops.

@@ -116,8 +116,8 @@ def encode_image(vae: AutoencoderKL, images: Float[Tensor, "b 3 h w"]) -> Encode
 
 
 def decode_latents(vae: AutoencoderKL, latents: Float[Tensor, "b l h8 w8"]) -> Float[Tensor, "b 3 h w"]:
-    """Decodes scaled latents with the VAE's own decoder to images in [0, 1] (not clamped)."""
-    return vae.decode(latents / vae.config.scaling_factor).sample / 2 + 0.5
+    """Decodes scaled latents with the VAE's own decoder to images in [0, 1] (not clamped), in float32."""
+    return vae.decode(latents / vae.config.scaling_factor).sample.float() / 2 + 0.5
 
 
 class ImageEncoder(ModelMixin, ConfigMixin):
@@ -147,11 +147,15 @@ class ImageEncoder(ModelMixin, ConfigMixin):
         self.image_size = vision_cfg["image_size"]
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
-        """P_CLIP of images in [0, 1]; the whole image is resized to CLIP's square, nothing is cropped away."""
+        """P_CLIP of images in [0, 1]."""
+        return self.visual(self.prepare(images))
+
+    def prepare(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 s s"]:
+        """Images in [0, 1] as the tower takes them: the whole image as CLIP's square, nothing is cropped away."""
         side = [self.image_size, self.image_size]
         if list(images.shape[-2:]) != side:
             images = resize(images, side, InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)
-        return self.visual(normalize(images, list(self.config.mean), list(self.config.std)))
+        return normalize(images, list(self.config.mean), list(self.config.std))
 
 
 def degradation_similarity(

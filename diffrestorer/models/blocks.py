@@ -108,7 +108,7 @@ class DegradationAwareRefinementBlock(nn.Module):
         features: Float[Tensor, "b c h w"],
         lq_features: Float[Tensor, "b c2 h w"],
         degradation_embedding: Float[Tensor, "b d"],
-        fidelity: float = 1.0,
+        fidelity: float | Float[Tensor, ""] = 1.0,
     ) -> Float[Tensor, "b c h w"]:
         """`fidelity` in [0, 1] weighs the refinement: 1 is the paper's block, 0 leaves the features as they are."""
         refined = self.merge(torch.cat([features, lq_features], dim=1))

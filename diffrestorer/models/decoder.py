@@ -107,9 +107,9 @@ class DegradationAwareDecoder(ModelMixin, ConfigMixin):
         latents: Float[Tensor, "b l h8 w8"],
         lq_features: Sequence[Float[Tensor, "b _ _ _"]],
         degradation_embedding: Float[Tensor, "b d"],
-        fidelity: float = 1.0,
+        fidelity: float | Float[Tensor, ""] = 1.0,
     ) -> Float[Tensor, "b 3 h w"]:
-        """Decodes scaled latents to an image in [0, 1] (not clamped).
+        """Decodes scaled latents to an image in [0, 1] (not clamped), in float32.
 
         Args:
             lq_features: the degraded image's VAE encoder features at 1/8, 1/4 and 1/2, from `encode_image`.
@@ -133,4 +133,4 @@ class DegradationAwareDecoder(ModelMixin, ConfigMixin):
         images = decoder.conv_out(decoder.conv_act(decoder.conv_norm_out(features)))
         if isinstance(decoder, PatchDecoder):
             images = images + decoder.shortcut(latents)
-        return images / 2 + 0.5
+        return images.float() / 2 + 0.5

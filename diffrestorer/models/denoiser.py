@@ -162,7 +162,7 @@ class Denoiser:
         timesteps: Int[Tensor, " n"],
         run: Callable[..., Any] | None = None,
     ) -> None:
-        self.run = run or network
+        self.run = network if run is None else run
         self.biases = network.biases(timesteps).unbind()
         self.constants = network.constants(semantic_embedding)
 

@@ -1,0 +1,183 @@
+"""The networks through OpenVINO, for CPUs: the same numbers in float32, in less time. An optional extra.
+
+Each network is traced at a small size on first use and compiled for any size. OpenVINO's own `convert_model` reports
+its use over the network; the frontend below it, which this file asks, does not.
+"""
+
+import functools
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from diffrestorer.engines.engine import Engine
+from diffrestorer.models.backbones import EncodedImage, decode_latents, encode_image
+from diffrestorer.models.denoiser import Denoiser
+from diffrestorer.models.prompt_processor import VisualPrompts
+from diffrestorer.models.restorer import Conditioning, Restorer
+
+try:
+    import openvino
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+except ImportError:
+    openvino = None
+
+EXAMPLE_SIDE = 128
+"""Pixels along a side of the image that networks are traced with."""
+
+Arrays = Float[Tensor, "..."]
+Compiled = Callable[..., list[Arrays]]
+
+
+class OpenVINOEngine(Engine):
+    """Runs the networks in OpenVINO; those of large images' tiles that share statistics, in PyTorch.
+
+    Args:
+        restorer: float32, on the CPU; its weights as they are when a network first runs.
+
+    Raises:
+        ValueError: OpenVINO is not installed.
+    """
+
+    def __init__(self, restorer: Restorer) -> None:
+        super().__init__(restorer)
+        if openvino is None:
+            raise ValueError("engine openvino needs OpenVINO: pip install 'diffrestorer[openvino]'")
+        self.encoder, self.refiner, self.sd_decoder = _Encoder(restorer), _Refiner(restorer), _Decoder(restorer)
+
+    def read_prompts(self, lq: Float[Tensor, "b 3 h w"]) -> VisualPrompts:
+        """See `Restorer.read_prompts`."""
+        (embedding,) = self._tower(self.restorer.image_encoder.prepare(lq))
+        return self.restorer.prompt_processor(embedding)
+
+    def condition(self, lq: Float[Tensor, "b 3 h w"], prompts: VisualPrompts) -> Conditioning:
+        """See `Restorer.condition`."""
+        latents, *features = self._encode(lq)
+        (control_features,) = self._control(lq, prompts.degradation_embedding, latents)
+        return Conditioning(prompts, EncodedImage(latents, tuple(features)), control_features)
+
+    def denoiser(self, semantic_embedding: Float[Tensor, "b t s"], timesteps: Int[Tensor, " n"]) -> Denoiser:
+        """See `Denoiser`."""
+        run = self._step if semantic_embedding.shape[1] == 1 else None
+        return Denoiser(self.network, semantic_embedding, timesteps, run and (lambda *inputs: run(*inputs)[0]))
+
+    def decode(
+        self, latents: Float[Tensor, "b l h8 w8"], condition: Conditioning, refined: bool, fidelity: float
+    ) -> Float[Tensor, "b 3 h w"]:
+        """See `Restorer.decode`."""
+        if not refined:
+            return self._decode(latents)[0]
+        features, embedding = condition.encoded.features, condition.prompts.degradation_embedding
+        return self._refine(latents, *features, embedding, torch.tensor(fidelity))[0]
+
+    @functools.cached_property
+    def _example(self) -> tuple[Float[Tensor, "b 3 h w"], Conditioning]:
+        lq = torch.rand(2, 3, EXAMPLE_SIDE, EXAMPLE_SIDE, generator=torch.Generator().manual_seed(0))
+        return lq, self.restorer.condition(lq, self.restorer.read_prompts(lq))
+
+    @functools.cached_property
+    def _tower(self) -> Compiled:
+        return compile_network(
+            self.restorer.image_encoder.visual, self.restorer.image_encoder.prepare(self._example[0])
+        )
+
+    @functools.cached_property
+    def _encode(self) -> Compiled:
+        return compile_network(self.encoder, self._example[0])
+
+    @functools.cached_property
+    def _control(self) -> Compiled:
+        lq, condition = self._example
+        inputs = (lq, condition.prompts.degradation_embedding, condition.encoded.latents)
+        return compile_network(self.restorer.control_encoder, *inputs)
+
+    @functools.cached_property
+    def _step(self) -> Compiled:
+        _, condition = self._example
+        latents, prompts = condition.encoded.latents, condition.prompts
+        denoiser = Denoiser(self.network, prompts.semantic_embedding, torch.tensor([500]))
+        inputs = (latents, condition.control_features, latents, denoiser.biases[0], *denoiser.constants)
+        return compile_network(self.network, *inputs)
+
+    @functools.cached_property
+    def _refine(self) -> Compiled:
+        _, condition = self._example
+        encoded, embedding = condition.encoded, condition.prompts.degradation_embedding
+        return compile_network(self.refiner, encoded.latents, *encoded.features, embedding, torch.tensor(0.5))
+
+    @functools.cached_property
+    def _decode(self) -> Compiled:
+        return compile_network(self.sd_decoder, self._example[1].encoded.latents)
+
+
+class _Encoder(nn.Module):
+    """The VAE's encoder: images to latents and the features the decoder refines with."""
+
+    def __init__(self, restorer: Restorer) -> None:
+        super().__init__()
+        self.vae = restorer.vae
+
+    def forward(self, images: Float[Tensor, "b 3 h w"]) -> tuple[Arrays, ...]:
+        encoded = encode_image(self.vae, images)
+        return encoded.latents, *encoded.features
+
+
+class _Decoder(nn.Module):
+    """The VAE's decoder."""
+
+    def __init__(self, restorer: Restorer) -> None:
+        super().__init__()
+        self.vae = restorer.vae
+
+    def forward(self, latents: Float[Tensor, "b l h8 w8"]) -> Float[Tensor, "b 3 h w"]:
+        return decode_latents(self.vae, latents)
+
+
+class _Refiner(nn.Module):
+    """The Degradation-aware Decoder, its features one by one."""
+
+    def __init__(self, restorer: Restorer) -> None:
+        super().__init__()
+        self.decoder = restorer.decoder
+
+    def forward(
+        self,
+        latents: Float[Tensor, "b l h8 w8"],
+        at_8: Float[Tensor, "b _ h8 w8"],
+        at_4: Float[Tensor, "b _ h4 w4"],
+        at_2: Float[Tensor, "b _ h2 w2"],
+        degradation_embedding: Float[Tensor, "b d"],
+        fidelity: Float[Tensor, ""],
+    ) -> Float[Tensor, "b 3 h w"]:
+        return self.decoder(latents, (at_8, at_4, at_2), degradation_embedding, fidelity)
+
+
+@torch.no_grad()
+def compile_network(network: nn.Module, *inputs: Float[Tensor, "..."]) -> Compiled:
+    """A network as a function of tensors to a list of tensors, of any batch and size.
+
+    Args:
+        inputs: examples, of more than one image and of a size that the network takes.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the tracer's, about what depends on the number of channels only
+        traced = torch.jit.freeze(torch.jit.trace(network.eval(), inputs, check_trace=False))
+        decoder = TorchScriptPythonDecoder(traced)
+        frontend = FrontEndManager().load_by_framework("pytorch")
+        model = frontend.convert(frontend.load(decoder))
+    settings: dict[str, Any] = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+    }
+    request = openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
+
+    def run(*inputs: Float[Tensor, "..."]) -> list[Arrays]:
+        arrays = {i: tensor.contiguous().numpy() for i, tensor in enumerate(inputs)}
+        return [torch.from_numpy(output) for output in request.infer(arrays, share_inputs=True).values()]
+
+    return run
