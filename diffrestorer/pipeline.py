@@ -14,7 +14,7 @@ from torch import Tensor
 from diffrestorer.data.tensors import ImageInput, ImageTensor, OutputType, as_tensors, from_tensor
 from diffrestorer.engines.choice import EngineName, open_engine, place
 from diffrestorer.engines.engine import Engine
-from diffrestorer.model_folder import find_model
+from diffrestorer.model_folder import find_model, no_loading_bar, write_model_card
 from diffrestorer.models.backbones import PATCH, ImageEncoder
 from diffrestorer.models.blocks import pad_to_multiple
 from diffrestorer.models.components import check_finite, check_model_folder
@@ -105,16 +105,22 @@ class DiffRestorerPipeline(DiffusionPipeline):
         Args:
             pretrained_model_name_or_path: `mini` (bundled), a model folder, the output folder of a training run, or a
                 hub id.
-            kwargs: diffusers' own, such as `torch_dtype` (float32 by default, whatever the files hold).
+            kwargs: diffusers' own, such as `dtype` (float32 by default, whatever the files hold).
 
         Raises:
             ModelFolderError: nothing is there, or a file is missing, truncated or does not fit, or holds a NaN.
         """
         folder = find_model(pretrained_model_name_or_path)
         check_model_folder(folder)
-        pipeline = super().from_pretrained(folder, **kwargs)
+        with no_loading_bar():
+            pipeline = super().from_pretrained(folder, **{"use_safetensors": True, **kwargs})
         check_finite(folder, pipeline.restorer.components())
         return pipeline
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Writes a model folder, with a model card where it has none; `kwargs` are diffusers' own."""
+        super().save_pretrained(save_directory, **kwargs)
+        write_model_card(self.restorer, Path(save_directory))
 
     def prepare(
         self,

@@ -297,11 +297,33 @@ def test_a_saved_folder_comes_back_equal(trained: DiffRestorerPipeline, folder: 
 
 
 def test_a_folder_names_no_machine_and_its_parts(folder: Path) -> None:
-    assert {path.name for path in folder.iterdir()} == {"model_index.json", "scheduler", *COMPONENTS}
+    assert {path.name for path in folder.iterdir()} == {"README.md", "model_index.json", "scheduler", *COMPONENTS}
     for path in folder.rglob("*.json"):
         assert str(folder.parent) not in path.read_text()
     files = {path.name for path in folder.rglob("*") if path.is_file()}
-    assert files == {"model_index.json", "scheduler_config.json", "config.json", WEIGHTS_NAME}
+    assert files == {"README.md", "model_index.json", "scheduler_config.json", "config.json", WEIGHTS_NAME}
+
+
+def test_a_folder_gets_a_card_and_keeps_its_own(trained: DiffRestorerPipeline, folder: Path, tmp_path: Path) -> None:
+    card = (folder / "README.md").read_text()
+    for line in ("library_name: diffusers", "pipeline_tag: image-to-image", "| `unet` | UNet2DConditionModel |"):
+        assert line in card
+    (tmp_path / "README.md").write_text("mine")
+    trained.save_pretrained(tmp_path)
+    assert (tmp_path / "README.md").read_text() == "mine"
+
+
+def test_pickled_weights_are_refused(trained: DiffRestorerPipeline, folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "model")
+    (tmp_path / "model" / "unet" / WEIGHTS_NAME).unlink()
+    torch.save(trained.unet.state_dict(), tmp_path / "model" / "unet" / "diffusion_pytorch_model.bin")
+    with pytest.raises(ModelFolderError, match=rf"unet/{WEIGHTS_NAME} is missing"):
+        DiffRestorerPipeline.from_pretrained(tmp_path / "model")
+
+
+def test_loading_shows_no_bar(folder: Path, capfd: pytest.CaptureFixture) -> None:
+    DiffRestorerPipeline.from_pretrained(folder)
+    assert "Loading" not in capfd.readouterr().err
 
 
 def test_the_index_is_the_one_diffusers_writes(trained: DiffRestorerPipeline, folder: Path, tmp_path: Path) -> None:
@@ -416,7 +438,7 @@ def test_another_architecture_is_refused(folder: Path, tmp_path: Path) -> None:
 
 
 def test_half_precision_weights_are_used_as_asked(folder: Path) -> None:
-    loaded = DiffRestorerPipeline.from_pretrained(folder, torch_dtype=torch.bfloat16)
+    loaded = DiffRestorerPipeline.from_pretrained(folder, dtype=torch.bfloat16)
     loaded.set_progress_bar_config(disable=True)
     assert loaded.unet.dtype == torch.bfloat16
     (restored,) = restore(loaded, image(16, 16), 0).images

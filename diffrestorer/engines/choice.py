@@ -42,5 +42,6 @@ def place(restorer: Restorer, device: torch.device, dtype: torch.dtype | None = 
         dtype: overrides the precision.
     """
     gpu = device.type == "cuda"
-    layout = torch.channels_last if gpu else torch.preserve_format
-    restorer.to(device, dtype or (torch.bfloat16 if gpu else torch.float32), memory_format=layout)
+    restorer.to(device, dtype or (torch.bfloat16 if gpu else torch.float32))
+    if gpu:
+        restorer.to(memory_format=torch.channels_last)

@@ -56,9 +56,9 @@ class OpenVINOEngine(Engine):
 
     def condition(self, lq: Float[Tensor, "b 3 h w"], prompts: VisualPrompts) -> Conditioning:
         """See `Restorer.condition`."""
-        latents, *features = self._encode(lq)
+        latents, at_8, at_4, at_2 = self._encode(lq)
         (control_features,) = self._control(lq, prompts.degradation_embedding, latents)
-        return Conditioning(prompts, EncodedImage(latents, tuple(features)), control_features)
+        return Conditioning(prompts, EncodedImage(latents, (at_8, at_4, at_2)), control_features)
 
     def denoiser(self, semantic_embedding: Float[Tensor, "b t s"], timesteps: Int[Tensor, " n"]) -> Denoiser:
         """See `Denoiser`."""
@@ -72,6 +72,7 @@ class OpenVINOEngine(Engine):
         if not refined:
             return self._decode(latents)[0]
         features, embedding = condition.encoded.features, condition.prompts.degradation_embedding
+        assert features is not None, "a whole image keeps them"
         return self._refine(latents, *features, embedding, torch.tensor(fidelity))[0]
 
     @functools.cached_property
@@ -107,6 +108,7 @@ class OpenVINOEngine(Engine):
     def _refine(self) -> Compiled:
         _, condition = self._example
         encoded, embedding = condition.encoded, condition.prompts.degradation_embedding
+        assert encoded.features is not None
         return compile_network(self.refiner, encoded.latents, *encoded.features, embedding, torch.tensor(0.5))
 
     @functools.cached_property
@@ -123,6 +125,7 @@ class _Encoder(nn.Module):
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> tuple[Arrays, ...]:
         encoded = encode_image(self.vae, images)
+        assert encoded.features is not None
         return encoded.latents, *encoded.features
 
 

@@ -64,7 +64,7 @@ class PipelineRunner:
 
     def __init__(self, methods: Sequence[Method], config: EvaluateConfig, device: torch.device) -> None:
         dtype = getattr(torch, config.dtype)
-        self.pipe = DiffRestorerPipeline.from_pretrained(methods[0].source, torch_dtype=dtype).to(device)
+        self.pipe = DiffRestorerPipeline.from_pretrained(methods[0].source, dtype=dtype).to(device)
         self.pipe.set_progress_bar_config(disable=True)
         self.config = config
         for method in methods:
@@ -163,7 +163,7 @@ def load_consistency_decoder(source: str, pipe: DiffRestorerPipeline) -> Consist
         UnavailableError: its weights can't be had, or the model's latents are not Stable Diffusion's.
     """
     try:
-        vae = ConsistencyDecoderVAE.from_pretrained(source, torch_dtype=pipe.dtype)
+        vae = ConsistencyDecoderVAE.from_pretrained(source, dtype=pipe.dtype)
     except (OSError, ValueError) as error:
         raise UnavailableError(
             f"no Consistency Decoder at {source!r} ({str(error).splitlines()[0]}): give consistency_decoder=FOLDER "

@@ -177,13 +177,13 @@ class Denoiser:
         return self.run(noisy_latents, control_features, lq_latents, self.biases[step], *self.constants)
 
 
-def _places(kind: type[nn.Module], *networks: nn.Module) -> dict[nn.Module, int]:
+def _places(kind: type[Any], *networks: nn.Module) -> dict[Any, int]:
     """The modules of a kind, each with its place among them."""
     found = [module for network in networks for module in network.modules() if isinstance(module, kind)]
     return {module: place for place, module in enumerate(found)}
 
 
-def _pairs(block: nn.Module) -> list[tuple[ResnetBlock2D, Transformer2DModel | None]]:
+def _pairs(block: Any) -> list[tuple[ResnetBlock2D, Transformer2DModel | None]]:
     """A block's residual blocks, each with the transformer that follows it."""
     attentions = getattr(block, "attentions", None) or [None] * len(block.resnets)
     return list(zip(block.resnets, attentions, strict=True))
