@@ -168,8 +168,7 @@ def compile_network(network: nn.Module, *inputs: Float[Tensor, "..."]) -> Compil
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer's, about what depends on the number of channels only
-        traced = torch.jit.freeze(torch.jit.trace(network.eval(), inputs, check_trace=False))
-        decoder = TorchScriptPythonDecoder(traced)
+        decoder = TorchScriptPythonDecoder(network.eval(), example_input=inputs)
         frontend = FrontEndManager().load_by_framework("pytorch")
         model = frontend.convert(frontend.load(decoder))
     settings: dict[str, Any] = {
