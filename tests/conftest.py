@@ -102,6 +102,30 @@ def tiny_restorer(tiny_config: "ModelConfig") -> "Restorer":
 
 
 @pytest.fixture(scope="session")
+def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder of mini's networks with random weights and class prototypes. Shared: change a copy."""
+    import torch
+    from diffusers import UniPCMultistepScheduler
+
+    from diffrestorer.config.composition import load
+    from diffrestorer.config.schema import Stage1Config
+    from diffrestorer.degradations import DEGRADATIONS
+    from diffrestorer.models.pretrained import load_base
+    from diffrestorer.models.restorer import build_restorer
+    from diffrestorer.pipeline import save_model_folder
+
+    folder = tmp_path_factory.mktemp("random_model")
+    config = load("train_stage1", Stage1Config, ["model=mini", "model.base=none"]).model
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        restorer = build_restorer(config, *load_base(config)).eval()
+        labels = torch.arange(len(DEGRADATIONS))
+        restorer.prompt_processor.record_prototypes(torch.randn(len(labels), config.image_encoder["embed_dim"]), labels)
+    save_model_folder(restorer, UniPCMultistepScheduler(**config.scheduler), folder, torch.float16)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def randomised() -> Callable[[Module], Module]:
     """A copy of a module whose zero-initialised (and all other) parameters carry some noise: trained, as it were."""
     import torch

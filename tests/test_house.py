@@ -19,7 +19,7 @@ PACKAGE = ROOT / "diffrestorer"
 ROWS = (
     ("cli",),
     ("app",),
-    ("training", "evaluation"),
+    ("training", "evaluation", "photos"),
     ("pipeline",),
     ("stages",),
     ("engines",),
@@ -138,9 +138,9 @@ def test_nothing_prints() -> None:
         place(file, node)
         for file, node in nodes()
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
-        if file != PACKAGE / "cli.py"
+        if file.parent != PACKAGE / "cli"
     ]
-    refuse(offences, "print() only in cli.py; elsewhere rich's console")
+    refuse(offences, "print() only in cli/; elsewhere rich's console")
 
 
 def test_import_path_is_left_alone() -> None:

@@ -8,7 +8,7 @@ import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,8 +105,8 @@ def _reason(error: Exception) -> str:
     return "the file is cut off" if cut_off else "the image data is damaged"
 
 
-def write_photo(path: str | Path, photo: Photo, format: str = "png") -> None:
-    """Write an image file that appears whole or not at all, over an older one if there is one.
+def write_photo(path: str | Path, photo: Photo, format: str = "png", overwrite: bool = True) -> bool:
+    """Write an image file that appears whole or not at all, over an older one if there is one and `overwrite` is true.
 
     It is written to a hidden temporary file in the same folder, then takes the final name; a failure or an interruption
     removes that file (only SIGKILL at that very moment can leave it). The ICC profile is kept, in a 16-bit PNG too; no
@@ -116,6 +116,9 @@ def write_photo(path: str | Path, photo: Photo, format: str = "png") -> None:
         path: the output; its folder exists.
         photo: uint16 pixels become a 16-bit PNG, or 8-bit in the other formats.
         format: `png`, `jpg` (quality 95, 4:4:4; alpha is dropped) or `webp` (quality 95).
+
+    Returns:
+        Whether it was written: not where something has the name already and `overwrite` is false.
 
     Raises:
         ImageError: the image is too large for the format, or the file can't be written.
@@ -132,25 +135,46 @@ def write_photo(path: str | Path, photo: Photo, format: str = "png") -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        if not overwrite:
+            return _name_new(temporary, path)
         os.replace(temporary, path)
+        return True
     except OSError as error:
         raise ImageError(f"it cannot be written ({error.strerror})") from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def find_images(folder: str | Path) -> list[Path]:
+def _name_new(temporary: Path, path: str | Path) -> bool:
+    """Gives a file its name unless something has it already."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without hard links; two writers at the very same moment: the later one wins
+        if os.path.lexists(path):
+            return False
+        os.replace(temporary, path)
+    return True
+
+
+def find_images(folder: str | Path, on_error: Callable[[Path, ImageError], object] | None = None) -> list[Path]:
     """Files below `folder`, at any depth, with a suffix in `IMAGE_SUFFIXES`, sorted by their POSIX path in it.
 
     Hidden files and folders are skipped, links to folders are not followed.
 
+    Args:
+        on_error: told of a folder that can't be listed, and why; the search goes on without it.
+
     Raises:
-        ImageError: `folder`, or a folder in it, can't be listed: its images would be lost without a word.
+        ImageError: without `on_error`, where a folder can't be listed: its images would be lost without a word.
     """
 
     def refuse(error: OSError) -> None:
         name = os.path.relpath(error.filename, folder)
-        raise ImageError(f"its folder {name!r} cannot be listed ({error.strerror})") from error
+        if on_error is None:
+            raise ImageError(f"its folder {name!r} cannot be listed ({error.strerror})") from error
+        on_error(Path(error.filename), ImageError(f"it cannot be listed ({error.strerror})"))
 
     found: list[Path] = []
     for parent, folders, files in os.walk(folder, onerror=refuse):

@@ -1,0 +1,59 @@
+"""Several processes, one a GPU, as `accelerate launch` and torchrun start them."""
+
+import os
+from collections import Counter
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from diffrestorer.cli.run import StopError
+
+Result = TypeVar("Result")
+
+_PATIENCE = timedelta(days=30)  # of a process whose share is done: the others may take that long
+
+
+class Processes:
+    """Which of the processes this one is; alone unless a launcher says otherwise.
+
+    Attributes:
+        index: of this process, from 0.
+        count: of the processes.
+    """
+
+    def __init__(self, device: str) -> None:
+        """Joins the others; `device` is what --device says."""
+        self.index, self.count = 0, int(os.environ.get("WORLD_SIZE", "1"))
+        if self.count > 1:
+            import torch
+            from accelerate import PartialState
+
+            alone = device == "cpu" or not torch.cuda.is_available()
+            self.index = PartialState(cpu=alone, timeout=_PATIENCE).process_index
+
+    def from_first(self, make: Callable[[], Result]) -> Result:
+        """What `make` returns in the first process, in all of them; they stop where it stops, without a word."""
+        if self.count == 1:
+            return make()
+        from accelerate.utils import broadcast_object_list
+
+        made: list[Any] = [None]
+        stopped: StopError | None = None
+        if self.index == 0:
+            try:
+                made = [make()]
+            except StopError as error:
+                stopped = error
+                made = [StopError("", error.status)]
+        broadcast_object_list(made)
+        if isinstance(made[0], StopError):
+            raise stopped or made[0]
+        return made[0]
+
+    def total(self, tally: Counter[str]) -> Counter[str]:
+        """The sum of all processes' tallies, once the last of them has got here."""
+        if self.count == 1:
+            return tally
+        from accelerate.utils import gather_object
+
+        return sum(gather_object([tally]), Counter())

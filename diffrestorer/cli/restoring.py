@@ -1,0 +1,133 @@
+"""`diffrestorer restore`: photos of one size together, few in memory, the disk working beside the networks."""
+
+import argparse
+import os
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from diffrestorer.cli.planning import plan
+from diffrestorer.cli.processes import Processes
+from diffrestorer.cli.run import EXIT_FAILURES, EXIT_USAGE, Job, Run, StopError
+from diffrestorer.cli.writing import Writer
+from diffrestorer.data.images import ImageError, Photo
+from diffrestorer.photos import Options, check_options, printable, read, reason, restore
+
+
+def main(run: Run) -> int:
+    """Restores this process's share of the photos; returns the exit status, that of all processes together."""
+    processes = Processes(run.arguments.device)
+    jobs = processes.from_first(lambda: plan(run))[processes.index :: processes.count]
+    if jobs:
+        _check_output(run)
+        _restore_all(run, jobs, hidden=processes.index > 0)
+    tally = processes.total(run.tally)
+    if processes.index == 0:
+        run.say(f"restored {tally['restored']}, skipped {tally['skipped']} (already there), failed {tally['failed']}")
+    return EXIT_FAILURES if tally["failed"] else 0
+
+
+def _check_output(run: Run) -> None:
+    folder = run.arguments.output
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()  # better known now than after the first photo
+    except OSError as error:
+        raise StopError(f"can't write to {printable(folder)} ({error.strerror})", EXIT_USAGE) from error
+
+
+def _options(arguments: argparse.Namespace) -> Options:
+    names = ("steps", "seed", "decoder", "fidelity", "degradation", "tile")
+    return Options(**{name: getattr(arguments, name) for name in names})
+
+
+def _restore_all(run: Run, jobs: Sequence[Job], hidden: bool) -> None:
+    """Restores photos in batches of one size under a progress bar (not where it is `hidden`)."""
+    options, batch_size, pipe = _options(run.arguments), run.arguments.batch_size, run.load()
+    try:
+        check_options(pipe, options)
+    except ValueError as error:
+        raise StopError(str(error), EXIT_USAGE) from error
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    quiet = hidden or not run.console.is_terminal
+    with (
+        Progress(*columns, console=run.console, redirect_stdout=False, disable=quiet) as progress,
+        Writer(run) as writer,
+        closing(_read_ahead(run, jobs, batch_size)) as photos,
+    ):
+        bar, done = progress.add_task("", total=len(jobs)), 0
+        waiting: dict[tuple[int, ...], list[tuple[Job, Photo]]] = {}
+        for job, photo in photos:
+            if photo is not None:
+                waiting.setdefault(photo.pixels.shape, []).append((job, photo))
+            full = [shape for shape, group in waiting.items() if len(group) == batch_size]
+            many = sum(map(len, waiting.values())) > 4 * batch_size
+            for shape in list(waiting) if job is jobs[-1] else full or list(waiting)[:many]:
+                group = waiting.pop(shape)
+                _restore_group(writer, pipe, group, options, lambda n: progress.advance(bar, n / options.steps))
+                done += len(group)
+                progress.update(bar, completed=done)
+            if photo is None:
+                done += 1
+                progress.update(bar, completed=done)
+            if writer.full:
+                break
+    if writer.full:
+        folder, count = printable(run.arguments.output), run.tally["restored"]
+        raise StopError(f"{folder} takes no more files: stopped; {count} restored so far stand", EXIT_FAILURES)
+
+
+def _read_ahead(run: Run, jobs: Sequence[Job], ahead: int) -> Iterator[tuple[Job, Photo | None]]:
+    """Each job with its photo, or None where there is nothing to restore; the next photos are read meanwhile."""
+    with ThreadPoolExecutor(1) as reader:
+        reading: deque[tuple[Job, Future[Photo | None]]] = deque()
+        for job in [*jobs, *[None] * ahead]:
+            if job is not None:
+                reading.append((job, reader.submit(_read, run, job)))
+            if reading and (job is None or len(reading) > ahead):
+                yield _taken(run, *reading.popleft())
+
+
+def _read(run: Run, job: Job) -> Photo | None:
+    """The photo, or None where another run has written the output meanwhile."""
+    if job.output is not None and os.path.lexists(job.output) and not run.arguments.overwrite:
+        return None
+    return read(job.input)
+
+
+def _taken(run: Run, job: Job, future: "Future[Photo | None]") -> tuple[Job, Photo | None]:
+    try:
+        photo = future.result()
+    except ImageError as error:
+        run.report(job, "failed", reason=str(error))
+        return job, None
+    if photo is None:
+        run.report(job, "skipped", reason="already there")
+    return job, photo
+
+
+def _restore_group(
+    writer: Writer,
+    pipe: Any,
+    group: Sequence[tuple[Job, Photo]],
+    options: Options,
+    on_step: Callable[[int], object],
+) -> None:
+    """Restores photos of one size: in one batch, or one by one where that fails."""
+    try:
+        results = restore(pipe, [photo for _, photo in group], options, on_step)
+    except Exception as error:  # networks fail in many ways, for lack of memory above all
+        why = reason(error)
+    else:
+        for (job, _), restored in zip(group, results, strict=True):
+            writer.add(job, restored)
+        return
+    if len(group) == 1:
+        return writer.run.report(group[0][0], "failed", reason=why)
+    for pair in group:
+        _restore_group(writer, pipe, [pair], options, on_step)

@@ -1,0 +1,151 @@
+"""Photos through the pipeline: what the command line and the web page have in common. Imports torch when it is used."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from diffrestorer.data.images import ImageError, Photo, read_photo
+from diffrestorer.degradations import DEGRADATIONS
+from diffrestorer.memory import free_memory
+
+LARGEST_PHOTO = 200_000_000  # pixels, width x height; a larger one is refused by its header
+DECODE_BYTES = 64  # a pixel: its file, the decoded and the float image, with a margin
+CANVAS_BYTES = 64  # a pixel, whatever the tiles; measured: 57
+RESTORE_BYTES = 28  # a pixel and channel of the VAE's widest full-size features; measured: 23 (mini) to 26 (sd15)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How photos are restored: arguments of `DiffRestorerPipeline.__call__`, and the seed of each photo's noise."""
+
+    steps: int = 20
+    seed: int = 0
+    decoder: Literal["refined", "sd"] = "refined"
+    fidelity: float = 1.0
+    degradation: str | None = None
+    tile: Literal["auto", "none"] | int = "auto"
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A restored photo with the depth, alpha and profile of the degraded one, and the probabilities detected in it."""
+
+    photo: Photo
+    degradations: dict[str, float]
+
+
+def load_pipeline(model: str, device: str) -> Any:
+    """A DiffRestorerPipeline on `device` (`auto`: a GPU if there is one); libraries keep quiet.
+
+    Raises:
+        ValueError: the device can't be used, or the model can't be loaded.
+    """
+    import torch
+    from diffusers.utils import logging as diffusers_logging
+
+    from diffrestorer.pipeline import DiffRestorerPipeline
+
+    diffusers_logging.set_verbosity_error()
+    diffusers_logging.disable_progress_bar()
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    try:
+        torch.zeros(1, device=device).item()
+    except Exception as error:  # torch raises several kinds, with hints for its developers
+        raise ValueError(f"device {device!r} can't be used on this machine; try --device cpu") from error
+    try:
+        pipe = DiffRestorerPipeline.from_pretrained(model).to(device)
+    except Exception as error:  # a ModelFolderError, or what only the loading of a whole model finds
+        raise ValueError(f"the model {model!r} can't be loaded: {reason(error)}") from error
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def check_options(pipe: Any, options: Options) -> None:
+    """Refuses what the model can't do, before anything is read.
+
+    Raises:
+        ValueError: the model holds no prototype of `options.degradation`.
+    """
+    if options.degradation is not None:
+        pipe.prompt_processor.prototype(options.degradation)
+
+
+def read(path: str | Path, max_pixels: int = LARGEST_PHOTO) -> Photo:
+    """A photo of at most `max_pixels` that memory can hold; raises `ImageError`, as `read_photo` does."""
+    return read_photo(path, min(max_pixels, free_memory() // DECODE_BYTES))
+
+
+def detect(pipe: Any, photo: Photo) -> dict[str, float]:
+    """How probable each degradation is."""
+    return _by_name(pipe.detect(photo.pixels)[0])
+
+
+def restore(
+    pipe: Any, photos: Sequence[Photo], options: Options, on_step: Callable[[int], object] | None = None
+) -> list[Restored]:
+    """Restores photos of one size as one batch; each has its own generator, so that company changes nothing.
+
+    Args:
+        on_step: told after every denoising step how many photos it was a step of.
+
+    Raises:
+        ImageError: memory falls short, or the model returns invalid numbers.
+        Exception: networks fail in many ways; see `reason`.
+    """
+    from torch import Generator
+
+    need, free = _memory_needed(pipe, photos, options), int(0.8 * free_memory())
+    if pipe.device.type == "cpu" and need > free:  # a GPU says when it is full, here the system would kill
+        raise ImageError(f"restoring it takes about {need / 1e6:.0f} MB of memory, {free / 1e6:.0f} MB are free")
+    result = pipe(
+        [photo.pixels for photo in photos],
+        num_inference_steps=options.steps,
+        generator=[Generator().manual_seed(options.seed) for _ in photos],
+        decoder=options.decoder,
+        fidelity=options.fidelity,
+        output_type="np",
+        degradation=options.degradation,
+        tile=options.tile,
+        on_step=on_step,
+    )
+    restored = []
+    for photo, image, row in zip(photos, result.images, result.degradation_probabilities, strict=True):
+        if not np.isfinite(image).all():
+            raise ImageError("the model turned it into invalid numbers")
+        kind = photo.pixels.dtype
+        pixels = (image * np.iinfo(kind).max).round().astype(kind)
+        restored.append(Restored(replace(photo, pixels=pixels), _by_name(row)))
+    return restored
+
+
+def reason(error: Exception) -> str:
+    """A failure as one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}"
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    full = isinstance(error, MemoryError) or "out of memory" in line.lower() or "can't allocate memory" in line
+    return "there is not enough memory for it" if full else line
+
+
+def printable(path: str | Path) -> str:
+    """A path as one line of valid text, whatever bytes are in it."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in os.fspath(path))
+
+
+def _memory_needed(pipe: Any, photos: Sequence[Photo], options: Options) -> int:
+    """Bytes that restoring photos of one size takes at its peak, roughly."""
+    from diffrestorer.tiling import WHOLE_PIXELS, tile_side
+
+    height, width = photos[0].pixels.shape[:2]
+    side, size = tile_side(options.tile, height, width, 1), len(photos) * height * width
+    # Photos that need tiles go one by one, their tiles in batches of 1024x1024 pixels; overlaps make them up to twice.
+    at_once = size if side is None else min(2 * height * width, max(side**2, WHOLE_PIXELS))
+    return at_once * RESTORE_BYTES * int(pipe.vae.config.block_out_channels[1]) + size * CANVAS_BYTES
+
+
+def _by_name(row: Any) -> dict[str, float]:
+    return dict(zip(DEGRADATIONS, row.tolist(), strict=True))
