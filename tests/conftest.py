@@ -119,6 +119,9 @@ def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         restorer = build_restorer(config, *load_base(config)).eval()
+        for parameter in restorer.parameters():
+            if not parameter.any():  # what starts at zero, so that every path matters
+                torch.nn.init.normal_(parameter, std=0.05)
         labels = torch.arange(len(DEGRADATIONS))
         restorer.prompt_processor.record_prototypes(torch.randn(len(labels), config.image_encoder["embed_dim"]), labels)
     save_model_folder(restorer, UniPCMultistepScheduler(**config.scheduler), folder, torch.float16)

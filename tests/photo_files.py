@@ -27,6 +27,15 @@ def files_in(folder: Path) -> list[str]:
     return sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if not file.is_dir())
 
 
+def claim(path: Path, width: int, height: int) -> Path:
+    """A PNG of a few bytes whose header promises so many pixels."""
+    size = width.to_bytes(4, "big") + height.to_bytes(4, "big")
+    chunks = (b"IHDR" + size + bytes([8, 2, 0, 0, 0]), b"IDAT" + zlib.compress(b"\0" * 99))
+    framed = [(len(c) - 4).to_bytes(4, "big") + c + zlib.crc32(c).to_bytes(4, "big") for c in chunks]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(framed))
+    return path
+
+
 def write_bad_files(folder: Path) -> dict[str, str]:
     """Seven files that can't be restored -> a word of the reason."""
     (folder / "empty.png").write_bytes(b"")
@@ -34,9 +43,7 @@ def write_bad_files(folder: Path) -> dict[str, str]:
     Image.fromarray(noise(64, 64)).save(whole, "JPEG")
     (folder / "half.jpg").write_bytes(whole.getvalue()[: len(whole.getvalue()) // 2])
     (folder / "text.png").write_text("no picture")
-    chunks = (b"IHDR" + (60_000).to_bytes(4, "big") * 2 + bytes([8, 2, 0, 0, 0]), b"IDAT" + zlib.compress(b"\0" * 99))
-    framed = [(len(c) - 4).to_bytes(4, "big") + c + zlib.crc32(c).to_bytes(4, "big") for c in chunks]
-    (folder / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(framed))
+    claim(folder / "bomb.png", 60_000, 60_000)
     frames = [Image.fromarray(noise()) for _ in range(3)]
     frames[0].save(folder / "moving.gif", save_all=True, append_images=frames[1:])
     Image.fromarray(RNG.random((8, 8), dtype=np.float32)).save(folder / "floats.tif")

@@ -4,7 +4,7 @@ import argparse
 import os
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
@@ -82,7 +82,7 @@ def _restore_all(run: Run, jobs: Sequence[Job], hidden: bool) -> None:
         raise StopError(f"{folder} takes no more files: stopped; {count} restored so far stand", EXIT_FAILURES)
 
 
-def _read_ahead(run: Run, jobs: Sequence[Job], ahead: int) -> Iterator[tuple[Job, Photo | None]]:
+def _read_ahead(run: Run, jobs: Sequence[Job], ahead: int) -> Generator[tuple[Job, Photo | None]]:
     """Each job with its photo, or None where there is nothing to restore; the next photos are read meanwhile."""
     with ThreadPoolExecutor(1) as reader:
         reading: deque[tuple[Job, Future[Photo | None]]] = deque()

@@ -14,7 +14,7 @@ def restore(random_model: Path, tmp_path: Path) -> Callable[..., int]:
 
     def run(*arguments: str | Path, steps: int = 1) -> int:
         fixed = ["--model", str(random_model), "-o", str(tmp_path / "out"), "--steps", str(steps), "--device", "cpu"]
-        return main(["restore", *map(str, arguments), *fixed])
+        return main(["restore", *fixed, *map(str, arguments)])
 
     return run
 

@@ -52,7 +52,10 @@ def test_two_restores_into_one_folder(command: list[str], photos: Path, tmp_path
     for i in range(8):
         save(photos / f"{i:02}.png", noise(48, 48))
     logs = [tmp_path / "first", tmp_path / "second"]
-    runs = [cli_runs.start([*command, "--json", "--steps", "5", "--seed", seed], log) for seed, log in zip("01", logs, strict=True)]
+    runs = [
+        cli_runs.start([*command, "--json", "--steps", "5", "--seed", seed], log)
+        for seed, log in zip("01", logs, strict=True)
+    ]
     assert [cli_runs.wait(run) for run in runs] == [0, 0]
     lines = [[json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")] for log in logs]
     assert [len(own) for own in lines] == [8, 8]

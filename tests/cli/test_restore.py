@@ -82,6 +82,8 @@ def test_every_kind_of_image_keeps_its_size_and_depth(
     save(photos / "dot.png", noise(1, 1))
     save(photos / "odd.png", noise(37, 53))
     save(photos / "line.png", noise(1, 70))
+    save(photos / "strip.png", noise(3, 1000))
+    save(photos / "tall.png", noise(1000, 3))
     save(photos / "alpha.webp", noise(20, 30, 4), lossless=True)
     Image.fromarray(noise(20, 30, 4), "CMYK").save(photos / "cmyk.jpg")
     Image.fromarray(noise(20, 30)).quantize(16).save(photos / "palette.gif")
@@ -111,6 +113,38 @@ def test_batches_and_company_do_not_change_a_result(restore: Callable[..., int],
     assert np.abs(together - alone).max() <= 1
     assert restore(photos / "3.png", "--seed", "1", "--overwrite", steps=2) == 0
     assert np.abs(read_photo(tmp_path / "out" / "3.png").pixels.astype(int) - alone).max() > 1
+
+
+def test_the_degradation_can_be_given(
+    restore: Callable[..., int], photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It changes the result, not what is detected; the bundled model has not learned what classes look like."""
+    save(photos / "a.png")
+    found, pixels = [], []
+    for options in ((), ("--degradation", "haze"), ("--degradation", "noise")):
+        assert restore(photos, "--overwrite", "--json", *options) == 0
+        found.append(json.loads(capfd.readouterr().out)["degradations"])
+        pixels.append(read_photo(tmp_path / "out" / "a.png").pixels.astype(int))
+    assert found[0] == found[1] == found[2]
+    assert np.abs(pixels[1] - pixels[0]).max() > 1
+    assert np.abs(pixels[1] - pixels[2]).max() > 1
+
+    assert restore(photos, "--overwrite", "--degradation", "haze", "--model", "mini") == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith("diffrestorer: this model holds no prototype of haze")
+    assert len(err.splitlines()) == 1
+    assert np.array_equal(read_photo(tmp_path / "out" / "a.png").pixels, pixels[2]), "nothing was restored"
+
+
+def test_tiles(restore: Callable[..., int], photos: Path, tmp_path: Path) -> None:
+    save(photos / "a.png", noise(48, 400))
+    pixels = {}
+    for tile in ("auto", "none", "256"):
+        assert restore(photos, "--overwrite", "--tile", tile) == 0
+        pixels[tile] = read_photo(tmp_path / "out" / "a.png").pixels.astype(int)
+    assert np.array_equal(pixels["auto"], pixels["none"]), "a small photo is taken whole"
+    assert np.abs(pixels["256"] - pixels["none"]).max() > 0
 
 
 @pytest.mark.parametrize(("format", "kind"), [("jpg", "JPEG"), ("webp", "WEBP")])

@@ -1,6 +1,7 @@
 """Image files as people have them: every kind, every damage, and writing that never leaves half a file."""
 
 import contextlib
+import errno
 import io
 import os
 import struct
@@ -238,6 +239,24 @@ def test_write_and_read_again(tmp_path: Path, format: str, dtype: type, with_alp
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
+def test_nothing_is_replaced_unless_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also on a file system without hard links."""
+    path = tmp_path / "a.png"
+    for _ in range(2):
+        assert write_photo(path, Photo(RGB), overwrite=False)
+        assert not write_photo(path, Photo(RGB[::-1]), overwrite=False)
+        assert np.array_equal(read_photo(path).pixels, RGB)
+        assert write_photo(path, Photo(RGB[::-1]))
+        assert np.array_equal(read_photo(path).pixels, RGB[::-1])
+        assert [file.name for file in tmp_path.iterdir()] == ["a.png"]
+        path.unlink()
+
+        def refuse(*_: object) -> None:
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+
+        monkeypatch.setattr(os, "link", refuse)
+
+
 def test_one_pixel(tmp_path: Path) -> None:
     write_photo(tmp_path / "a.png", Photo(RGB[:1, :1]))
     assert np.array_equal(read_photo(tmp_path / "a.png").pixels, RGB[:1, :1])
@@ -311,6 +330,11 @@ def test_find_images(tmp_path: Path) -> None:
     assert found == ["a-b/c.webp", "a.jpg", "a/z.jpg", "b.PNG"]
     with pytest.raises(ImageError, match="cannot be listed"):
         find_images(tmp_path / "absent")
+    told = []
+    assert find_images(tmp_path / "absent", lambda *what: told.append(what)) == []
+    assert [(folder, str(error)) for folder, error in told] == [
+        (tmp_path / "absent", "it cannot be listed (No such file or directory)")
+    ]
 
 
 def test_reading_needs_no_name(tmp_path: Path) -> None:
