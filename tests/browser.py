@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -52,6 +53,8 @@ class Browser:
         self._numbers = itertools.count(1)
         self._buffer = b""
         self._session = ""
+        self.requests: list[str] = []
+        """Addresses that pages have asked for since `watch_network`."""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         self.call("Page.enable")
@@ -81,9 +84,9 @@ class Browser:
                 assert "error" not in answer, answer
                 return dict(answer["result"])
 
-    def open(self, page: Path) -> None:
-        """Opens a file and waits until it is loaded."""
-        self.call("Page.navigate", url=page.resolve().as_uri())
+    def open(self, page: Path | str) -> None:
+        """Opens a file or an address and waits until it is loaded."""
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.resolve().as_uri())
         while self._receive().get("method") != "Page.loadEventFired":
             pass
 
@@ -93,10 +96,58 @@ class Browser:
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
 
+    def wait(self, script: str, seconds: float = 60) -> None:
+        """Waits until a JavaScript expression is true."""
+        deadline = time.monotonic() + seconds
+        while not self.run(f"!!({script})"):
+            assert time.monotonic() < deadline, f"still not: {script}"
+            time.sleep(0.05)
+
+    def upload(self, selector: str, *files: Path) -> None:
+        """Gives files to an `<input type="file">`."""
+        root = self.call("DOM.getDocument")["root"]["nodeId"]
+        node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self.call("DOM.setFileInputFiles", nodeId=node, files=[str(file.resolve()) for file in files])
+
+    def download_to(self, folder: Path) -> None:
+        """Saves what pages offer into `folder`."""
+        page, self._session = self._session, ""  # a matter of the whole browser
+        self.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder.resolve()))
+        self._session = page
+
+    def watch_network(self) -> None:
+        """Starts to fill `requests`."""
+        self.call("Network.enable")
+
+    def centre(self, selector: str) -> tuple[float, float]:
+        """Where the middle of an element is in the window, after scrolling to it."""
+        element = f"document.querySelector({json.dumps(selector)})"
+        self.run(f"{element}.scrollIntoView({{block: 'center', behavior: 'instant'}})")
+        self._settle()
+        x, y = self.run(
+            "(({x, y, width, height}) => [x + width / 2, y + height / 2])" + f"({element}.getBoundingClientRect())"
+        )
+        return x, y
+
+    def click(self, selector: str) -> None:
+        """Clicks the mouse on an element."""
+        x, y = self.centre(selector)
+        self._mouse(("mousePressed", (x, y)), ("mouseReleased", (x, y)))
+
     def drag(self, start: tuple[float, float], end: tuple[float, float]) -> None:
         """Presses the mouse at `start`, moves it to `end` and lets go; pixels of the window."""
-        for kind, (x, y) in (("mousePressed", start), ("mouseMoved", end), ("mouseReleased", end)):
-            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", buttons=1, clickCount=1)
+        self._mouse(("mousePressed", start), ("mouseMoved", end), ("mouseReleased", end))
+
+    def _mouse(self, *events: tuple[str, tuple[float, float]]) -> None:
+        for kind, (x, y) in events:
+            held = int(kind != "mouseReleased")
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", buttons=held, clickCount=1)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Lets the page draw twice: whatever scrolls, moves or waits for its turn has come."""
+        frames = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
+        self.call("Runtime.evaluate", expression=frames, awaitPromise=True)
 
     def screenshot(self, **clip: float) -> bytes:
         """The window as PNG, or the rectangle x, y, width, height of the page."""
@@ -108,8 +159,11 @@ class Browser:
             chunk = os.read(self._in, 1 << 16)
             assert chunk, "the browser has ended"
             self._buffer += chunk
-        message, self._buffer = self._buffer.split(b"\0", 1)
-        return dict(json.loads(message))
+        text, self._buffer = self._buffer.split(b"\0", 1)
+        message = dict(json.loads(text))
+        if message.get("method") == "Network.requestWillBeSent":
+            self.requests.append(message["params"]["request"]["url"])
+        return message
 
 
 if __name__ == "__main__":

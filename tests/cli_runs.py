@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -18,6 +19,7 @@ def _run(arguments: Sequence[str], log: str, environment: Mapping[str, str]) -> 
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.environ |= environment
+    tempfile.tempdir = None  # reads TMPDIR anew
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is started deaf to it
     sys.exit(main(arguments))
 

@@ -2,7 +2,7 @@
 
 import copy
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -10,6 +10,7 @@ import jaxtyping
 import pytest
 
 if TYPE_CHECKING:
+    from browser import Browser
     from torch import nn
 
     from diffrestorer.config.schema import ModelConfig
@@ -68,6 +69,18 @@ def photos_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         top, left = ((size - PHOTO_SIDE) // 2 for size in photo.shape[:2])
         Image.fromarray(photo[top : top + PHOTO_SIDE, left : left + PHOTO_SIDE]).save(folder / f"{name}.png")
     return folder
+
+
+@pytest.fixture(scope="module")
+def browser() -> "Iterator[Browser]":
+    """Headless Chromium, one page for a file of tests."""
+    from browser import CHROMIUM, Browser
+
+    if CHROMIUM is None:
+        assert not os.environ.get("CI"), "CI installs Debian's chromium and runs this test"
+        pytest.skip("no Chromium: apt-get install chromium")
+    with Browser() as page:
+        yield page
 
 
 Module = TypeVar("Module", bound="nn.Module")

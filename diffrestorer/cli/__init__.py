@@ -13,7 +13,7 @@ from importlib import import_module
 from diffrestorer.cli.parser import parse
 from diffrestorer.cli.run import EXIT_FAILURES, EXIT_STOPPED, Run, StopError
 
-_COMMANDS = {"restore": "restoring", "detect": "detecting"}
+_COMMANDS = {"restore": "restoring", "detect": "detecting", "app": "serving"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -18,6 +18,7 @@ examples:
   diffrestorer restore old.jpg -o restored        writes restored/old.png
   diffrestorer restore scans/ -o restored         scans/a/b.jpg becomes restored/a/b.png; again: only what is missing
   diffrestorer detect scans/                      what is wrong with each photo, in percent
+  diffrestorer app                                the same on a web page
 """
 _ON_RESTORE = """\
 examples:
@@ -30,6 +31,10 @@ The output has the size of the input, EXIF orientation applied, its colour profi
 a 16-bit photo becomes a 16-bit png. Two inputs with one output name keep their suffix (a.jpg.png). A file that can't be
 restored is named with the reason and the rest go on; the exit status is then 1. The same photo, options and --seed give
 the same result, alone or among others, in one process or several.
+"""
+_ON_APP = """\
+Photos and results stay on this machine, in a temporary folder that is removed when it ends. --host 0.0.0.0 opens the
+page to everybody who can reach this machine: put a server with passwords and https before it.
 """
 _ON_DETECT = "examples:\n  diffrestorer detect old.jpg scans/\n  diffrestorer detect scans/ --json > detected.jsonl"
 
@@ -49,6 +54,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         add("inputs", nargs="+", type=Path, metavar="INPUT", help="photos, and folders searched recursively")
         add("--json", action="store_true", help="one JSON object a file on stdout (default: text for people)")
         _add_model(command)
+    about = "Serves a web page: drop a photo, see what is wrong with it, restore, compare, download."
+    app = commands.add_parser("app", help="restore photos on a web page", description=about, epilog=_ON_APP, **layout)
+    app.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)")
+    app.add_argument("--port", type=_number(int, 1, 65535), default=7860, help="(default: 7860)")
+    _add_model(app)
     return parser.parse_args(argv)
 
 

@@ -2,15 +2,13 @@
 
 import io
 import json
-import os
 import re
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
-from browser import CHROMIUM, Browser
+from browser import Browser
 from evaluation_runs import quiet, settings
 from PIL import Image
 
@@ -64,18 +62,14 @@ def test_large_suites_show_the_worst(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def page(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+def page(model: Path, browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Browser:
     """The page of a run on two photos, in the browser."""
-    if CHROMIUM is None:
-        assert not os.environ.get("CI"), "CI installs Debian's chromium and runs this test"
-        pytest.skip("no Chromium: apt-get install chromium")
     folder = tmp_path_factory.mktemp("page")
     evaluate(settings(folder, ["degraded", "diff_restorer"], model=str(model), images=2, suite="mixed"), quiet())
     moved = tmp_path_factory.mktemp("elsewhere") / "page.html"  # alone: it holds all it shows
     (folder / "index.html").rename(moved)
-    with Browser() as browser:
-        browser.open(moved)
-        yield browser
+    browser.open(moved)
+    return browser
 
 
 def test_images_show(page: Browser) -> None:

@@ -1,0 +1,1 @@
+"""The web page, `diffrestorer app`."""

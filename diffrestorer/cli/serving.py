@@ -1,0 +1,18 @@
+"""`diffrestorer app`: the web page."""
+
+from diffrestorer.app.server import serve
+from diffrestorer.cli.run import EXIT_USAGE, Run, StopError
+
+
+def main(run: Run) -> int:
+    """Serves the page until Ctrl-C or SIGTERM; returns the exit status."""
+    host, port = run.arguments.host, run.arguments.port
+    try:
+        serve(run.load, host, port, lambda address: run.say(f"DiffRestorer is at {address} (Ctrl-C ends it)"))
+    except ImportError as error:
+        raise StopError('the web page needs Gradio: pip install "diffrestorer[app]"', EXIT_USAGE) from error
+    except ValueError as error:
+        raise StopError(str(error), EXIT_USAGE) from error
+    except KeyboardInterrupt:
+        run.say("stopped")
+    return 0

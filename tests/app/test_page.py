@@ -1,0 +1,166 @@
+"""The page in a real browser, before a real server: what a visitor sees, gets, and can't get."""
+
+import json
+import socket
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import app_runs
+import cv2
+import numpy as np
+import pytest
+from photo_files import RNG, claim
+
+import diffrestorer
+from diffrestorer.app.server import LONGEST_QUEUE
+from diffrestorer.data.images import read_photo
+from diffrestorer.degradations import DEGRADATIONS
+from diffrestorer.photos import Options, load_pipeline, read, restore
+
+if TYPE_CHECKING:
+    from browser import Browser
+
+STEPS = 3
+
+
+@pytest.fixture(scope="module")
+def address(random_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server that runs as long as these tests and then ends by SIGTERM: cleanly, or the last of them fails."""
+    with app_runs.app(tmp_path_factory.mktemp("app"), "--model", str(random_model), "--device", "cpu") as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def page(browser: "Browser", address: str) -> "Browser":
+    app_runs.open_page(browser, address)
+    return browser
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """16-bit, with alpha, of an odd size."""
+    path = tmp_path_factory.mktemp("photos") / "old photo.png"
+    assert cv2.imwrite(str(path), RNG.integers(0, 65536, (61, 90, 4), dtype=np.uint16))
+    return path
+
+
+def get(address: str, data: dict[str, Any] | None = None) -> tuple[int, bytes]:
+    """Status and content, whatever it is."""
+    body = None if data is None else json.dumps(data).encode()
+    request = urllib.request.Request(address, body, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+
+
+def test_a_photo_is_looked_at_restored_compared_and_downloaded(
+    page: "Browser", photo: Path, random_model: Path, tmp_path: Path
+) -> None:
+    """What comes down is what the command line makes of the photo: its size, depth and transparency, bit for bit."""
+    app_runs.drop(page, photo)
+    bars = page.run("document.querySelector('#degradations').innerText").split("\n")[1:]
+    assert set(bars[::2]) == {name.replace("_", " ") for name in DEGRADATIONS}
+    assert sum(int(share.rstrip("%")) for share in bars[1::2]) == pytest.approx(100, abs=5)
+
+    app_runs.restore(page, STEPS)
+    sizes = page.run("[...document.querySelectorAll('#compare img')].map((i) => [i.naturalWidth, i.naturalHeight])")
+    assert sizes == [[90, 61], [90, 61]]
+    clip = "document.querySelectorAll('#compare img')[1].style.clipPath"
+    assert "50%" in page.run(clip)
+    x, y = page.centre("#compare [data-testid=slider] .inner")
+    page.drag((x, y), (x + 100, y))
+    page.wait(f"!{clip}.includes('50%')")
+
+    page.download_to(tmp_path)
+    page.click("#download")
+    output = tmp_path / "old photo_restored.png"
+    deadline = time.monotonic() + 30
+    while not output.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    (expected,) = restore(load_pipeline(str(random_model), "cpu"), [read(photo)], Options(steps=STEPS))
+    received = read_photo(output)
+    assert received.pixels.dtype == np.uint16
+    assert np.array_equal(received.alpha, expected.photo.alpha)
+    assert np.abs(received.pixels.astype(int) - expected.photo.pixels).max() <= 2  # of 65535
+
+
+def test_nothing_comes_from_elsewhere(page: "Browser", address: str) -> None:
+    assert len(page.requests) > 20
+    assert [url for url in page.requests if not url.startswith((address, "data:", "blob:"))] == []
+
+
+@pytest.mark.parametrize("kind", ["text", "panorama"])
+def test_a_bad_file_is_one_sentence(page: "Browser", tmp_path: Path, kind: str) -> None:
+    bad = tmp_path / "bad.png"
+    if kind == "text":
+        bad.write_text("no picture")
+        sentence = "It is not an image of a supported format, or its beginning is damaged."
+    else:
+        claim(bad, 20_000, 5_000)
+        sentence = "It claims 20000x5000 pixels, more than the limit of 25000000."
+    page.run("document.querySelector('#photo button[aria-label=Clear]')?.click()")
+    page.wait(f"document.querySelector('{app_runs.INPUT}')")
+    page.upload(app_runs.INPUT, bad)
+    page.wait(f"document.body.innerText.includes('{sentence}')")
+    assert not page.run("document.body.innerText.includes('Traceback')")
+    assert page.run("document.querySelector('#restore').disabled")
+
+
+def test_no_file_outside_the_own_folder_is_given(address: str, random_model: Path) -> None:
+    weights = Path(diffrestorer.__file__).parent / "weights" / "mini" / "model_index.json"
+    own = [random_model / "model_index.json", weights, Path(__file__), Path("/etc/passwd"), Path("/proc/self/environ")]
+    for path in [*own, "../../../../etc/passwd", "pyproject.toml", "."]:
+        for route in ("gradio_api/file=", "file=", "static/", "assets/", "theme.css/", "gradio_api/proxy="):
+            status, content = get(f"{address}{route}{path}")
+            assert status >= 400, (route, path, content[:200])
+
+
+def test_a_job_cannot_name_a_file_of_the_server(address: str) -> None:
+    """Neither what is looked at nor what is restored may be a file that nobody has uploaded."""
+    file = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}
+    for number in range(2):
+        session = {"fn_index": number, "session_hash": f"nosy{number}"}
+        values = [file] if number == 0 else [file, 1, 0, "refused", 1, "what the model detects"]
+        assert get(f"{address}gradio_api/queue/join", {"data": values, **session})[0] == 200
+        _, events = get(f"{address}gradio_api/queue/data?session_hash=nosy{number}")
+        done = [line for line in events.decode().splitlines() if "process_completed" in line]
+        assert len(done) == 1, events
+        assert '"success":false' in done[0].replace(" ", "")
+        assert "root:" not in events.decode()
+
+
+def test_uploads_and_the_queue_have_bounds(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    boundary = b"--x\r\nContent-Disposition: form-data; name=files; filename=a.png\r\n\r\n"
+    body = boundary + bytes(65 * 2**20) + b"\r\n--x--\r\n"
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    request = urllib.request.Request(f"{address}gradio_api/upload", body, headers)
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(request, timeout=60)
+    assert caught.value.code == 413
+
+    values = [None, 1, 0, "refined", 1, "what the model detects"]
+    answers = [
+        get(f"{address}gradio_api/queue/join", {"data": values, "fn_index": 1, "session_hash": f"crowd{i}"})[0]
+        for i in range(3 * LONGEST_QUEUE)
+    ]
+    assert 503 in answers
+    assert get(address)[0] == 200
+
+
+def test_it_listens_on_loopback_only(address: str) -> None:
+    port = int(address.rstrip("/").rpartition(":")[2])
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 9))  # sends nothing; tells which address this machine has to others
+        outside = probe.getsockname()[0]
+    with socket.socket() as client:
+        client.settimeout(5)
+        assert client.connect_ex(("127.0.0.1", port)) == 0
+    with socket.socket() as client:
+        client.settimeout(5)
+        assert client.connect_ex((outside, port)) != 0
