@@ -38,11 +38,11 @@ class Restored:
     degradations: dict[str, float]
 
 
-def load_pipeline(model: str, device: str) -> Any:
-    """A DiffRestorerPipeline on `device` (`auto`: a GPU if there is one); libraries keep quiet.
+def load_pipeline(model: str, device: str, engine: str = "eager") -> Any:
+    """A DiffRestorerPipeline on `device` (`auto`: a GPU if there is one), run by `engine`; libraries keep quiet.
 
     Raises:
-        ValueError: the device can't be used, or the model can't be loaded.
+        ValueError: the device can't be used, the model can't be loaded, or the engine does not run there.
     """
     import torch
     from diffusers.utils import logging as diffusers_logging
@@ -57,11 +57,11 @@ def load_pipeline(model: str, device: str) -> Any:
     except Exception as error:  # torch raises several kinds, with hints for its developers
         raise ValueError(f"device {device!r} can't be used on this machine; try --device cpu") from error
     try:
-        pipe = DiffRestorerPipeline.from_pretrained(model).to(device)
+        pipe = DiffRestorerPipeline.from_pretrained(model)
     except Exception as error:  # a ModelFolderError, or what only the loading of a whole model finds
         raise ValueError(f"the model {model!r} can't be loaded: {reason(error)}") from error
     pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return pipe.prepare(device, engine)
 
 
 def check_options(pipe: Any, options: Options) -> None:

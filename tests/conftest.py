@@ -125,7 +125,7 @@ def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from diffrestorer.degradations import DEGRADATIONS
     from diffrestorer.models.pretrained import load_base
     from diffrestorer.models.restorer import build_restorer
-    from diffrestorer.pipeline import save_model_folder
+    from diffrestorer.model_folder import save_model_folder
 
     folder = tmp_path_factory.mktemp("random_model")
     config = load("train_stage1", Stage1Config, ["model=mini", "model.base=none"]).model

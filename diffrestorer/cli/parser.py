@@ -9,6 +9,9 @@ from diffrestorer import __version__
 from diffrestorer.data.images import FORMATS
 from diffrestorer.degradations import DEGRADATIONS
 
+ENGINES = ("eager", "compile", "graphs", "openvino")
+"""As `diffrestorer.engines.choice.EngineName`, which can't be imported without torch."""
+
 SMALLEST_TILE = 256
 """Pixels; what the UNet of Stable Diffusion needs."""
 
@@ -88,6 +91,11 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", default="mini", help="mini (bundled), a model or training folder, or a hub id (default: mini)")
     add("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, ... (default: auto)")
+    engine_help = (
+        "eager is PyTorch as it is, compile and graphs (GPUs) pay for many photos of one size, openvino is for CPUs "
+        "(default: eager)"
+    )
+    add("--engine", choices=ENGINES, default="eager", help=engine_help)
 
 
 def _number(kind: type[int] | type[float], low: int, high: int) -> Callable[[str], int | float]:

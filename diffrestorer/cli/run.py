@@ -55,6 +55,6 @@ class Run:
     def load(self) -> Any:
         """The pipeline that --model and --device ask for."""
         try:
-            return load_pipeline(self.arguments.model, self.arguments.device)
+            return load_pipeline(self.arguments.model, self.arguments.device, self.arguments.engine)
         except ValueError as error:
             raise StopError(str(error), EXIT_USAGE) from error
