@@ -123,9 +123,9 @@ def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from diffrestorer.config.composition import load
     from diffrestorer.config.schema import Stage1Config
     from diffrestorer.degradations import DEGRADATIONS
+    from diffrestorer.model_folder import save_model_folder
     from diffrestorer.models.pretrained import load_base
     from diffrestorer.models.restorer import build_restorer
-    from diffrestorer.model_folder import save_model_folder
 
     folder = tmp_path_factory.mktemp("random_model")
     config = load("train_stage1", Stage1Config, ["model=mini", "model.base=none"]).model
