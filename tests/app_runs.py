@@ -70,10 +70,11 @@ def restore(browser: Browser, steps: int | None = None) -> None:
         browser.click("#options button")
         browser.wait("document.querySelector('#steps input[type=number]')")
         browser.run(
-            "(() => { const steps = document.querySelector('#steps input[type=number]');"
-            f"steps.value = {steps}; for (const kind of ['input', 'change', 'blur'])"
-            "steps.dispatchEvent(new Event(kind, {bubbles: true})); })()"
+            "(() => { const box = document.querySelector('#steps input[type=number]'); box.focus(); box.select(); })()"
         )
+        browser.call("Input.insertText", text=str(steps))
+        browser.run("document.activeElement.blur()")
+        browser.wait(f"document.querySelector('#steps input[type=range]').value === '{steps}'")
     browser.click("#restore")
     browser.wait("document.querySelector('#download:not([disabled])')", 120)
     browser.wait("(([a, b]) => a.complete && b.complete && a.src !== b.src)(document.querySelectorAll('#compare img'))")
