@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,11 +15,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffrestorer.baselines.catalog import load_baseline
+from diffrestorer.baselines.protocol import Pass, whole
 from diffrestorer.config.schema import EvaluateConfig
 from diffrestorer.evaluation.ablations import ABLATIONS
 from diffrestorer.evaluation.methods import Method
 from diffrestorer.pipeline import DiffRestorerPipeline
-from diffrestorer.tiling import WHOLE_PIXELS
+from diffrestorer.tiling import WHOLE_PIXELS, Axis, Grid, smaller_sides, tile_side, until_it_fits
 
 
 @dataclass(frozen=True)
@@ -146,11 +147,35 @@ class BaselineRunner:
         return {"weights": self._weights, "seed": self.seed, "dtype": str(self.network.dtype).removeprefix("torch.")}
 
     def restore(self, lq: Float[Tensor, "b 3 h w"], methods: Sequence[Method]) -> dict[str, Restored]:
-        """The same for every method of this source."""
+        """The same for every method of this source; large images one by one, by tiles."""
         started = time.perf_counter()
-        images = self.network.restore(lq.to(self.network.device), self.seed).float().cpu()
+        side = tile_side("auto", *lq.shape[-2:], self.network.multiple)
+        images = torch.cat([self._restore(rows, side) for rows in lq.split(len(lq) if side is None else 1)])
         restored = Restored(images, (time.perf_counter() - started) / len(lq))
         return {method.name: restored for method in methods}
+
+    def _restore(self, lq: Float[Tensor, "b 3 h w"], side: int | None) -> Float[Tensor, "b 3 h w"]:
+        def run(side: int | None) -> Float[Tensor, "b 3 h w"]:
+            network_pass = whole if side is None else by_tiles(side, self.network.multiple)
+            return self.network.restore(lq.to(self.network.device), self.seed, network_pass).float().cpu()
+
+        smaller = smaller_sides(side, lq.shape[-2:], self.network.multiple) if len(lq) == 1 else []
+        return until_it_fits(run, [side, *smaller])
+
+
+def by_tiles(side: int, multiple: int) -> Pass:
+    """A network over one image by tiles of at most `side` pixels, averaged where they overlap.
+
+    Whatever the network gathers from the whole image (attention, pooled statistics) it gathers from each tile.
+    """
+
+    def run(
+        network: Callable[..., Float[Tensor, "1 3 _ _"]], images: Sequence[Float[Tensor, "1 3 h w"]]
+    ) -> Float[Tensor, "1 3 h w"]:
+        rows, columns = (Axis.spread(length, side, multiple) for length in images[0].shape[-2:])
+        return Grid(rows, columns, batch_size=1).run(network, images)
+
+    return run
 
 
 def load_consistency_decoder(source: str, pipe: DiffRestorerPipeline) -> ConsistencyDecoderVAE:

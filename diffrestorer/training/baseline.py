@@ -202,7 +202,8 @@ class ControllerTask(BaselineTask):
 class IRSDETask(BaselineTask):
     """DA-CLIP's second phase: the U-Net learns the best reverse step of IR-SDE, told by the frozen controller.
 
-    Source: Eq. 14 of IR-SDE, L1 instead of its square as in its experiments.
+    Source: Eq. 14 of IR-SDE, L1 instead of its square as in its experiments. The step is the sampler's: Euler's and the
+    posterior's agree only where steps are small.
     """
 
     model: DaClip
@@ -224,7 +225,7 @@ class IRSDETask(BaselineTask):
         state = sde.mean(gt, lq, steps) + sde.deviation(steps, lq) * noise
         predicted = self.model.unet(state, lq, steps, content, degradation)
         best = sde.previous_mean(state, gt, lq, steps)
-        matching = F.l1_loss(sde.reverse_mean(state, lq, predicted, steps), best)
+        matching = F.l1_loss(self.model.step_mean(state, lq, predicted, steps), best)
         return Losses(matching, {"matching": matching})
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffrestorer.baselines.catalog import BASELINES, build_baseline, find_baseline, load_baseline
 from diffrestorer.baselines.da_clip.model import DaClip
-from diffrestorer.baselines.protocol import Baseline
+from diffrestorer.baselines.protocol import Baseline, whole
 from diffrestorer.config.composition import load
 from diffrestorer.config.schema import BaselineConfig
 from diffrestorer.models.components import ModelFolderError, save_component
@@ -123,7 +123,7 @@ def test_padding_is_reflection_and_batches_change_nothing(method: str, arguments
     missing = min(model.multiple - 1, 7)
     cropped = fits[..., : 64 - missing, :]
     reflected = torch.cat([cropped, cropped[..., -1 - missing : -1, :].flip(-2)], dim=-2)
-    expected = model.restore_padded(reflected, seed=0).clamp(0, 1)[..., : 64 - missing, :]
+    expected = model.restore_padded(reflected, 0, whole).clamp(0, 1)[..., : 64 - missing, :]
     torch.testing.assert_close(model.restore(cropped), expected)
     assert model.restore(photo(1, 1)).shape == (1, 3, 1, 1)
 

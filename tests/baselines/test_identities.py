@@ -11,6 +11,7 @@ from torchvision.ops import deform_conv2d
 
 from diffrestorer.baselines.airnet import AirNet, KeyQueue, deformable_convolution, update_momentum
 from diffrestorer.baselines.da_clip.controller import ControlledClip, tower_blocks
+from diffrestorer.baselines.da_clip.model import DaClip
 from diffrestorer.baselines.da_clip.sde import IRSDE
 from diffrestorer.baselines.da_clip.unet import ContentAttention
 from diffrestorer.baselines.promptir import PromptIR
@@ -131,6 +132,7 @@ def test_psnr_loss_is_minus_the_mean_psnr() -> None:
     assert psnr_loss(restored, gt).item() == pytest.approx(-30, abs=1e-3)
 
 
+VIT = {"vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8}, "embed_dim": 12}
 SDE = IRSDE(num_steps=40, max_sigma=50.0)
 CLEAN, MU = normal(1, 3, 4, 4).sigmoid().double(), normal(1, 3, 4, 4, seed=1).sigmoid().double()
 
@@ -168,6 +170,18 @@ def test_a_perfect_noise_prediction_brings_back_the_clean_image() -> None:
         torch.testing.assert_close(SDE.clean_image(state, MU, noise, step(t)), CLEAN)
 
 
+@pytest.mark.parametrize(("sampler", "num_steps", "tolerance"), [("posterior", 3, 1e-6), ("sde", 1000, 1e-4)])
+def test_da_clips_step_from_the_true_noise_is_the_best_one(sampler: str, num_steps: int, tolerance: float) -> None:
+    """So training asks for the noise and nothing else; Euler's steps reach the best ones as they become small."""
+    tiny = {"image_encoder": VIT, "features": 8, "multipliers": [1, 2], "attention_level": 1}
+    model = DaClip(**tiny, num_steps=num_steps, sampler=sampler)
+    clean, mu, noise = CLEAN.float(), MU.float(), normal(1, 3, 4, 4, seed=2)
+    for t in (1, num_steps // 2 + 1, num_steps):
+        state = model.sde.mean(clean, mu, step(t)) + model.sde.deviation(step(t), clean) * noise
+        best = model.sde.previous_mean(state, clean, mu, step(t))
+        torch.testing.assert_close(model.step_mean(state, mu, noise, step(t)), best, rtol=0, atol=tolerance)
+
+
 def test_the_reverse_sde_of_many_steps_ends_at_the_clean_image() -> None:
     """Euler's steps with the true score agree with the closed form as the steps become small."""
     errors = []
@@ -186,7 +200,6 @@ def test_the_reverse_sde_of_many_steps_ends_at_the_clean_image() -> None:
     assert errors[1] < 0.03
 
 
-VIT = {"vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8}, "embed_dim": 12}
 REGNET = {
     "vision_cfg": {"image_size": 32, "timm_model_name": "regnetx_002", "timm_pool": "avg", "timm_proj": "linear"},
     "embed_dim": 12,

@@ -1,17 +1,18 @@
 """DA-CLIP as one method: the controlled CLIP, the U-Net it conditions, and the sampler of IR-SDE."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from diffusers.configuration_utils import register_to_config
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from diffrestorer.baselines.da_clip.controller import ControlledClip
 from diffrestorer.baselines.da_clip.sde import IRSDE
 from diffrestorer.baselines.da_clip.unet import DaClipUNet
-from diffrestorer.baselines.protocol import Baseline
+from diffrestorer.baselines.protocol import Baseline, Pass
 from diffrestorer.data.counter import counter_normal
 from diffrestorer.models.backbones import ImageEncoder
 
@@ -54,8 +55,11 @@ class DaClip(Baseline):
         """Every level of the U-Net but the last halves the image."""
         return 2 ** (len(self.config.multipliers) - 1)
 
-    def restore_padded(self, lq: Float[Tensor, "b 3 h w"], seed: int) -> Float[Tensor, "b 3 h w"]:
-        """Runs the reverse process from the degraded image plus noise."""
+    def restore_padded(self, lq: Float[Tensor, "b 3 h w"], seed: int, run: Pass) -> Float[Tensor, "b 3 h w"]:
+        """Runs the reverse process from the degraded image plus noise.
+
+        CLIP sees the whole image; `run` carries the U-Net over it at every step.
+        """
         sde = self.sde
         content, degradation = self.controller(lq)
 
@@ -66,11 +70,32 @@ class DaClip(Baseline):
         state = lq + sde.max_sigma / 255 * noise(sde.num_steps)
         for step in range(sde.num_steps, 0, -1):
             steps = torch.full((len(lq),), step, device=lq.device)
-            predicted = self.unet(state, lq, steps, content, degradation)
-            if self.config.sampler == "posterior":
-                clean = sde.clean_image(state, lq, predicted, steps)
-                mean, deviation = sde.previous_mean(state, clean, lq, steps), sde.previous_deviation(steps, state)
-            else:
-                mean, deviation = sde.reverse_mean(state, lq, predicted, steps), sde.reverse_deviation(steps, state)
-            state = mean + deviation * noise(step - 1) if step > 1 else mean
+            predict = partial(self._predict, steps=steps, content=content, degradation=degradation)
+            mean = self.step_mean(state, lq, run(predict, [state, lq]), steps)
+            deviation = sde.previous_deviation if self.config.sampler == "posterior" else sde.reverse_deviation
+            state = mean + deviation(steps, state) * noise(step - 1) if step > 1 else mean
         return state
+
+    def _predict(
+        self,
+        state: Float[Tensor, "t 3 h w"],
+        lq: Float[Tensor, "t 3 h w"],
+        steps: Int[Tensor, "b"],
+        content: Float[Tensor, "b d"],
+        degradation: Float[Tensor, "b d"],
+    ) -> Float[Tensor, "t 3 h w"]:
+        """The U-Net; tiles of one image are all told the same."""
+        told = (tensor.expand(len(state), *tensor.shape[1:]) for tensor in (steps, content, degradation))
+        return self.unet(state, lq, *told)
+
+    def step_mean(
+        self,
+        state: Float[Tensor, "b 3 h w"],
+        lq: Float[Tensor, "b 3 h w"],
+        noise: Float[Tensor, "b 3 h w"],
+        steps: Int[Tensor, "b"],
+    ) -> Float[Tensor, "b 3 h w"]:
+        """Where one step of the sampler leads in the mean, from the predicted noise: what training compares."""
+        if self.config.sampler == "posterior":
+            return self.sde.previous_mean(state, self.sde.clean_image(state, lq, noise, steps), lq, steps)
+        return self.sde.reverse_mean(state, lq, noise, steps)
