@@ -12,8 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffrestorer.baselines.protocol import RegressionBaseline
-from diffrestorer.baselines.restormer import RestormerNetwork, TransformerBlock
+from diffrestorer.baselines.restormer import RestormerLike, RestormerNetwork, TransformerBlock
 
 
 class PromptGeneration(nn.Module):
@@ -63,7 +62,7 @@ class PromptInteraction(nn.Module):
         return self.reduce(self.block(torch.cat([features, self.generation(features)], dim=1)))
 
 
-class PromptIR(RegressionBaseline):
+class PromptIR(RestormerLike):
     """PromptIR; the defaults are the paper's.
 
     Args:
@@ -101,11 +100,3 @@ class PromptIR(RegressionBaseline):
         self.network = RestormerNetwork(
             dim, num_blocks, num_heads, num_refinement_blocks, expansion, interactions, out_dims
         )
-
-    @property
-    def multiple(self) -> int:
-        """Every level but the first halves the image."""
-        return 2 ** (len(self.config.num_blocks) - 1)
-
-    def forward(self, lq: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-        return self.network(lq)

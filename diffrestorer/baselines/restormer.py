@@ -142,7 +142,21 @@ class RestormerNetwork(nn.Module):
         return self.output(self.refinement(features)) + lq
 
 
-class Restormer(RegressionBaseline):
+class RestormerLike(RegressionBaseline):
+    """A method that is a `RestormerNetwork`; its arguments, which are saved, hold those of `Restormer`."""
+
+    network: RestormerNetwork
+
+    @property
+    def multiple(self) -> int:
+        """Every level but the first halves the image."""
+        return 2 ** (len(self.config.num_blocks) - 1)
+
+    def forward(self, lq: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+        return self.network(lq)
+
+
+class Restormer(RestormerLike):
     """Restormer; the defaults are the paper's. Arguments: see `RestormerNetwork`."""
 
     @register_to_config
@@ -156,11 +170,3 @@ class Restormer(RegressionBaseline):
     ) -> None:
         super().__init__()
         self.network = RestormerNetwork(dim, num_blocks, num_heads, num_refinement_blocks, expansion)
-
-    @property
-    def multiple(self) -> int:
-        """Every level but the first halves the image."""
-        return 2 ** (len(self.config.num_blocks) - 1)
-
-    def forward(self, lq: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-        return self.network(lq)

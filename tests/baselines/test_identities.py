@@ -179,7 +179,18 @@ def test_da_clips_step_from_the_true_noise_is_the_best_one(sampler: str, num_ste
     for t in (1, num_steps // 2 + 1, num_steps):
         state = model.sde.mean(clean, mu, step(t)) + model.sde.deviation(step(t), clean) * noise
         best = model.sde.previous_mean(state, clean, mu, step(t))
-        torch.testing.assert_close(model.step_mean(state, mu, noise, step(t)), best, rtol=0, atol=tolerance)
+        for clamp in (False, True):
+            found = model.step_mean(state, mu, noise, step(t), clamp)
+            torch.testing.assert_close(found, best, rtol=0, atol=tolerance)
+
+
+def test_a_wrong_prediction_can_not_leave_the_range_of_images() -> None:
+    model = DaClip({**VIT}, features=8, multipliers=[1, 2], attention_level=1, num_steps=3, sampler="posterior")
+    mu, wrong = MU.float(), 100 * normal(1, 3, 4, 4)
+    assert model.step_mean(mu, mu, wrong, step(1)).abs().max() > 2
+    last = model.step_mean(mu, mu, wrong, step(1), clamp=True)
+    assert last.aminmax().min >= 0
+    assert last.aminmax().max <= 1
 
 
 def test_the_reverse_sde_of_many_steps_ends_at_the_clean_image() -> None:

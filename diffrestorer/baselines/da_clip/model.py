@@ -71,7 +71,7 @@ class DaClip(Baseline):
         for step in range(sde.num_steps, 0, -1):
             steps = torch.full((len(lq),), step, device=lq.device)
             predict = partial(self._predict, steps=steps, content=content, degradation=degradation)
-            mean = self.step_mean(state, lq, run(predict, [state, lq]), steps)
+            mean = self.step_mean(state, lq, run(predict, [state, lq]), steps, clamp=True)
             deviation = sde.previous_deviation if self.config.sampler == "posterior" else sde.reverse_deviation
             state = mean + deviation(steps, state) * noise(step - 1) if step > 1 else mean
         return state
@@ -94,8 +94,14 @@ class DaClip(Baseline):
         lq: Float[Tensor, "b 3 h w"],
         noise: Float[Tensor, "b 3 h w"],
         steps: Int[Tensor, "b"],
+        clamp: bool = False,
     ) -> Float[Tensor, "b 3 h w"]:
-        """Where one step of the sampler leads in the mean, from the predicted noise: what training compares."""
+        """Where one step of the sampler leads in the mean, from the predicted noise: what training compares.
+
+        Args:
+            clamp: of the posterior, keeps the predicted x_0 in [0, 1], lest errors of early steps add up.
+        """
         if self.config.sampler == "posterior":
-            return self.sde.previous_mean(state, self.sde.clean_image(state, lq, noise, steps), lq, steps)
+            clean = self.sde.clean_image(state, lq, noise, steps)
+            return self.sde.previous_mean(state, clean.clamp(0, 1) if clamp else clean, lq, steps)
         return self.sde.reverse_mean(state, lq, noise, steps)
