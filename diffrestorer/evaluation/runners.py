@@ -149,7 +149,7 @@ class BaselineRunner:
     def restore(self, lq: Float[Tensor, "b 3 h w"], methods: Sequence[Method]) -> dict[str, Restored]:
         """The same for every method of this source; large images one by one, by tiles."""
         started = time.perf_counter()
-        side = tile_side("auto", *lq.shape[-2:], self.network.multiple)
+        side = tile_side("auto", lq.shape[2], lq.shape[3], self.network.multiple)
         images = torch.cat([self._restore(rows, side) for rows in lq.split(len(lq) if side is None else 1)])
         restored = Restored(images, (time.perf_counter() - started) / len(lq))
         return {method.name: restored for method in methods}
