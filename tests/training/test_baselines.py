@@ -224,9 +224,9 @@ def test_mini_learns_four_pairs_by_heart(method: str, photos_dir: Path) -> None:
 
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
-def test_mini_da_clips_loss_on_four_pairs_falls_to_a_tenth(photos_dir: Path) -> None:
-    """It learns the noise besides the pairs: 30 dB by sampling take it more steps than a test has time for."""
+def test_mini_da_clips_loss_on_four_pairs_falls_to_an_eighth(photos_dir: Path) -> None:
+    """It must learn to carry the noise through besides the pairs: 30 dB take more steps than a test has time for."""
     task, pairs = four_pairs("da_clip", photos_dir, 600)
     losses = list(learn(task, pairs))
     first, last = statistics.mean(losses[:10]), statistics.mean(losses[-100:])
-    assert last < first / 10, f"{first:.4f} at first, {last:.4f} at last; {mean_psnr(task.restore(pairs), pairs.gt)} dB"
+    assert last < first / 8, f"{first:.4f} at first, {last:.4f} at last; {mean_psnr(task.restore(pairs), pairs.gt)} dB"
