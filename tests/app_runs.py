@@ -69,12 +69,13 @@ def restore(browser: Browser, steps: int | None = None) -> None:
     if steps is not None:
         browser.click("#options button")
         browser.wait("document.querySelector('#steps input[type=number]')")
-        browser.run(
-            "(() => { const box = document.querySelector('#steps input[type=number]'); box.focus(); box.select(); })()"
-        )
-        browser.call("Input.insertText", text=str(steps))
-        browser.run("document.activeElement.blur()")
-        browser.wait(f"document.querySelector('#steps input[type=range]').value === '{steps}'")
+        deadline = time.monotonic() + 60
+        while browser.run("document.querySelector('#steps input[type=range]').value") != str(steps):
+            assert time.monotonic() < deadline, "the page does not take the number of steps"
+            browser.run("document.querySelector('#steps input[type=number]').select()")
+            browser.call("Input.insertText", text=str(steps))
+            browser.run("document.activeElement.blur()")
+            time.sleep(0.2)
     browser.click("#restore")
     browser.wait("document.querySelector('#download:not([disabled])')", 120)
     browser.wait("(([a, b]) => a.complete && b.complete && a.src !== b.src)(document.querySelectorAll('#compare img'))")

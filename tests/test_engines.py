@@ -79,6 +79,7 @@ def test_nothing_in_the_loop_waits_for_a_gpu(pipe: DiffRestorerPipeline) -> None
         torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.soak
 @pytest.mark.usefixtures("unchecked")
 def test_the_step_is_compiled_once(pipe: DiffRestorerPipeline) -> None:
     """One graph for all steps and images of one size, without a break."""
@@ -106,7 +107,7 @@ def test_a_cpu_gets_float32(pipe: DiffRestorerPipeline) -> None:
     assert {parameter.dtype for parameter in pipe.restorer.parameters()} == {torch.float32}
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_openvino_restores_the_same(pipe: DiffRestorerPipeline) -> None:
     """Sizes, batches and options other than those it was traced with."""
     pytest.importorskip("openvino")
