@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import jaxtyping
 import pytest
@@ -11,7 +11,9 @@ import torch
 from diffusers import UniPCMultistepScheduler
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from diffrestorer.cli.parser import ENGINES
 from diffrestorer.engines import openvino as engine_openvino
+from diffrestorer.engines.choice import EngineName
 from diffrestorer.engines.engine import Engine
 from diffrestorer.pipeline import DiffRestorerPipeline
 from diffrestorer.sampler import sampling_table
@@ -121,6 +123,10 @@ def test_openvino_restores_the_same(pipe: DiffRestorerPipeline) -> None:
     pipe.prepare("cpu", "openvino")
     for (size, options), eager in zip(cases, expected, strict=True):
         assert (restore(pipe, *size, **options) - eager).abs().max() <= 1e-4, (size, options)
+
+
+def test_the_command_line_offers_the_engines_there_are() -> None:
+    assert get_args(EngineName) == ENGINES
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -1,15 +1,13 @@
 """The other end of `diffrestorer restore`: results onto the disk beside the networks, reported when they are there."""
 
-import errno
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
 from diffrestorer.cli.run import Job, Run
+from diffrestorer.data.files import NO_SPACE
 from diffrestorer.data.images import Photo, write_photo
 from diffrestorer.photos import Restored, reason
-
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Writer:
@@ -57,4 +55,4 @@ class Writer:
                 self.run.report(job, "skipped", reason="already there")
             elif isinstance(error, Exception):  # the disk, or an encoder
                 self.run.report(job, "failed", reason=reason(error))
-                self.full |= getattr(error.__cause__ or error, "errno", None) in _DISK_FULL
+                self.full |= getattr(error.__cause__ or error, "errno", None) in NO_SPACE

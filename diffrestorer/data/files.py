@@ -1,5 +1,6 @@
 """Files of downloads and of prepared folders: archives unpacked safely, outputs that appear whole or not at all."""
 
+import errno
 import lzma
 import os
 import shutil
@@ -18,6 +19,9 @@ ARCHIVE_SUFFIXES: tuple[str, ...] = (".tar.gz", ".tar.bz2", ".tar.xz", ".zip", "
 
 RESERVE_BYTES = 1 << 28
 """Disk that is left free: a quarter of a GiB."""
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says where nothing more can be written: a full disk, a quota, a file's limit."""
 
 
 def free_bytes(folder: Path) -> int:

@@ -1,7 +1,6 @@
 """The one training loop. It knows tasks, not stages: batches in, losses down, checkpoints out."""
 
 import atexit
-import errno
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -14,7 +13,7 @@ from torch.utils.data import Dataset
 from torchvision.utils import make_grid, save_image
 
 from diffrestorer.config.schema import RunConfig, TrainConfig
-from diffrestorer.data.files import whole_file
+from diffrestorer.data.files import NO_SPACE, whole_file
 from diffrestorer.data.pairs import Pair, PairBatch, StepBatches, pair_loader
 from diffrestorer.data.prepared import open_pairs
 from diffrestorer.training.averaging import WeightAverage
@@ -27,7 +26,6 @@ from diffrestorer.training.stopping import StopSignal
 from diffrestorer.training.task import Losses, Task
 from diffrestorer.training.validation import Validation
 
-NO_SPACE = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 SHEET_ROWS = 8
 """Samples on a sheet, at most."""
 
