@@ -151,8 +151,8 @@ class DiffRestorerPipeline(DiffusionPipeline):
             ValueError: always; it says what saves memory instead.
         """
         raise ValueError(
-            "offloading to the CPU is not supported: prepare() keeps the weights in bfloat16 on a GPU; where memory "
-            "falls short all the same, give a smaller tile (tile=512)"
+            "offloading to the CPU is not supported: prepare() keeps the weights in bfloat16 on a GPU; where "
+            "memory falls short all the same, give a smaller tile (tile=512)"
         )
 
     enable_sequential_cpu_offload = enable_model_cpu_offload
