@@ -1,4 +1,4 @@
-"""The networks through OpenVINO, for CPUs: the same numbers in float32. An optional extra; its speed: docs/performance.md.
+"""The networks through OpenVINO, for CPUs: the same numbers in float32 (speed: docs/performance.md). An optional extra.
 
 Each network is traced at a small size on first use and compiled for any size. OpenVINO's own `convert_model` reports
 its use over the network; the frontend below it, which this file asks, does not.
