@@ -109,12 +109,27 @@ def test_a_cpu_gets_float32(pipe: DiffRestorerPipeline) -> None:
     assert {parameter.dtype for parameter in pipe.restorer.parameters()} == {torch.float32}
 
 
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("sizes", [(5,), (6, 7)])
+def test_group_norm_by_channels_is_group_norm(affine: bool, sizes: tuple[int, ...]) -> None:
+    """At a mean far above the deviation too, where the mean of squares would lose all digits."""
+    norm = torch.nn.GroupNorm(4, 12, eps=1e-6, affine=affine)
+    if affine:
+        torch.nn.init.normal_(norm.weight)
+        torch.nn.init.normal_(norm.bias)
+    x = 3 * torch.randn(2, 12, *sizes) + 100
+    expected = norm.double()(x.double())
+    assert (engine_openvino.group_norm(norm.float(), x) - expected).abs().max() <= 1e-4
+
+
 @pytest.mark.soak
 def test_openvino_restores_the_same(pipe: DiffRestorerPipeline) -> None:
-    """Sizes, batches and options other than those it was traced with."""
+    """Sizes, batches and options other than those it was traced with, the later ones by networks for any size."""
     pytest.importorskip("openvino")
     cases: list[tuple[tuple[int, int], dict[str, Any]]] = [
         ((33, 40), {}),
+        ((33, 40), {"batch": 3}),
+        ((90, 30), {}),
         ((64, 96), {"batch": 2, "fidelity": 0.3}),
         ((64, 64), {"decoder": "sd"}),
         ((150, 130), {"tile": 128}),

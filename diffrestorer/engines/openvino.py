@@ -1,12 +1,14 @@
 """The networks through OpenVINO, for CPUs: the same numbers in float32 (speed: docs/performance.md). An optional extra.
 
-Each network is traced at a small size on first use and compiled for any size. OpenVINO's own `convert_model` reports
-its use over the network; the frontend below it, which this file asks, does not.
+Each network is traced at a small size on first use. The first shapes of inputs that it meets get a network compiled for
+just them, which is faster; all others share one compiled for any shape. OpenVINO's own `convert_model` reports its use
+over the network; the frontend below it, which this file asks, does not.
 """
 
+import contextlib
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -28,6 +30,9 @@ except ImportError:
 
 EXAMPLE_SIDE = 128
 """Pixels along a side of the image that networks are traced with."""
+
+OWN_SHAPES = 2
+"""Shapes of inputs that get a compiled network of their own; each holds a copy of the weights."""
 
 Arrays = Float[Tensor, "..."]
 Compiled = Callable[..., list[Arrays]]
@@ -159,6 +164,34 @@ class _Refiner(nn.Module):
         return self.decoder(latents, (at_8, at_4, at_2), degradation_embedding, fidelity)
 
 
+def group_norm(norm: nn.GroupNorm, x: Float[Tensor, "b c *sizes"]) -> Float[Tensor, "b c *sizes"]:
+    """What `norm` computes, by means of channels: OpenVINO then keeps channels last and reorders nothing in memory."""
+    channels, groups = x.shape[1], norm.num_groups
+    per_channel = (-1, channels, *(1 for _ in x.shape[2:]))
+
+    def group_mean(x: Float[Tensor, "b c *sizes"]) -> Float[Tensor, "b c *ones"]:
+        means = x.mean(tuple(range(2, x.dim())), keepdim=True).reshape(-1, groups, channels // groups)
+        return means.mean(2, keepdim=True).expand(-1, -1, channels // groups).reshape(per_channel)
+
+    centred = x - group_mean(x)
+    scale = torch.rsqrt(group_mean(centred * centred) + norm.eps)
+    if not norm.affine:
+        return centred * scale
+    return centred * (scale * norm.weight.view(per_channel)) + norm.bias.view(per_channel)
+
+
+@contextlib.contextmanager
+def _norms_by_channel(network: nn.Module) -> Iterator[None]:
+    norms = [module for module in network.modules() if isinstance(module, nn.GroupNorm)]
+    for norm in norms:
+        norm.forward = functools.partial(group_norm, norm)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for norm in norms:
+            del norm.forward
+
+
 @torch.no_grad()
 def compile_network(network: nn.Module, *inputs: Float[Tensor, "..."]) -> Compiled:
     """A network as a function of tensors to a list of tensors, of any batch and size.
@@ -166,9 +199,9 @@ def compile_network(network: nn.Module, *inputs: Float[Tensor, "..."]) -> Compil
     Args:
         inputs: examples, of more than one image and of a size that the network takes.
     """
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _norms_by_channel(network.eval()):
         warnings.simplefilter("ignore")  # the tracer's, about what depends on the number of channels only
-        decoder = TorchScriptPythonDecoder(network.eval(), example_input=inputs)
+        decoder = TorchScriptPythonDecoder(network, example_input=inputs)
         frontend = FrontEndManager().load_by_framework("pytorch")
         model = frontend.convert(frontend.load(decoder))
     settings: dict[str, Any] = {
@@ -176,10 +209,21 @@ def compile_network(network: nn.Module, *inputs: Float[Tensor, "..."]) -> Compil
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
     }
-    request = openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
+    core = openvino.Core()
+    requests: dict[tuple[torch.Size, ...] | None, Any] = {}
+
+    def request_for(shapes: tuple[torch.Size, ...]) -> Any:
+        key = shapes if shapes in requests or len(requests) < OWN_SHAPES else None
+        if key not in requests:
+            own = model.clone()
+            if key is not None:
+                own.reshape({i: list(shape) for i, shape in enumerate(shapes)})
+            requests[key] = core.compile_model(own, "CPU", settings).create_infer_request()
+        return requests[key]
 
     def run(*inputs: Float[Tensor, "..."]) -> list[Arrays]:
         arrays = {i: tensor.contiguous().numpy() for i, tensor in enumerate(inputs)}
+        request = request_for(tuple(tensor.shape for tensor in inputs))
         return [torch.from_numpy(output) for output in request.infer(arrays, share_inputs=True).values()]
 
     return run
