@@ -57,7 +57,7 @@ def restore(model: str, side: int) -> None:
 
     from diffrestorer import DiffRestorerPipeline
 
-    pipe = DiffRestorerPipeline.from_pretrained(model)
+    pipe = DiffRestorerPipeline.from_pretrained(model).prepare("cpu")
     pipe.set_progress_bar_config(disable=True)
     photo = Image.fromarray(skimage.data.astronaut()).resize((side, side), Image.Resampling.BICUBIC)
     loaded = peak()

@@ -16,6 +16,9 @@ LARGEST_PHOTO = 200_000_000  # pixels, width x height; a larger one is refused b
 DECODE_BYTES = 64  # a pixel: its file, the decoded and the float image, with a margin
 CANVAS_BYTES = 64  # a pixel, whatever the tiles; measured: 57
 RESTORE_BYTES = 28  # a pixel and channel of the VAE's widest full-size features; measured: 23 (mini) to 26 (sd15)
+SMALLER_TILES = (512, 256)  # sides in pixels, where memory does not suffice for the usual ones
+
+Tile = Literal["auto", "none"] | int
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Options:
     decoder: Literal["refined", "sd"] = "refined"
     fidelity: float = 1.0
     degradation: str | None = None
-    tile: Literal["auto", "none"] | int = "auto"
+    tile: Tile = "auto"
 
 
 @dataclass(frozen=True)
@@ -98,9 +101,7 @@ def restore(
     """
     from torch import Generator
 
-    need, free = _memory_needed(pipe, photos, options), int(0.8 * free_memory())
-    if pipe.device.type == "cpu" and need > free:  # a GPU says when it is full, here the system would kill
-        raise ImageError(f"restoring it takes about {need / 1e6:.0f} MB of memory, {free / 1e6:.0f} MB are free")
+    tile, tile_batch_size = _tiles_that_fit(pipe, photos, options.tile)
     result = pipe(
         [photo.pixels for photo in photos],
         num_inference_steps=options.steps,
@@ -109,7 +110,8 @@ def restore(
         fidelity=options.fidelity,
         output_type="np",
         degradation=options.degradation,
-        tile=options.tile,
+        tile=tile,
+        tile_batch_size=tile_batch_size,
         on_step=on_step,
     )
     restored = []
@@ -136,14 +138,36 @@ def printable(path: str | Path) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in os.fspath(path))
 
 
-def _memory_needed(pipe: Any, photos: Sequence[Photo], options: Options) -> int:
+def _tiles_that_fit(pipe: Any, photos: Sequence[Photo], tile: Tile) -> tuple[Tile, int | None]:
+    """The tile to ask the pipeline for, and how many at a time: where `auto` is too large, a smaller one, one by one.
+
+    A GPU says when it is full, and the pipeline tries smaller tiles then; here the system would kill the process.
+
+    Raises:
+        ImageError: memory falls short.
+    """
+    if pipe.device.type != "cpu":
+        return tile, None
+    choices: list[tuple[Tile, int | None]] = [(tile, None)]
+    if tile == "auto" and len(photos) == 1:
+        choices += [(side, 1) for side in SMALLER_TILES]
+    free = int(0.8 * free_memory())
+    needs = [_memory_needed(pipe, photos, *choice) for choice in choices]
+    for choice, need in zip(choices, needs, strict=True):
+        if need <= free:
+            return choice
+    raise ImageError(f"restoring it takes about {min(needs) / 1e6:.0f} MB of memory, {free / 1e6:.0f} MB are free")
+
+
+def _memory_needed(pipe: Any, photos: Sequence[Photo], tile: Tile, tile_batch_size: int | None) -> int:
     """Bytes that restoring photos of one size takes at its peak, roughly."""
     from diffrestorer.tiling import WHOLE_PIXELS, tile_side
 
     height, width = photos[0].pixels.shape[:2]
-    side, size = tile_side(options.tile, height, width, 1), len(photos) * height * width
+    side, size = tile_side(tile, height, width, 1), len(photos) * height * width
     # Photos that need tiles go one by one, their tiles in batches of 1024x1024 pixels; overlaps make them up to twice.
-    at_once = size if side is None else min(2 * height * width, max(side**2, WHOLE_PIXELS))
+    batch = 0 if side is None else tile_batch_size * side**2 if tile_batch_size else max(side**2, WHOLE_PIXELS)
+    at_once = size if side is None else min(2 * height * width, batch)
     return at_once * RESTORE_BYTES * int(pipe.vae.config.block_out_channels[1]) + size * CANVAS_BYTES
 
 

@@ -250,8 +250,8 @@ class DiffRestorerPipeline(DiffusionPipeline):
         prompts = self._read_prompts(padded[..., :height, :width], degradation)
         noise = self._noise(padded, generator)
 
-        def run(side: int | None) -> SampledLatents:
-            stages = self._stages(padded, side, tile_batch_size)
+        def run(side: int | None, batch_size: int | None) -> SampledLatents:
+            stages = self._stages(padded, side, batch_size)
             condition = stages.condition(padded, prompts)
 
             def count() -> None:
@@ -261,9 +261,9 @@ class DiffRestorerPipeline(DiffusionPipeline):
 
             with self.progress_bar(total=num_inference_steps) as bar:
                 latents = table.sample(noise, stages.predictor(condition, table.timesteps), count)
-            return SampledLatents(latents, condition, padded, height, width, side, tile_batch_size, tile == "auto")
+            return SampledLatents(latents, condition, padded, height, width, side, batch_size, tile == "auto")
 
-        return until_it_fits(run, self._sides(side, padded, tile == "auto"))
+        return until_it_fits(run, self._sides(side, padded, tile == "auto"), tile_batch_size)
 
     @torch.no_grad()
     def decode(
@@ -274,11 +274,11 @@ class DiffRestorerPipeline(DiffusionPipeline):
         refined = decoder == "refined" and fidelity > 0
         latents, lq, condition = sampled.latents, sampled.lq, sampled.condition
 
-        def run(side: int | None) -> Float[Tensor, "b 3 hp wp"]:
-            stages = self._stages(lq, side, sampled.tile_batch_size)
+        def run(side: int | None, batch_size: int | None) -> Float[Tensor, "b 3 hp wp"]:
+            stages = self._stages(lq, side, batch_size)
             return stages.decode(latents, lq, condition, refined, fidelity)
 
-        images = until_it_fits(run, self._sides(sampled.side, lq, sampled.shrink))
+        images = until_it_fits(run, self._sides(sampled.side, lq, sampled.shrink), sampled.tile_batch_size)
         return images[..., : sampled.height, : sampled.width].clamp_(0, 1)
 
     def _read_prompts(self, lq: Float[Tensor, "b 3 h w"], degradation: str | None) -> VisualPrompts:

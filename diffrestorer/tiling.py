@@ -253,17 +253,23 @@ def smaller_sides(side: int | None, size: Sequence[int], multiple: int) -> list[
     return [half for half in halves if half >= 4 * multiple]
 
 
-def until_it_fits(run: Callable[[int | None], Result], sides: Sequence[int | None]) -> Result:
+def until_it_fits(
+    run: Callable[[int | None, int | None], Result], sides: Sequence[int | None], batch_size: int | None = None
+) -> Result:
     """What `run` returns for the first of the tile sides for which memory suffices.
+
+    Args:
+        run: takes a side and how many tiles may go through a network at a time (see `Grid`).
+        batch_size: of the first side's tiles; smaller ones go one by one, or as much memory would be taken again.
 
     Raises:
         MemoryError, RuntimeError: it does not suffice for the last of them either (torch's own error).
     """
-    for side in sides[:-1]:
+    for i, side in enumerate(sides[:-1]):
         try:
-            return run(side)
+            return run(side, 1 if i else batch_size)
         except (MemoryError, RuntimeError) as error:  # a GPU's torch.OutOfMemoryError is a RuntimeError
             text = str(error).lower()
             if not (isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text):
                 raise
-    return run(sides[-1])
+    return run(sides[-1], 1 if len(sides) > 1 else batch_size)

@@ -111,20 +111,21 @@ def test_a_useless_tile_is_refused() -> None:
 
 
 def test_tiles_shrink_where_memory_falls_short() -> None:
-    tried: list[int | None] = []
+    """And go one by one then: a batch of them would take as much memory as one large tile."""
+    tried: list[tuple[int | None, int | None]] = []
 
-    def run(side: int | None) -> str:
-        tried.append(side)
+    def run(side: int | None, batch_size: int | None) -> str:
+        tried.append((side, batch_size))
         if side is None or side > 300:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return "done"
 
-    assert until_it_fits(run, [None, *smaller_sides(None, (900, 700), 64)]) == "done"
-    assert tried == [None, 512, 256]
+    assert until_it_fits(run, [None, *smaller_sides(None, (900, 700), 64)], 3) == "done"
+    assert tried == [(None, 3), (512, 1), (256, 1)]
     with pytest.raises(torch.OutOfMemoryError):
         until_it_fits(run, [1024, *smaller_sides(1024, (900, 700), 128)])
     with pytest.raises(RuntimeError, match="another"):
-        until_it_fits(lambda side: (_ for _ in ()).throw(RuntimeError("another")), [1024, 512])
+        until_it_fits(lambda side, size: (_ for _ in ()).throw(RuntimeError("another")), [1024, 512])
 
 
 def restore(pipeline: DiffRestorerPipeline, lq: torch.Tensor, **options: object) -> torch.Tensor:

@@ -6,6 +6,7 @@ from typing import Literal, get_args
 import torch
 
 from diffrestorer.engines.engine import Engine
+from diffrestorer.memory import keep_freed_memory
 from diffrestorer.models.restorer import Restorer
 
 EngineName = Literal["eager", "compile", "graphs", "openvino"]
@@ -45,3 +46,5 @@ def place(restorer: Restorer, device: torch.device, dtype: torch.dtype | None = 
     restorer.to(device, dtype or (torch.bfloat16 if gpu else torch.float32))
     if gpu:
         restorer.to(memory_format=torch.channels_last)
+    if device.type == "cpu":
+        keep_freed_memory()

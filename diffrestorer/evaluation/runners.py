@@ -155,7 +155,7 @@ class BaselineRunner:
         return {method.name: restored for method in methods}
 
     def _restore(self, lq: Float[Tensor, "b 3 h w"], side: int | None) -> Float[Tensor, "b 3 h w"]:
-        def run(side: int | None) -> Float[Tensor, "b 3 h w"]:
+        def run(side: int | None, _: int | None) -> Float[Tensor, "b 3 h w"]:
             network_pass = whole if side is None else by_tiles(side, self.network.multiple)
             return self.network.restore(lq.to(self.network.device), self.seed, network_pass).float().cpu()
 
@@ -164,7 +164,7 @@ class BaselineRunner:
 
 
 def by_tiles(side: int, multiple: int) -> Pass:
-    """A network over one image by tiles of at most `side` pixels, averaged where they overlap.
+    """A network over one image by tiles of at most `side` pixels, one by one, averaged where they overlap.
 
     Whatever the network gathers from the whole image (attention, pooled statistics) it gathers from each tile.
     """

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from diffrestorer.config.hardware import HardwareConfig
+from diffrestorer.memory import keep_freed_memory
 from diffrestorer.models.blocks import ResBlock
 from diffrestorer.models.control import ControlDecoder, ControlEncoder
 from diffrestorer.models.decoder import DegradationAwareDecoder
@@ -58,6 +59,8 @@ def apply_hardware(task: nn.Module, hardware: HardwareConfig, device: torch.devi
             "train.hardware.channels_last and compile_blocks are for GPUs: on a CPU backward passes in that layout, "
             "and compiled ones, corrupt memory (seen with torch 2.15); take hardware=cpu"
         )
+    if device.type == "cpu":
+        keep_freed_memory()
     if hardware.channels_last:
         task.to(memory_format=torch.channels_last)
     if not hardware.sdpa:

@@ -4,8 +4,11 @@ import json
 import os
 import resource
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from diffrestorer import photos as photos_module
 from diffrestorer.cli import main
 from diffrestorer.memory import free_memory
+from diffrestorer.pipeline import DiffRestorerPipeline
 
 PATH_MAX = 4096
 
@@ -52,6 +56,43 @@ def test_what_memory_cannot_hold_is_refused(
     assert restore(photos, "--batch-size", "2") == 1
     assert files_in(tmp_path / "out") == ["s1.png", "s2.png"]
     assert "large.png: restoring it takes about 84 MB of memory, 51 MB are free" in capfd.readouterr().err
+
+
+def test_tiles_shrink_to_what_memory_holds(
+    restore: Callable[..., int], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Up front on a CPU, where the system would kill the process; a tile that was asked for stays."""
+    save(photos / "large.png", noise(700, 500))
+    tiles: list[tuple[object, object]] = []
+    plain = DiffRestorerPipeline.__call__
+
+    def call(self: DiffRestorerPipeline, *args: Any, tile: object, tile_batch_size: object, **options: Any) -> Any:
+        tiles.append((tile, tile_batch_size))
+        return plain(self, *args, tile=tile, tile_batch_size=tile_batch_size, **options)
+
+    monkeypatch.setattr(DiffRestorerPipeline, "__call__", call)
+    for free, status, tile in ((10**9, 0, "auto"), (200_000_000, 0, 256), (200_000_000, 1, 512)):
+        monkeypatch.setattr(photos_module, "free_memory", lambda free=free: free)
+        assert restore(photos, "--overwrite", *(() if status == 0 else ("--tile", "512"))) == status, (free, tile)
+    assert tiles == [("auto", None), (256, 1)]
+    assert files_in(tmp_path / "out") == ["large.png"]
+
+
+def test_memory_that_is_kept_is_not_cleared_again() -> None:
+    """Fewer pages are faulted in by blocks that are freed and taken again; in a process of its own: it is for good."""
+    program = (
+        "import resource, numpy as np\n"
+        "from diffrestorer.memory import keep_freed_memory\n"
+        "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "def rounds():\n"
+        "    before = faults()\n"
+        "    for _ in range(9): blocks = [np.ones(2**20) for _ in range(12)]; del blocks\n"
+        "    return faults() - before\n"
+        "default = rounds(); keep_freed_memory(); rounds(); print(default, rounds())\n"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    default, kept = map(int, run.stdout.split())
+    assert kept < default / 10, run.stdout
 
 
 def test_free_memory_is_that_of_this_machine() -> None:
