@@ -9,7 +9,7 @@ from pathlib import Path
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """glibc's numbers of two settings, see mallopt(3)."""
 
-LARGE_BLOCK, KEPT_BLOCKS = 32 * 2**20, 256 * 2**20
+LARGE_BLOCK, KEPT_BLOCKS = 32 * 2**20, 64 * 2**20
 """Blocks from the first size on are taken from the system and given back one by one (glibc's largest choice); of the
 others' memory, free bytes up to the second number are kept for the next ones."""
 

@@ -261,6 +261,8 @@ class DiffRestorerPipeline(DiffusionPipeline):
 
             with self.progress_bar(total=num_inference_steps) as bar:
                 latents = table.sample(noise, stages.predictor(condition, table.timesteps), count)
+            # Decoding needs no control features: of a large image, the largest of what is held.
+            condition = replace(condition, control_features=condition.control_features[:, :0].clone())
             return SampledLatents(latents, condition, padded, height, width, side, batch_size, tile == "auto")
 
         return until_it_fits(run, self._sides(side, padded, tile == "auto"), tile_batch_size)

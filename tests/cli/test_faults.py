@@ -86,7 +86,7 @@ def test_memory_that_is_kept_is_not_cleared_again() -> None:
         "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
         "def rounds():\n"
         "    before = faults()\n"
-        "    for _ in range(9): blocks = [np.ones(2**20) for _ in range(12)]; del blocks\n"
+        "    for _ in range(9): blocks = [np.ones(2**20) for _ in range(6)]; del blocks\n"
         "    return faults() - before\n"
         "default = rounds(); keep_freed_memory(); rounds(); print(default, rounds())\n"
     )

@@ -3,7 +3,6 @@
 import json
 import math
 import shutil
-import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -207,8 +206,8 @@ def mean_psnr(restored: Tensor, gt: Tensor) -> float:
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(3600)
-@pytest.mark.parametrize("method", [method for method in TINY if method != "da_clip"])
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("method", TINY)
 def test_mini_learns_four_pairs_by_heart(method: str, photos_dir: Path) -> None:
     """More than 30 dB on the four pairs it saw; a network that can't learn them can't learn anything."""
     task, pairs = four_pairs(method, photos_dir, 1000 if method == "airnet" else 4000)
@@ -220,13 +219,3 @@ def test_mini_learns_four_pairs_by_heart(method: str, photos_dir: Path) -> None:
                 break
     assert before < 25
     assert after > 30, f"{before:.1f} dB before, {after:.1f} dB after {step + 1} steps"
-
-
-@pytest.mark.soak
-@pytest.mark.timeout(3600)
-def test_mini_da_clips_loss_on_four_pairs_falls_to_an_eighth(photos_dir: Path) -> None:
-    """It must learn to carry the noise through besides the pairs: 30 dB take more steps than a test has time for."""
-    task, pairs = four_pairs("da_clip", photos_dir, 600)
-    losses = list(learn(task, pairs))
-    first, last = statistics.mean(losses[:10]), statistics.mean(losses[-100:])
-    assert last < first / 8, f"{first:.4f} at first, {last:.4f} at last; {mean_psnr(task.restore(pairs), pairs.gt)} dB"
