@@ -203,6 +203,9 @@ class DiffRestorerPipeline(DiffusionPipeline):
             for i in indices:
                 images[i] = None  # a large image is held once
             sampled = self.sample(lq, num_inference_steps, own, degradation, tile, tile_batch_size, on_step, size)
+            # Decoding needs no control features: of a large image, the largest of what is held.
+            features = sampled.condition.control_features[:, :0].clone()
+            sampled = replace(sampled, condition=replace(sampled.condition, control_features=features))
             decoded = self.decode(sampled, decoder, fidelity).float().cpu()
             probabilities[indices] = sampled.condition.prompts.degradation_logits.float().softmax(dim=-1).cpu()
             for row, i in enumerate(indices):
@@ -261,8 +264,6 @@ class DiffRestorerPipeline(DiffusionPipeline):
 
             with self.progress_bar(total=num_inference_steps) as bar:
                 latents = table.sample(noise, stages.predictor(condition, table.timesteps), count)
-            # Decoding needs no control features: of a large image, the largest of what is held.
-            condition = replace(condition, control_features=condition.control_features[:, :0].clone())
             return SampledLatents(latents, condition, padded, height, width, side, batch_size, tile == "auto")
 
         return until_it_fits(run, self._sides(side, padded, tile == "auto"), tile_batch_size)
