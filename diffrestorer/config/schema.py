@@ -55,6 +55,18 @@ class ModelConfig:
 
 
 @dataclass
+class Views:
+    """What a training crop shows of a clean photo (`diffrestorer.data.views`); prepared pairs are what they are."""
+
+    scale: list[float] = field(default_factory=lambda: [1.0, 1.0])
+    """Range of the factor that the photo is shrunk by before the crop, though never below the crop's size."""
+    dark_share: float = 0.0
+    """Share of crops made into night scenes, except those of low_light."""
+    text_share: float = 0.0
+    """Share of crops with letters written on."""
+
+
+@dataclass
 class DataConfig:
     """Which pairs."""
 
@@ -67,6 +79,8 @@ class DataConfig:
     """Classes that are trained on; the files in configs/data name all eight."""
     synthesis: Synthesis = field(default_factory=Synthesis)
     """How strong the synthesised degradations are, such as data.synthesis.noise.sigma=[10,50]."""
+    views: Views = field(default_factory=Views)
+    """What is seen of the clean photos, such as data.views.scale=[0.5,1]."""
     validation_root: str | None = None
     """Folder of clean photos that are not trained on, for `train.validate_every`; degraded on the fly, once for all."""
 

@@ -19,6 +19,7 @@ from diffrestorer.config.schema import DataConfig
 from diffrestorer.data.counter import counter_rng
 from diffrestorer.data.images import ImageError, find_images, read_photo
 from diffrestorer.data.synthesis import degrade
+from diffrestorer.data.views import crop, vary
 from diffrestorer.degradations import degradation_index
 
 
@@ -81,6 +82,11 @@ def check_data(config: DataConfig) -> None:
         raise ValueError(f"data.size={config.size} is not a multiple of 8, which the VAE divides by")
     if not config.degradations:
         raise ValueError("data.degradations is empty: name at least one degradation")
+    if len(config.views.scale) != 2 or not 0 < config.views.scale[0] <= config.views.scale[1] <= 1:
+        raise ValueError(f"data.views.scale={config.views.scale} is not a range in (0, 1]: write [0.5,1]")
+    for name in ("dark_share", "text_share"):
+        if not 0 <= (share := getattr(config.views, name)) <= 1:
+            raise ValueError(f"data.views.{name}={share} lies outside 0 to 1")
 
 
 class SynthesisedPairs(Dataset[Pair]):
@@ -117,6 +123,7 @@ class SynthesisedPairs(Dataset[Pair]):
         self.size = config.size
         self.degradations = tuple(config.degradations)
         self.synthesis = config.synthesis
+        self.views = config.views
         self.seed = seed
         self.global_batch_size = global_batch_size
 
@@ -142,15 +149,10 @@ class SynthesisedPairs(Dataset[Pair]):
         return self._pair(self.paths[index], self.degradations[index % len(self.degradations)], 0, index)
 
     def _pair(self, path: Path, degradation: str, step: int, position: int) -> Pair:
-        gt = self._crop(_read_cached(path, self.size), counter_rng(self.seed, "crop", step, position))
+        gt = crop(_read_cached(path, self.size), self.size, self.views, counter_rng(self.seed, "crop", step, position))
+        gt = vary(gt, degradation, self.views, counter_rng(self.seed, "view", step, position))
         lq = degrade(gt, degradation, counter_rng(self.seed, "degradation", step, position), self.synthesis)
         return Pair(lq, gt, degradation_index(degradation), step, position)
-
-    def _crop(self, photo: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        height, width = photo.shape[:2]
-        top, left = rng.integers(height - self.size + 1), rng.integers(width - self.size + 1)
-        crop = photo[top : top + self.size, left : left + self.size]
-        return np.ascontiguousarray(crop[:, ::-1] if rng.random() < 0.5 else crop)
 
     @lru_cache(maxsize=2)  # noqa: B019 - the dataset lives as long as the run
     def _order(self, epoch: int) -> np.ndarray:

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from torch.utils.data import Dataset
 
-from diffrestorer.config.schema import DataConfig
+from diffrestorer.config.schema import DataConfig, Views
 from diffrestorer.config.synthesis import Synthesis
 from diffrestorer.data.counter import counter_rng, shuffled
 from diffrestorer.data.manifest import MANIFEST, open_shard, read_batches, split_address
@@ -44,7 +44,7 @@ class PreparedPairs(Dataset[Pair]):
 
     Raises:
         ValueError: there is no manifest, no training pair of a class asked for, or the stored pairs are smaller than
-            `config.size`, or `config.synthesis` is set, which would change nothing.
+            `config.size`, or `config.synthesis` or `config.views` is set, which would change nothing.
     """
 
     def __init__(self, config: DataConfig, seed: int, global_batch_size: int) -> None:
@@ -55,6 +55,8 @@ class PreparedPairs(Dataset[Pair]):
             raise ValueError(
                 "data.synthesis says how photos are degraded; prepared pairs are: give it to prepare_data.py"
             )
+        if config.views != Views():
+            raise ValueError("data.views says what is seen of photos; prepared pairs are what prepare_data.py made")
         self.root = Path(config.root)
         self.size = config.size
         self.seed = seed

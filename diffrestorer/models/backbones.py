@@ -47,7 +47,8 @@ class PatchEncoder(Encoder):
         self.shortcut = nn.Conv2d(3, latent_channels, PATCH, stride=PATCH)
         with torch.no_grad():
             self.shortcut.weight.copy_(dct_patch_basis(latent_channels))
-            nn.init.zeros_(self.shortcut.bias)  # type: ignore[arg-type]
+            for start in (self.shortcut.bias, *self.conv_out.parameters()):
+                nn.init.zeros_(start)  # type: ignore[arg-type]
 
     def forward(self, sample: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b l2 h8 w8"]:
         mean, log_variance = super().forward(sample).chunk(2, dim=1)
@@ -62,7 +63,8 @@ class PatchDecoder(Decoder):
         self.shortcut = nn.ConvTranspose2d(in_channels, 3, PATCH, stride=PATCH)
         with torch.no_grad():
             self.shortcut.weight.copy_(dct_patch_basis(in_channels))
-            nn.init.zeros_(self.shortcut.bias)  # type: ignore[arg-type]
+            for start in (self.shortcut.bias, *self.conv_out.parameters()):
+                nn.init.zeros_(start)  # type: ignore[arg-type]
 
     def forward(
         self, sample: Float[Tensor, "b l h8 w8"], latent_embeds: Float[Tensor, "..."] | None = None

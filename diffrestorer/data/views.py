@@ -1,0 +1,55 @@
+"""Views of a clean photo: what a training crop shows of it, before it is degraded."""
+
+import string
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from diffrestorer.config.schema import Views
+
+Pixels = NDArray[np.uint8]
+
+_WORDS, _LETTERS = (1, 4), (1, 9)
+_LETTER_HEIGHT = (0.05, 0.2)  # of the crop's side
+_NIGHT_GAMMA = (1.6, 3.2)
+
+
+def crop(photo: Pixels, size: int, views: Views, rng: np.random.Generator) -> Pixels:
+    """A random square of a photo (h, w, 3), both sides at least `size`, mirrored half of the time: (size, size, 3).
+
+    With `views.scale` the photo is shrunk first, by a factor from that range, though never below the crop.
+    """
+    low, high = views.scale
+    factor = high if low == high else rng.uniform(low, high)
+    side = min(round(size / factor), *photo.shape[:2])
+    top, left = (rng.integers(length - side + 1) for length in photo.shape[:2])
+    square = photo[top : top + side, left : left + side]
+    if side > size:
+        square = cv2.resize(square, (size, size), interpolation=cv2.INTER_AREA)
+    return np.ascontiguousarray(square[:, ::-1] if rng.random() < 0.5 else square)
+
+
+def vary(image: Pixels, degradation: str, views: Views, rng: np.random.Generator) -> Pixels:
+    """The crop, now and then turned into a night scene or written on.
+
+    A dark photo is not a degraded one: without dark scenes among the clean ones every such photo is taken for
+    `low_light`, whose clean photos therefore stay as they are.
+    """
+    if rng.random() < views.dark_share and degradation != "low_light":
+        gamma = rng.uniform(*_NIGHT_GAMMA)
+        image = np.rint(255.0 * (np.arange(256) / 255.0) ** gamma).astype(np.uint8)[image]
+    return _write_on(image, rng) if rng.random() < views.text_share else image
+
+
+def _write_on(image: Pixels, rng: np.random.Generator) -> Pixels:
+    """A line or more of random letters and digits somewhere, of one colour."""
+    side = image.shape[0]
+    alphabet = list(string.ascii_letters + string.digits)
+    words = ["".join(rng.choice(alphabet, rng.integers(*_LETTERS))) for _ in range(rng.integers(*_WORDS))]
+    font = ImageFont.load_default(size=max(8.0, side * rng.uniform(*_LETTER_HEIGHT)))
+    canvas = Image.fromarray(image)
+    corner = tuple(side * rng.uniform(0.0, 0.7, 2))
+    ImageDraw.Draw(canvas).text(corner, rng.choice([" ", "\n"]).join(words), tuple(rng.integers(0, 256, 3)), font)
+    return np.asarray(canvas)
