@@ -22,6 +22,9 @@ from torchvision.transforms.v2.functional import InterpolationMode, normalize, r
 PATCH = 8
 """Side in pixels of the square that one latent stands for (SD 1.5's VAE and mini's)."""
 
+FIRST_LOG_VARIANCE = -8.0
+"""Of mini's latents before training: the linear path alone is a fair code, which noise would only drown."""
+
 
 def dct_patch_basis(num_components: int) -> Float[Tensor, "k 3 8 8"]:
     """Orthonormal basis of the smoothest 8x8 colour patches: means and first cosines of luma, means of chroma.
@@ -49,6 +52,7 @@ class PatchEncoder(Encoder):
             self.shortcut.weight.copy_(dct_patch_basis(latent_channels))
             for start in (self.shortcut.bias, *self.conv_out.parameters()):
                 nn.init.zeros_(start)  # type: ignore[arg-type]
+            self.conv_out.bias[latent_channels:] = FIRST_LOG_VARIANCE
 
     def forward(self, sample: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b l2 h8 w8"]:
         mean, log_variance = super().forward(sample).chunk(2, dim=1)
