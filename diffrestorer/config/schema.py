@@ -186,8 +186,6 @@ class DecoderConfig:
     discriminator_lr: float = 1e-5
     discriminator_start: int = 0
     """Step from which the discriminator learns and the decoder hears of it; the paper states none."""
-    new_layers: bool = False
-    """Keep only the linear path of a PatchAutoencoderKL and start the decoder's layers anew."""
     discriminator_channels: int = 64
     """Width of the PatchGAN's first layer."""
 

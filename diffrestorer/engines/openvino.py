@@ -61,9 +61,9 @@ class OpenVINOEngine(Engine):
 
     def condition(self, lq: Float[Tensor, "b 3 h w"], prompts: VisualPrompts) -> Conditioning:
         """See `Restorer.condition`."""
-        latents, at_8, at_4, at_2 = self._encode(lq)
+        latents, *features = self._encode(lq)
         (control_features,) = self._control(lq, prompts.degradation_embedding, latents)
-        return Conditioning(prompts, EncodedImage(latents, (at_8, at_4, at_2)), control_features)
+        return Conditioning(prompts, EncodedImage(latents, tuple(features)), control_features)
 
     def denoiser(self, semantic_embedding: Float[Tensor, "b t s"], timesteps: Int[Tensor, " n"]) -> Denoiser:
         """See `Denoiser`."""
@@ -78,7 +78,7 @@ class OpenVINOEngine(Engine):
             return self._decode(latents)[0]
         features, embedding = condition.encoded.features, condition.prompts.degradation_embedding
         assert features is not None, "a whole image keeps them"
-        return self._refine(latents, *features, embedding, torch.tensor(fidelity))[0]
+        return self._refine(latents, embedding, torch.tensor(fidelity), *features)[0]
 
     @functools.cached_property
     def _example(self) -> tuple[Float[Tensor, "b 3 h w"], Conditioning]:
@@ -114,7 +114,7 @@ class OpenVINOEngine(Engine):
         _, condition = self._example
         encoded, embedding = condition.encoded, condition.prompts.degradation_embedding
         assert encoded.features is not None
-        return compile_network(self.refiner, encoded.latents, *encoded.features, embedding, torch.tensor(0.5))
+        return compile_network(self.refiner, encoded.latents, embedding, torch.tensor(0.5), *encoded.features)
 
     @functools.cached_property
     def _decode(self) -> Compiled:
@@ -155,13 +155,11 @@ class _Refiner(nn.Module):
     def forward(
         self,
         latents: Float[Tensor, "b l h8 w8"],
-        at_8: Float[Tensor, "b _ h8 w8"],
-        at_4: Float[Tensor, "b _ h4 w4"],
-        at_2: Float[Tensor, "b _ h2 w2"],
         degradation_embedding: Float[Tensor, "b d"],
         fidelity: Float[Tensor, ""],
+        *features: Float[Tensor, "b _ _ _"],
     ) -> Float[Tensor, "b 3 h w"]:
-        return self.decoder(latents, (at_8, at_4, at_2), degradation_embedding, fidelity)
+        return self.decoder(latents, features, degradation_embedding, fidelity)
 
 
 def group_norm(norm: nn.GroupNorm, x: Float[Tensor, "b c *sizes"]) -> Float[Tensor, "b c *sizes"]:

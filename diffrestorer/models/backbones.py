@@ -91,6 +91,10 @@ class PatchAutoencoderKL(AutoencoderKL):
         )
         self.decoder = PatchDecoder(self.config.latent_channels, up_block_types=self.config.up_block_types, **shared)
 
+    def lost_detail(self, sample: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+        """What of images in [-1, 1] does not come back through the linear path."""
+        return sample - self.decoder.shortcut(self.encoder.shortcut(sample))
+
 
 @dataclass(frozen=True)
 class EncodedImage:
@@ -98,12 +102,13 @@ class EncodedImage:
 
     Attributes:
         latents: scaled mode of the posterior.
-        features: the encoder's features at 1/8 (after the mid block), 1/4 and 1/2 (before the downsamplers); None for
-            a large image, which is encoded by tiles, and again when it is decoded.
+        features: the encoder's features at 1/8 (after the mid block), 1/4 and 1/2 (before the downsamplers), and of a
+            `PatchAutoencoderKL` the detail that its linear path loses, (b, 3, h, w); None for a large image, which is
+            encoded by tiles, and again when it is decoded.
     """
 
     latents: Float[Tensor, "b l h8 w8"]
-    features: tuple[Float[Tensor, "b _ h8 w8"], Float[Tensor, "b _ h4 w4"], Float[Tensor, "b _ h2 w2"]] | None
+    features: tuple[Float[Tensor, "b _ _ _"], ...] | None
 
 
 def encode_image(vae: AutoencoderKL, images: Float[Tensor, "b 3 h w"]) -> EncodedImage:
@@ -117,8 +122,10 @@ def encode_image(vae: AutoencoderKL, images: Float[Tensor, "b 3 h w"]) -> Encode
     finally:
         for hook in hooks:
             hook.remove()
-    at_8, at_4, at_2 = (features[tap] for tap in taps)
-    return EncodedImage(posterior.mode() * vae.config.scaling_factor, (at_8, at_4, at_2))
+    found = [features[tap] for tap in taps]
+    if isinstance(vae, PatchAutoencoderKL):
+        found.append(vae.lost_detail(images * 2 - 1))
+    return EncodedImage(posterior.mode() * vae.config.scaling_factor, tuple(found))
 
 
 def decode_latents(vae: AutoencoderKL, latents: Float[Tensor, "b l h8 w8"]) -> Float[Tensor, "b 3 h w"]:

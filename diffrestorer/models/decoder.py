@@ -8,7 +8,7 @@ from diffusers.models.autoencoders.vae import Decoder
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from diffrestorer.models.backbones import PatchAutoencoderKL, PatchDecoder
+from diffrestorer.models.backbones import PatchDecoder
 from diffrestorer.models.blocks import DegradationAwareRefinementBlock
 
 
@@ -28,6 +28,8 @@ class DegradationAwareDecoder(ModelMixin, ConfigMixin):
         patch_shortcut: whether the VAE is a `PatchAutoencoderKL`.
         degradation_dim: width of P_D.
         refine: False leaves the DRBs out (ablation `no_drb`: a finetuned plain decoder).
+        detail: whether the degraded image's detail that the linear path of a `PatchAutoencoderKL` loses is added to
+            the image, times a number that P_D decides (mini only: the paper has no such path).
     """
 
     @register_to_config
@@ -43,6 +45,7 @@ class DegradationAwareDecoder(ModelMixin, ConfigMixin):
         patch_shortcut: bool = False,
         degradation_dim: int = 256,
         refine: bool = True,
+        detail: bool = False,
     ) -> None:
         super().__init__()
         widths = tuple(block_out_channels)
@@ -68,10 +71,15 @@ class DegradationAwareDecoder(ModelMixin, ConfigMixin):
             if refine
             else None
         )
+        self.detail_weight = nn.Linear(degradation_dim, 1) if detail else None
+        if self.detail_weight is not None:
+            for parameter in self.detail_weight.parameters():
+                nn.init.zeros_(parameter)
 
     @classmethod
     def from_vae(cls, vae: AutoencoderKL, degradation_dim: int, refine: bool = True) -> "DegradationAwareDecoder":
         """A decoder with the VAE's weights and untrained DRBs: equal to `decode_latents(vae, ...)` at step 0."""
+        patch_shortcut = isinstance(vae.decoder, PatchDecoder)
         decoder = cls(
             latent_channels=vae.config.latent_channels,
             block_out_channels=vae.config.block_out_channels,
@@ -80,27 +88,15 @@ class DegradationAwareDecoder(ModelMixin, ConfigMixin):
             scaling_factor=vae.config.scaling_factor,
             use_post_quant_conv=vae.post_quant_conv is not None,
             mid_block_add_attention=vae.config.mid_block_add_attention,
-            patch_shortcut=isinstance(vae.decoder, PatchDecoder),
+            patch_shortcut=patch_shortcut,
             degradation_dim=degradation_dim,
             refine=refine,
+            detail=refine and patch_shortcut,
         )
         decoder.decoder.load_state_dict(vae.decoder.state_dict())
         if vae.post_quant_conv is not None:
             decoder.post_quant_conv.load_state_dict(vae.post_quant_conv.state_dict())
         return decoder
-
-    @classmethod
-    def from_linear_path(cls, vae: PatchAutoencoderKL, degradation_dim: int) -> "DegradationAwareDecoder":
-        """A decoder that keeps the VAE's linear path only; its layers are new and add nothing at step 0.
-
-        For a VAE whose other layers carry nothing (mini's of this version: see its card).
-        """
-        decoder = cls.from_vae(vae, degradation_dim)
-        new = cls(**{name: value for name, value in decoder.config.items() if not name.startswith("_")})
-        new.decoder.shortcut.load_state_dict(vae.decoder.shortcut.state_dict())
-        nn.init.zeros_(new.decoder.conv_out.weight)
-        nn.init.zeros_(new.decoder.conv_out.bias)
-        return new
 
     def forward(
         self,
@@ -112,7 +108,8 @@ class DegradationAwareDecoder(ModelMixin, ConfigMixin):
         """Decodes scaled latents to an image in [0, 1] (not clamped), in float32.
 
         Args:
-            lq_features: the degraded image's VAE encoder features at 1/8, 1/4 and 1/2, from `encode_image`.
+            lq_features: the degraded image's, from `encode_image`: its VAE encoder's at 1/8, 1/4 and 1/2, and with
+                `detail` the fourth.
             fidelity: weight of the refinement in [0, 1].
         """
         decoder = self.decoder
@@ -133,4 +130,6 @@ class DegradationAwareDecoder(ModelMixin, ConfigMixin):
         images = decoder.conv_out(decoder.conv_act(decoder.conv_norm_out(features)))
         if isinstance(decoder, PatchDecoder):
             images = images + decoder.shortcut(latents)
+        if self.detail_weight is not None:
+            images = images + fidelity * self.detail_weight(degradation_embedding)[..., None, None] * lq_features[3]
         return images.float() / 2 + 0.5

@@ -41,10 +41,7 @@ class DecoderTask(Task):
         self.restorer, self.scheduler = pipeline.restorer, pipeline.scheduler
         self.restorer.requires_grad_(False).eval()
         degradation_dim = self.restorer.prompt_processor.config.degradation_dim
-        if config.new_layers:
-            decoder = DegradationAwareDecoder.from_linear_path(self.restorer.vae, degradation_dim)
-        else:
-            decoder = DegradationAwareDecoder.from_vae(self.restorer.vae, degradation_dim, config.model.refine)
+        decoder = DegradationAwareDecoder.from_vae(self.restorer.vae, degradation_dim, config.model.refine)
         self.restorer.decoder = decoder.train()
         self.discriminator = PatchDiscriminator(channels=config.discriminator_channels)
         self.perceptual = PerceptualLoss(config.model.perceptual, config.model.perceptual_weights)

@@ -67,13 +67,15 @@ def test_step_0_equals_the_vae_s_decoder_exactly(vae: AutoencoderKL) -> None:
 
 
 @torch.no_grad()
-def test_each_feature_and_p_d_matter_once_trained(randomised: Callable) -> None:
-    vae = build(AutoencoderKL, "sd-like")
+@pytest.mark.parametrize("cls", [AutoencoderKL, PatchAutoencoderKL])
+def test_each_feature_and_p_d_matter_once_trained(cls: type[AutoencoderKL], randomised: Callable) -> None:
+    vae = build(cls, "sd-like")
     encoded = encode_image(vae, torch.rand(1, 3, 32, 32))
     latents, p_d = torch.randn_like(encoded.latents), torch.randn(1, P_D_DIM)
     decoder = randomised(DegradationAwareDecoder.from_vae(vae, P_D_DIM)).eval()
     restored = decoder(latents, encoded.features, p_d)
-    for i in range(3):
+    assert len(encoded.features) == 3 + (cls is PatchAutoencoderKL)
+    for i in range(len(encoded.features)):
         changed = list(encoded.features)
         changed[i] = -changed[i]
         assert not torch.allclose(decoder(latents, changed, p_d), restored, atol=1e-5), f"feature {i} is not used"
@@ -118,10 +120,15 @@ def test_every_parameter_learns() -> None:
     assert not [name for name, parameter in decoder.named_parameters() if parameter.grad is None]
 
 
-def test_new_layers_add_nothing_to_the_linear_path_at_step_0() -> None:
-    vae = build(PatchAutoencoderKL, "odd")
-    decoder = DegradationAwareDecoder.from_linear_path(vae, P_D_DIM).eval()
-    encoded = encode_image(vae, torch.rand(2, 3, 16, 24))
-    linear = vae.decoder.shortcut(encoded.latents / vae.config.scaling_factor) / 2 + 0.5
-    assert torch.equal(decoder(encoded.latents, encoded.features, torch.randn(2, P_D_DIM)), linear)
-    assert not torch.equal(decoder.decoder.conv_in.weight, vae.decoder.conv_in.weight)
+@torch.no_grad()
+def test_a_clean_image_comes_back_whole_with_the_detail_that_the_linear_path_loses() -> None:
+    """An untrained PatchAutoencoderKL is its linear path: what that loses, times 1, makes the image again."""
+    config = VAES["sd-like"] | {"use_quant_conv": False, "use_post_quant_conv": False}
+    types = {"down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4}
+    vae = PatchAutoencoderKL(**types, **config).eval()
+    decoder = DegradationAwareDecoder.from_vae(vae, P_D_DIM).eval()
+    nn.init.ones_(decoder.detail_weight.bias)
+    image, p_d = torch.rand(2, 3, 32, 48), torch.randn(2, P_D_DIM)
+    encoded = encode_image(vae, image)
+    torch.testing.assert_close(decoder(encoded.latents, encoded.features, p_d), image)
+    assert not torch.allclose(decode_latents(vae, encoded.latents), image, atol=0.05)
