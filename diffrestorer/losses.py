@@ -77,6 +77,6 @@ def contrastive_loss(
 
 
 def psnr_loss(restored: Float[Tensor, "b 3 h w"], gt: Float[Tensor, "b 3 h w"]) -> Float[Tensor, ""]:
-    """Minus the mean PSNR of the images in dB, for images in [0, 1] (NAFNet)."""
+    """Minus the mean PSNR of the images in dB, for images in [0, 1] (NAFNet; mini's decoder)."""
     error = (restored.float() - gt.float()).square().mean(dim=(1, 2, 3))
     return 10 * torch.log10(error + 1e-8).mean()

@@ -23,6 +23,7 @@ CHOICES = {
     "only": ("restore", "score"),
     "part": ("all", "vae", "image_encoder", "unet"),
     "loss": ("l1", "smooth_l1", "psnr"),
+    "pixel_loss": ("mse", "psnr"),
     "optimizer": ("adam", "adamw"),
     "perceptual": ("vgg16", "efficientnet_lite0", "none"),
 }
@@ -181,6 +182,8 @@ class DecoderConfig:
     """Latents it learns to decode: of the clean image (paper) or sampled by stage 1 from the degraded one."""
     z0_steps: int = 4
     """Sampling steps of `z0=sampled`."""
+    pixel_loss: str = "mse"
+    """`mse` (paper), or `psnr`: its logarithm an image, so that mild degradations count as much as strong ones."""
     lambda_perceptual: float = 0.1
     lambda_adversarial: float = 0.001
     discriminator_lr: float = 1e-5

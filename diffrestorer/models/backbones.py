@@ -51,7 +51,7 @@ class PatchEncoder(Encoder):
         with torch.no_grad():
             self.shortcut.weight.copy_(dct_patch_basis(latent_channels))
             for start in (self.shortcut.bias, *self.conv_out.parameters()):
-                nn.init.zeros_(start)  # type: ignore[arg-type]
+                nn.init.zeros_(start)
             self.conv_out.bias[latent_channels:] = FIRST_LOG_VARIANCE
 
     def forward(self, sample: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b l2 h8 w8"]:
@@ -68,7 +68,7 @@ class PatchDecoder(Decoder):
         with torch.no_grad():
             self.shortcut.weight.copy_(dct_patch_basis(in_channels))
             for start in (self.shortcut.bias, *self.conv_out.parameters()):
-                nn.init.zeros_(start)  # type: ignore[arg-type]
+                nn.init.zeros_(start)
 
     def forward(
         self, sample: Float[Tensor, "b l h8 w8"], latent_embeds: Float[Tensor, "..."] | None = None

@@ -1,6 +1,6 @@
 """Decoder stage: the Degradation-aware Decoder learns to restore from latents and the degraded image's features."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from diffrestorer.config.schema import DecoderConfig
 from diffrestorer.data.counter import counter_normal
 from diffrestorer.data.pairs import PairBatch
-from diffrestorer.losses import decoder_loss, discriminator_hinge_loss, generator_hinge_loss
+from diffrestorer.losses import decoder_loss, discriminator_hinge_loss, generator_hinge_loss, psnr_loss
 from diffrestorer.model_folder import save_model_folder
 from diffrestorer.models.backbones import EncodedImage, decode_latents, encode_image
 from diffrestorer.models.decoder import DegradationAwareDecoder
@@ -23,6 +23,8 @@ from diffrestorer.models.prompt_processor import VisualPrompts
 from diffrestorer.pipeline import DiffRestorerPipeline
 from diffrestorer.sampler import sample_latents
 from diffrestorer.training.task import Losses, Task, adamw, to_unit
+
+PIXEL_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mse": F.mse_loss, "psnr": psnr_loss}
 
 
 class DecoderTask(Task):
@@ -83,7 +85,7 @@ class DecoderTask(Task):
         restored = self.restorer.decoder(latents, encoded.features, prompts.degradation_embedding)
 
         constant_weights = {name: weight.detach() for name, weight in self.discriminator.named_parameters()}
-        pixel = F.mse_loss(restored, gt)
+        pixel = PIXEL_LOSSES[self.config.pixel_loss](restored, gt)
         perceptual = self.perceptual(restored, gt)
         adversarial = generator_hinge_loss(functional_call(self.discriminator, constant_weights, (restored,)))
         started = float(batch.step >= self.config.discriminator_start)
