@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from accelerate import PartialState
@@ -38,7 +39,7 @@ class VAETask(Task):
     def __init__(self, config: BaseConfig) -> None:
         super().__init__()
         self.config = config
-        self.vae = build_vae(config.model)
+        self.vae = _begin(config, "vae", build_vae(config.model))
 
     def _images(self, batch: PairBatch) -> Float[Tensor, "b 3 h w"]:
         degraded = torch.tensor([p % 4 == 3 for p in batch.positions], device=batch.gt.device)
@@ -89,7 +90,7 @@ class ImageEncoderTask(Task):
     def __init__(self, config: BaseConfig) -> None:
         super().__init__()
         self.config = config
-        self.image_encoder = build_image_encoder(config.model)
+        self.image_encoder = _begin(config, "image_encoder", build_image_encoder(config.model))
         embed_dim = self.image_encoder.config.embed_dim
         self.classifier = nn.Linear(embed_dim, len(DEGRADATIONS))
         self.content = nn.Linear(embed_dim, embed_dim // 2)
@@ -125,7 +126,7 @@ class UNetTask(Task):
         self.config = config
         self.vae = _finished_part(config, "vae")
         self.image_encoder = _finished_part(config, "image_encoder")
-        self.unet = build_unet(config.model)
+        self.unet = _begin(config, "unet", build_unet(config.model))
         self.scheduler = DDPMScheduler(**config.model.scheduler)
 
     def forward(self, batch: PairBatch) -> Losses:
@@ -153,6 +154,23 @@ class UNetTask(Task):
         noisy = add_noise(self.scheduler, latents, self.config.seed, batch)
         output = self.unet(noisy.noisy_latents, noisy.timesteps, self.image_encoder(gt)[:, None]).sample
         return [gt, decode_latents(self.vae, noisy.noisy_latents), decode_latents(self.vae, output)]
+
+
+AnyPart = TypeVar("AnyPart", bound=ModelMixin)
+
+
+def _begin(config: BaseConfig, name: str, part: AnyPart) -> AnyPart:
+    """The part with the weights it begins with, which need not be of the same image size."""
+    if config.init is None:
+        return part
+    folder = Path(config.init) / name
+    if not folder.is_dir():
+        raise ValueError(f"init={config.init} holds no {name}: give the model/ folder of a train_base.py run")
+    try:
+        part.load_state_dict(load_component(folder).state_dict())
+    except RuntimeError as error:
+        raise ValueError(f"init={config.init} holds {name} of other sizes: {error}") from None
+    return part
 
 
 def _finished_part(config: BaseConfig, name: str) -> ModelMixin:
