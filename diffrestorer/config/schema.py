@@ -343,6 +343,8 @@ class FiguresConfig:
     """Output folder of scripts/evaluate.py, for figures 7-9 and 11-14."""
     model: str = "mini"
     """For figures 3 and 10."""
+    data: TestDataConfig = field(default_factory=TestDataConfig)
+    """For figure 10: data.root=PREPARED takes its test images, null crops of scikit-image's photos."""
     clip: str = "openai"
     """CLIP with its text tower, for figure 3: a tag of open_clip or a file."""
     training: str = "outputs/train_stage1"

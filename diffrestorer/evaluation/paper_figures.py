@@ -5,8 +5,8 @@
 
 import csv
 import io
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,16 @@ from sklearn.metrics import silhouette_score
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
-from diffrestorer.config.schema import FiguresConfig
+from diffrestorer.config.schema import EvaluateConfig, FiguresConfig, TestDataConfig
 from diffrestorer.data.counter import counter_rng
 from diffrestorer.data.synthesis import degrade
 from diffrestorer.degradations import DEGRADATIONS
-from diffrestorer.evaluation.files import as_batch, write_bytes
+from diffrestorer.evaluation.files import as_batch, read_pixels, write_bytes
 from diffrestorer.evaluation.grids import GRIDS, draw_grid
+from diffrestorer.evaluation.prepared import build_suite
 from diffrestorer.evaluation.suites import DEMO_PHOTOS, DEMO_SHORTER_SIDE, open_photo
 from diffrestorer.models.backbones import degradation_similarity
+from diffrestorer.models.prompt_processor import VisualPrompts
 from diffrestorer.pipeline import DiffRestorerPipeline
 
 TEXTS: dict[str, str] = {
@@ -41,7 +43,7 @@ TEXTS: dict[str, str] = {
 
 CROP = 160
 CROPS = 6
-"""Figure 10 shows so many crops of each photo under each degradation."""
+"""Figure 10 shows so many crops of each open photo under each degradation."""
 
 NEIGHBOURS = 5
 
@@ -139,39 +141,64 @@ def measure_separability(embeddings: np.ndarray, classes: np.ndarray, photos: np
 
 
 def draw_embeddings(config: FiguresConfig) -> Figure:
-    """Figure 10: t-SNE of P_CLIP and of P_D of degraded crops of the open photos, with a separability beside each."""
+    """Figure 10: t-SNE of P_CLIP and of P_D, each with its separability, and how often the classifier is right."""
     pipe = DiffRestorerPipeline.from_pretrained(config.model)
-    clip, degradation, classes, photos = embed_crops(pipe, config.seed)
+    examples = degraded_crops(config.seed) if config.data.root is None else degraded_photos(config.data)
+    found = embed(pipe, [example.lq for example in examples])
+    classes = np.array([DEGRADATIONS.index(example.degradation) for example in examples])
+    photos = np.unique([example.photo for example in examples], return_inverse=True)[1]
+    told = (found.degradation_logits.argmax(1).numpy() == classes).mean()
     figure = Figure(figsize=(11, 5.2), layout="constrained")
     axes = figure.subplots(1, 2)
-    for axis, name, embeddings in ((axes[0], "P_CLIP", clip), (axes[1], "P_D", degradation)):
-        found = measure_separability(embeddings, classes, photos)
+    prompts = {"P_CLIP": found.clip_embedding.numpy(), "P_D": found.degradation_embedding.numpy()}
+    for axis, (name, embeddings) in zip(axes, prompts.items(), strict=True):
+        apart = measure_separability(embeddings, classes, photos)
         points = TSNE(perplexity=20, init="pca", random_state=config.seed).fit_transform(embeddings)
         _scatter(axis, points, classes)
-        axis.set_title(f"{name}: silhouette {found.silhouette:.2f}, nearest-neighbour accuracy {found.accuracy:.0%}")
+        axis.set_title(f"{name}: silhouette {apart.silhouette:.2f}, nearest-neighbour accuracy {apart.accuracy:.0%}")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(DEGRADATIONS))
-    figure.suptitle(f"Figure 10: {len(classes)} degraded crops of {len(DEMO_PHOTOS)} photos, model {config.model}")
+    figure.suptitle(
+        f"Figure 10: {len(classes)} degraded images of {photos.max() + 1} photos; "
+        f"the classifier of {config.model} tells {told:.0%} of them right"
+    )
     return figure
 
 
-@torch.no_grad()
-def embed_crops(pipe: DiffRestorerPipeline, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """P_CLIP (n, d) and P_D (n, g) of degraded crops, their class and photo (n)."""
-    clip, degradation, classes, photos = [], [], [], []
+@dataclass(frozen=True)
+class Example:
+    """A degraded photo, uint8 (h, w, 3), which photo it is, and its degradation."""
+
+    lq: np.ndarray
+    photo: str
+    degradation: str
+
+
+def degraded_crops(seed: int) -> list[Example]:
+    """Crops of the open photos under each degradation."""
+    examples = []
     for number, photo in enumerate(DEMO_PHOTOS):
         whole = open_photo(photo, DEMO_SHORTER_SIDE)
         for label, name in enumerate(DEGRADATIONS):
-            crops = []
             for index in range(CROPS):
                 rng = counter_rng(seed, "figure10", number, label, index)
                 top, left = rng.integers(len(whole) - CROP + 1, size=2)
-                crops.append(degrade(np.ascontiguousarray(whole[top : top + CROP, left : left + CROP]), name, rng))
-            prompts = pipe.restorer.read_prompts(as_batch(crops).to(pipe.device))
-            clip.append(prompts.clip_embedding.cpu().numpy())
-            degradation.append(prompts.degradation_embedding.cpu().numpy())
-            classes += [label] * CROPS
-            photos += [number] * CROPS
-    return np.concatenate(clip), np.concatenate(degradation), np.array(classes), np.array(photos)
+                crop = np.ascontiguousarray(whole[top : top + CROP, left : left + CROP])
+                examples.append(Example(degrade(crop, name, rng), photo, name))
+    return examples
+
+
+def degraded_photos(data: TestDataConfig) -> list[Example]:
+    """The test images of the eight classes in a prepared folder."""
+    items = build_suite(EvaluateConfig(suite="single", data=data)).items
+    return [Example(read_pixels(item.lq), item.image, item.degradation) for item in items]
+
+
+@torch.no_grad()
+def embed(pipe: DiffRestorerPipeline, images: Sequence[np.ndarray]) -> VisualPrompts:
+    """The prompts of images, which need not be of one size."""
+    rows = [pipe.restorer.read_prompts(as_batch([image]).to(pipe.device)) for image in images]
+    names = [item.name for item in fields(VisualPrompts)]
+    return VisualPrompts(**{name: torch.cat([getattr(row, name) for row in rows]).cpu() for name in names})
 
 
 def _scatter(axis: Axes, points: np.ndarray, classes: np.ndarray) -> None:

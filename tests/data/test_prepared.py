@@ -13,7 +13,7 @@ import pytest
 import torch
 from miniatures import make, photos
 
-from diffrestorer.config.schema import DataConfig
+from diffrestorer.config.schema import DataConfig, Views
 from diffrestorer.config.synthesis import Noise, Synthesis
 from diffrestorer.data.counter import shuffled
 from diffrestorer.data.manifest import MANIFEST, SCHEMA, open_shard
@@ -173,6 +173,7 @@ def test_which_reader(config: DataConfig, tmp_path: Path) -> None:
         ({"size": 12}, "not a multiple of 8"),
         ({"degradations": []}, "data.degradations is empty"),
         ({"synthesis": Synthesis(noise=Noise(sigma=(10.0, 20.0)))}, "give it to prepare_data.py"),
+        ({"views": Views(text_share=0.1)}, "prepared pairs are what prepare_data.py made"),
     ],
 )
 def test_what_cannot_be_trained_on_is_refused(config: DataConfig, changes: dict[str, object], sentence: str) -> None:

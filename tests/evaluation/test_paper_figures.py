@@ -1,5 +1,6 @@
 """The paper's figures: drawn from what was measured, the choices made by data."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +9,11 @@ import pytest
 import torch
 from evaluation_runs import quiet, settings
 from matplotlib.figure import Figure
+from miniatures import make, photos
 from PIL import Image
 
-from diffrestorer.config.schema import FiguresConfig
+from diffrestorer.config.schema import FiguresConfig, TestDataConfig
+from diffrestorer.degradations import DEGRADATIONS
 from diffrestorer.evaluation.figures import make_figure
 from diffrestorer.evaluation.grids import GRIDS, differing_region, read_evaluation, typical
 from diffrestorer.evaluation.paper_figures import (
@@ -21,6 +24,7 @@ from diffrestorer.evaluation.paper_figures import (
     plot_similarity,
 )
 from diffrestorer.evaluation.run import evaluate
+from diffrestorer.models.components import load_component, save_component
 
 
 @pytest.fixture(scope="module")
@@ -133,3 +137,19 @@ def test_training_curves(tmp_path: Path) -> None:
     assert len(figure.axes[0].lines[0].get_xdata()) == 100  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"holds no losses\.csv"):
         PAPER_FIGURES["training"](FiguresConfig(figure="training", training="/nowhere"))
+
+
+def test_figure_10_tells_how_many_images_the_classifier_knows(random_model: Path, tmp_path: Path) -> None:
+    """Prepared test images of four photos, and a classifier that calls everything haze."""
+    make("photos", photos(tmp_path / "photos", 1, 2, 3, 4), tmp_path / "prepared", split="test")
+    model = shutil.copytree(random_model, tmp_path / "model")
+    processor = load_component(model / "prompt_processor")
+    torch.nn.init.zeros_(processor.classifier.weight)
+    processor.classifier.bias.data = torch.eye(8)[DEGRADATIONS.index("haze")]
+    save_component(processor, model / "prompt_processor", torch.float32)
+    config = FiguresConfig(figure="10", model=str(model), data=TestDataConfig(str(tmp_path / "prepared")))
+    figure = PAPER_FIGURES["10"](config)
+    assert "32 degraded images of 4 photos" in figure.get_suptitle()
+    assert "tells 12% of them right" in figure.get_suptitle()
+    assert [axis.get_title().split(":")[0] for axis in figure.axes] == ["P_CLIP", "P_D"]
+    assert sum(len(dots.get_offsets()) for dots in figure.axes[0].collections) == 32

@@ -1,0 +1,75 @@
+"""What training crops show: scale, night scenes, letters; without them the crop is the photo's own pixels."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from diffrestorer.config.schema import DataConfig, Views
+from diffrestorer.data.pairs import SynthesisedPairs
+from diffrestorer.data.views import crop, vary
+from diffrestorer.degradations import DEGRADATIONS
+
+PHOTO = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def test_a_crop_is_a_square_of_the_photo_as_it_is_or_mirrored() -> None:
+    windows = {
+        PHOTO[top : top + 64, left : left + 64][:, ::step].tobytes()
+        for top in range(90 - 63)
+        for left in range(120 - 63)
+        for step in (1, -1)
+    }
+    assert all(crop(PHOTO, 64, Views(), rng(seed)).tobytes() in windows for seed in range(8))
+
+
+def test_shrinking_shows_more_of_the_photo_and_never_less_than_the_crop() -> None:
+    ramp = np.repeat(np.linspace(0, 255, 128).astype(np.uint8)[None, :, None], 128, 0).repeat(3, 2)
+    spans = [np.ptp(crop(ramp, 32, Views(scale=[0.25, 1.0]), rng(seed))[0, :, 0].astype(int)) for seed in range(40)]
+    assert min(spans) < 90, "near views"
+    assert max(spans) > 180, "far views"
+    assert np.ptp(crop(ramp, 32, Views(scale=[0.01, 0.01]), rng())[0, :, 0].astype(int)) > 245, "all of it at most"
+    assert crop(PHOTO, 90, Views(scale=[0.5, 0.5]), rng()).shape == (90, 90, 3), "too small to shrink"
+
+
+def test_night_scenes_are_darker_but_never_of_the_low_light_class() -> None:
+    views = Views(dark_share=1.0)
+    assert vary(PHOTO, "haze", views, rng()).mean() < 0.8 * PHOTO.mean()
+    assert np.array_equal(vary(PHOTO, "low_light", views, rng()), PHOTO)
+    assert np.array_equal(vary(PHOTO, "haze", Views(), rng()), PHOTO)
+
+
+def test_letters_are_written_on() -> None:
+    grey = np.full((96, 96, 3), 127, np.uint8)
+    changed = [(vary(grey, "rain", Views(text_share=1.0), rng(seed)) != grey).any(2).mean() for seed in range(20)]
+    assert min(changed) > 0
+    assert 0.01 < np.mean(changed) < 0.5
+    assert (grey == 127).all(), "the photo itself stays"
+
+
+def test_shares_are_shares_of_the_samples(photos_dir: Path) -> None:
+    config = DataConfig("photos", str(photos_dir), 64, list(DEGRADATIONS))
+    plain = SynthesisedPairs(config, 0, 8)
+    written = SynthesisedPairs(replace(config, views=Views(text_share=0.25)), 0, 8)
+    differ = [not np.array_equal(plain[0, i].gt, written[0, i].gt) for i in range(80)]
+    assert 0.1 < np.mean(differ) < 0.45
+
+
+@pytest.mark.parametrize(
+    ("views", "message"),
+    [
+        (Views(scale=[0.0, 1.0]), r"scale=\[0.0, 1.0\] is not a range in \(0, 1\]"),
+        (Views(scale=[1.0, 0.5]), "is not a range"),
+        (Views(scale=[0.5]), "is not a range"),
+        (Views(dark_share=1.5), "dark_share=1.5 lies outside 0 to 1"),
+        (Views(text_share=-0.1), "text_share=-0.1 lies outside"),
+    ],
+)
+def test_what_is_no_share_is_refused(views: Views, message: str, photos_dir: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        SynthesisedPairs(DataConfig("photos", str(photos_dir), 64, list(DEGRADATIONS), views=views), 0, 8)
