@@ -5,6 +5,7 @@ from typing import Any
 
 from diffrestorer.config.hardware import HardwareConfig
 from diffrestorer.config.synthesis import Synthesis
+from diffrestorer.config.views import Views
 
 CHOICES = {
     "train.mixed_precision": ("no", "bf16"),
@@ -53,18 +54,6 @@ class ModelConfig:
     """Feature network of the decoder stage's perceptual loss."""
     perceptual_weights: str | None = None
     """File with its weights, where they can't be downloaded."""
-
-
-@dataclass
-class Views:
-    """What a training crop shows of a clean photo (`diffrestorer.data.views`); prepared pairs are what they are."""
-
-    scale: list[float] = field(default_factory=lambda: [1.0, 1.0])
-    """Range of the factor that the photo is shrunk by before the crop, though never below the crop's size."""
-    dark_share: float = 0.0
-    """Share of crops made into night scenes, except those of low_light."""
-    text_share: float = 0.0
-    """Share of crops with letters written on."""
 
 
 @dataclass

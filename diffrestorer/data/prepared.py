@@ -8,8 +8,9 @@ import cv2
 import numpy as np
 from torch.utils.data import Dataset
 
-from diffrestorer.config.schema import DataConfig, Views
+from diffrestorer.config.schema import DataConfig
 from diffrestorer.config.synthesis import Synthesis
+from diffrestorer.config.views import Views
 from diffrestorer.data.counter import counter_rng, shuffled
 from diffrestorer.data.manifest import MANIFEST, open_shard, read_batches, split_address
 from diffrestorer.data.pairs import Pair, SynthesisedPairs, check_data

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from diffrestorer.config.schema import Views
+from diffrestorer.config.views import Views
 
 Pixels = NDArray[np.uint8]
 

@@ -1,6 +1,6 @@
 """Decoder stage: the Degradation-aware Decoder learns to restore from latents and the degraded image's features."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,6 @@ from diffrestorer.models.prompt_processor import VisualPrompts
 from diffrestorer.pipeline import DiffRestorerPipeline
 from diffrestorer.sampler import sample_latents
 from diffrestorer.training.task import Losses, Task, adamw, to_unit
-
-PIXEL_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mse": F.mse_loss, "psnr": psnr_loss}
 
 
 class DecoderTask(Task):
@@ -85,7 +83,7 @@ class DecoderTask(Task):
         restored = self.restorer.decoder(latents, encoded.features, prompts.degradation_embedding)
 
         constant_weights = {name: weight.detach() for name, weight in self.discriminator.named_parameters()}
-        pixel = PIXEL_LOSSES[self.config.pixel_loss](restored, gt)
+        pixel = psnr_loss(restored, gt) if self.config.pixel_loss == "psnr" else F.mse_loss(restored, gt)
         perceptual = self.perceptual(restored, gt)
         adversarial = generator_hinge_loss(functional_call(self.discriminator, constant_weights, (restored,)))
         started = float(batch.step >= self.config.discriminator_start)

@@ -13,8 +13,9 @@ import pytest
 import torch
 from miniatures import make, photos
 
-from diffrestorer.config.schema import DataConfig, Views
+from diffrestorer.config.schema import DataConfig
 from diffrestorer.config.synthesis import Noise, Synthesis
+from diffrestorer.config.views import Views
 from diffrestorer.data.counter import shuffled
 from diffrestorer.data.manifest import MANIFEST, SCHEMA, open_shard
 from diffrestorer.data.pairs import StepBatches, SynthesisedPairs, pair_loader

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffrestorer.config.schema import DataConfig, Views
+from diffrestorer.config.schema import DataConfig
+from diffrestorer.config.views import Views
 from diffrestorer.data.pairs import SynthesisedPairs
 from diffrestorer.data.views import crop, vary
 from diffrestorer.degradations import DEGRADATIONS
