@@ -1,18 +1,22 @@
 """`diffrestorer restore`: what is promised, on real files and a real (random) model folder."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import torch
 from photo_files import RNG, files_in, noise, save
 from PIL import Image
 
 from diffrestorer.cli import main
 from diffrestorer.data.images import read_photo
 from diffrestorer.degradations import DEGRADATIONS
+from diffrestorer.models.components import load_component, save_component
+from diffrestorer.models.prompt_processor import PromptProcessor
 
 
 def test_outputs_are_kept_unless_overwrite_says_otherwise(
@@ -115,10 +119,22 @@ def test_batches_and_company_do_not_change_a_result(restore: Callable[..., int],
     assert np.abs(read_photo(tmp_path / "out" / "3.png").pixels.astype(int) - alone).max() > 1
 
 
+def forget_prototypes(model: Path, folder: Path) -> Path:
+    """A copy of a model that was saved without its degradations' prototypes."""
+    copy = shutil.copytree(model, folder / "forgetful")
+    known = load_component(copy / "prompt_processor")
+    config = {name: value for name, value in known.config.items() if not name.startswith("_")}
+    forgetful = PromptProcessor(**{**config, "prototypes": False})
+    del known.class_prototypes
+    forgetful.load_state_dict(known.state_dict())
+    save_component(forgetful, copy / "prompt_processor", torch.float32)
+    return copy
+
+
 def test_the_degradation_can_be_given(
-    restore: Callable[..., int], photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    restore: Callable[..., int], random_model: Path, photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """It changes the result, not what is detected; the bundled model has not learned what classes look like."""
+    """It changes the result, not what is detected; a model that has not learned what classes look like says so."""
     save(photos / "a.png")
     found, pixels = [], []
     for options in ((), ("--degradation", "haze"), ("--degradation", "noise")):
@@ -129,7 +145,8 @@ def test_the_degradation_can_be_given(
     assert np.abs(pixels[1] - pixels[0]).max() > 1
     assert np.abs(pixels[1] - pixels[2]).max() > 1
 
-    assert restore(photos, "--overwrite", "--degradation", "haze", "--model", "mini") == 2
+    forgetful = forget_prototypes(random_model, tmp_path)
+    assert restore(photos, "--overwrite", "--degradation", "haze", "--model", forgetful) == 2
     out, err = capfd.readouterr()
     assert out == ""
     assert err.startswith("diffrestorer: this model holds no prototype of haze")
