@@ -44,6 +44,9 @@ def arithmetic() -> str:
     rows, columns = np.mgrid[0:64, 0:64].astype(np.float32) * np.float32(0.97)
     results = [
         np.exp(-image),
+        np.arctan2(image, image[::-1]),
+        np.cos(image),
+        np.hypot(image, image[::-1]),
         cv2.GaussianBlur(image, (0, 0), 1.7),
         cv2.filter2D(image, -1, rng.random((15, 15), dtype=np.float32)),
         cv2.remap(image, columns, rows, cv2.INTER_LINEAR),

@@ -109,5 +109,5 @@ def test_other_latents_than_stable_diffusions_are_refused(model: Path, decoder: 
     scores = evaluate(settings(tmp_path / "out", ["consistency_decoder", "degraded"], **keys), quiet())
     assert {score.method for score in scores} == {"degraded"}
     assert (
-        "latents of 4 channels, Stable Diffusion's; this model's have 8" in (tmp_path / "out" / "run.json").read_text()
+        "latents of 4 channels, Stable Diffusion's; this model's have 16" in (tmp_path / "out" / "run.json").read_text()
     )
