@@ -8,7 +8,7 @@ JPEG's, which belong to the pixel grid. A range with `stronger=` tells strength:
 import math
 import re
 from dataclasses import Field, dataclass, fields, replace
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 REFERENCE_SIDE = 256
 
@@ -34,17 +34,22 @@ class Rule:
 
 @dataclass(frozen=True)
 class Parameters:
-    """What the parameters of all degradations have in common.
+    """What dataclasses of ranges and numbers with bounds have in common.
 
     Raises:
         ValueError: a range is reversed, not a pair of numbers, or leaves its bounds; the message names the key.
     """
 
+    group: ClassVar[str] = "synthesis"
+    """What their keys begin with."""
+
     def __post_init__(self) -> None:
         for item in fields(self):
             value = getattr(self, item.name)
             if rule := _rule(item):
-                value = _checked(f"synthesis.{_snake_case(type(self).__name__)}.{item.name}", value, rule, item.default)
+                value = _checked(
+                    f"{self.group}.{_snake_case(type(self).__name__)}.{item.name}", value, rule, item.default
+                )
                 object.__setattr__(self, item.name, value)
 
 

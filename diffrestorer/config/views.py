@@ -1,15 +1,20 @@
 """What a training crop shows of a clean photo, as keys such as `data.views.scale=[0.5,1]`: see `data.views`."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+from diffrestorer.config.synthesis import Parameters, Range, Rule
 
 
-@dataclass
-class Views:
-    """Prepared pairs are what they are: these are refused with them."""
+@dataclass(frozen=True)
+class Views(Parameters):
+    """Views of photos; prepared pairs are what they are and refuse these keys."""
 
-    scale: list[float] = field(default_factory=lambda: [1.0, 1.0])
-    """Range of the factor that the photo is shrunk by before the crop, though never below the crop's size."""
-    dark_share: float = 0.0
+    group: ClassVar[str] = "data"
+
+    scale: Annotated[Range, Rule(0.01, 1.0)] = (1.0, 1.0)
+    """The photo is shrunk by a factor from here before the crop, though never below the crop's size."""
+    dark_share: Annotated[float, Rule(0.0, 1.0)] = 0.0
     """Share of crops made into night scenes, except those of low_light."""
-    text_share: float = 0.0
+    text_share: Annotated[float, Rule(0.0, 1.0)] = 0.0
     """Share of crops with letters written on."""

@@ -82,11 +82,6 @@ def check_data(config: DataConfig) -> None:
         raise ValueError(f"data.size={config.size} is not a multiple of 8, which the VAE divides by")
     if not config.degradations:
         raise ValueError("data.degradations is empty: name at least one degradation")
-    if len(config.views.scale) != 2 or not 0 < config.views.scale[0] <= config.views.scale[1] <= 1:
-        raise ValueError(f"data.views.scale={config.views.scale} is not a range in (0, 1]: write [0.5,1]")
-    for name in ("dark_share", "text_share"):
-        if not 0 <= (share := getattr(config.views, name)) <= 1:
-            raise ValueError(f"data.views.{name}={share} lies outside 0 to 1")
 
 
 class SynthesisedPairs(Dataset[Pair]):

@@ -85,7 +85,7 @@ def _check_depth(depth: NDArray[np.floating], image: Image) -> Field:
 
 def _noise(image: Image, rng: np.random.Generator, noise: Noise) -> Image:
     """I + n, n ~ N(0, (sigma/255)^2), clipped and rounded (the field's sigma 50: Zhang et al., DnCNN, TIP 2017)."""
-    sigma = _draw(rng, noise.sigma) / 255.0
+    sigma = draw(rng, noise.sigma) / 255.0
     return _to_bytes(_to_float(image) + sigma * rng.standard_normal(image.shape, dtype=np.float32))
 
 
@@ -102,9 +102,9 @@ def _low_light(image: Image, rng: np.random.Generator, low_light: LowLight) -> I
     Shot noise has variance x / full_well (the normal limit of Poisson), read noise (read / full_well)^2; the sRGB curve
     follows. Source: Foi et al., "Practical Poissonian-Gaussian noise modeling", TIP 2008; LOL: Wei et al., BMVC 2018.
     """
-    exposure = math.exp(_draw(rng, (math.log(low_light.exposure[0]), math.log(low_light.exposure[1]))))
-    full_well = _draw(rng, low_light.full_well)
-    read_noise = _draw(rng, low_light.read_noise) / full_well
+    exposure = math.exp(draw(rng, (math.log(low_light.exposure[0]), math.log(low_light.exposure[1]))))
+    full_well = draw(rng, low_light.full_well)
+    read_noise = draw(rng, low_light.read_noise) / full_well
     light = _TO_LINEAR[image] * np.float32(exposure)
     sigma = np.sqrt(light / np.float32(full_well) + np.float32(read_noise**2))
     return _linear_to_bytes(light + sigma * rng.standard_normal(image.shape, dtype=np.float32))
@@ -117,11 +117,11 @@ def _haze(image: Image, rng: np.random.Generator, haze: Haze, depth: Field | Non
     Koschmieder's law as in He et al., CVPR 2009; ranges of A and t after RESIDE (Li et al., TIP 2019).
     """
     if depth is None:
-        depth = _smooth_depth(image.shape[0], image.shape[1], _draw(rng, haze.vertical), rng)
-    beta = -math.log(_draw(rng, haze.transmission)) / depth.mean()
+        depth = _smooth_depth(image.shape[0], image.shape[1], draw(rng, haze.vertical), rng)
+    beta = -math.log(draw(rng, haze.transmission)) / depth.mean()
     transmission = np.exp(-beta * depth).astype(np.float32)
     tint = rng.uniform(-haze.tint, haze.tint, 3)
-    airlight = (_draw(rng, haze.airlight) + tint).astype(np.float32)
+    airlight = (draw(rng, haze.airlight) + tint).astype(np.float32)
     return _to_bytes(_blend(_to_float(image), airlight, 1.0 - transmission))
 
 
@@ -140,13 +140,13 @@ def _rain(image: Image, rng: np.random.Generator, rain: Rain) -> Image:
     """
     height, width = image.shape[:2]
     scale = _scale(image)
-    angle = math.radians(_draw(rng, rain.angle))
-    colour = np.float32(_draw(rng, rain.colour))
-    clear = np.full((height, width), 1.0 - _draw(rng, rain.veil), np.float32)
+    angle = math.radians(draw(rng, rain.angle))
+    colour = np.float32(draw(rng, rain.colour))
+    clear = np.full((height, width), 1.0 - draw(rng, rain.veil), np.float32)
     for layer in rain.layers:
         tilt = angle + math.radians(rng.uniform(-_RAIN_SPREAD, _RAIN_SPREAD))
-        kernel = _capsule(_draw(rng, layer.length) * scale, _draw(rng, layer.width) * scale / 2, tilt, softness=1.0)
-        opacity, density = _draw(rng, layer.opacity), _draw(rng, layer.density) / scale**2
+        kernel = _capsule(draw(rng, layer.length) * scale, draw(rng, layer.width) * scale / 2, tilt, softness=1.0)
+        opacity, density = draw(rng, layer.opacity), draw(rng, layer.density) / scale**2
         clear *= 1.0 - opacity * _scatter(height, width, kernel, density, rng)
     return _to_bytes(_blend(_to_float(image), colour, 1.0 - clear))
 
@@ -160,16 +160,14 @@ def _raindrop(image: Image, rng: np.random.Generator, raindrop: Raindrop) -> Ima
     height, width = image.shape[:2]
     scale = _scale(image)
     clear = _to_float(image)
-    blurred = cv2.GaussianBlur(
-        clear, (0, 0), max(_draw(rng, raindrop.blur) * scale, 0.3), borderType=cv2.BORDER_REFLECT
-    )
+    blurred = cv2.GaussianBlur(clear, (0, 0), max(draw(rng, raindrop.blur) * scale, 0.3), borderType=cv2.BORDER_REFLECT)
     columns, rows = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
     mask = np.zeros((height, width), np.float32)
     shading = np.ones((height, width), np.float32)
     small, large = raindrop.radius
     for _ in range(_draw_count(rng, raindrop.count)):
         radius = (small + (large - small) * rng.uniform() ** 2) * scale
-        x, y, lens = rng.uniform(0, width), rng.uniform(0, height), _draw(rng, raindrop.lens)
+        x, y, lens = rng.uniform(0, width), rng.uniform(0, height), draw(rng, raindrop.lens)
         reach = math.ceil(1.5 * radius) + 1
         left, top = max(int(x) - reach, 0), max(int(y) - reach, 0)
         window = np.s_[top : int(y) + reach + 1, left : int(x) + reach + 1]
@@ -212,14 +210,14 @@ def _snow(image: Image, rng: np.random.Generator, snow: Snow) -> Image:
     """
     height, width = image.shape[:2]
     scale = _scale(image)
-    angle, speed = math.radians(_draw(rng, snow.angle)), _draw(rng, snow.speed)
-    colour = np.float32(_draw(rng, snow.colour))
-    clear = np.full((height, width), 1.0 - _draw(rng, snow.veil), np.float32)
+    angle, speed = math.radians(draw(rng, snow.angle)), draw(rng, snow.speed)
+    colour = np.float32(draw(rng, snow.colour))
+    clear = np.full((height, width), 1.0 - draw(rng, snow.veil), np.float32)
     for layer in snow.layers:
-        size = _draw(rng, layer.radius) * scale
+        size = draw(rng, layer.radius) * scale
         tilt = angle + math.radians(rng.uniform(-_SNOW_SPREAD, _SNOW_SPREAD))
         kernel = _capsule(speed * size, size, tilt, softness=max(0.7 * size, 1.0))
-        opacity, density = _draw(rng, layer.opacity), _draw(rng, layer.density) / scale**2
+        opacity, density = draw(rng, layer.opacity), draw(rng, layer.density) / scale**2
         clear *= 1.0 - opacity * _scatter(height, width, kernel, density, rng)
     return _to_bytes(_blend(_to_float(image), colour, 1.0 - clear))
 
@@ -232,9 +230,9 @@ def _blur(image: Image, rng: np.random.Generator, blur: Blur) -> Image:
     """
     scale = _scale(image)
     if rng.uniform() < blur.defocus_share:
-        kernel = _capsule(0.0, _draw(rng, blur.defocus_radius) * scale, 0.0, softness=1.0)
+        kernel = _capsule(0.0, draw(rng, blur.defocus_radius) * scale, 0.0, softness=1.0)
     else:
-        kernel = _trajectory(max(_draw(rng, blur.extent) * scale, 2.0), rng)
+        kernel = _trajectory(max(draw(rng, blur.extent) * scale, 2.0), rng)
     blurred = cv2.filter2D(_TO_LINEAR[image], -1, kernel / kernel.sum(), borderType=cv2.BORDER_REFLECT)
     return _linear_to_bytes(np.asarray(blurred, np.float32))
 
@@ -292,7 +290,7 @@ def _scale(image: Image) -> float:
     return float(min(image.shape[:2]) / REFERENCE_SIDE)
 
 
-def _draw(rng: np.random.Generator, values: Range) -> float:
+def draw(rng: np.random.Generator, values: Range) -> float:
     """A number of a range; a range of one number uses no randomness."""
     low, high = values
     return float(low) if low == high else float(rng.uniform(low, high))

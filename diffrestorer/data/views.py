@@ -8,10 +8,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from diffrestorer.config.views import Views
+from diffrestorer.data.synthesis import draw
 
 Pixels = NDArray[np.uint8]
 
-_WORDS, _LETTERS = (1, 4), (1, 9)
+_WORDS, _LETTERS = (1, 4), (1, 9)  # at least, fewer than
 _LETTER_HEIGHT = (0.05, 0.2)  # of the crop's side
 _NIGHT_GAMMA = (1.6, 3.2)
 
@@ -21,9 +22,7 @@ def crop(photo: Pixels, size: int, views: Views, rng: np.random.Generator) -> Pi
 
     With `views.scale` the photo is shrunk first, by a factor from that range, though never below the crop.
     """
-    low, high = views.scale
-    factor = high if low == high else rng.uniform(low, high)
-    side = min(round(size / factor), *photo.shape[:2])
+    side = min(round(size / draw(rng, views.scale)), *photo.shape[:2])
     top, left = (rng.integers(length - side + 1) for length in photo.shape[:2])
     square = photo[top : top + side, left : left + side]
     if side > size:

@@ -2,11 +2,13 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from diffrestorer.config.schema import DataConfig
+from diffrestorer.config.composition import load
+from diffrestorer.config.schema import BaseConfig, DataConfig
 from diffrestorer.config.views import Views
 from diffrestorer.data.pairs import SynthesisedPairs
 from diffrestorer.data.views import crop, vary
@@ -31,11 +33,11 @@ def test_a_crop_is_a_square_of_the_photo_as_it_is_or_mirrored() -> None:
 
 def test_shrinking_shows_more_of_the_photo_and_never_less_than_the_crop() -> None:
     ramp = np.repeat(np.linspace(0, 255, 128).astype(np.uint8)[None, :, None], 128, 0).repeat(3, 2)
-    spans = [np.ptp(crop(ramp, 32, Views(scale=[0.25, 1.0]), rng(seed))[0, :, 0].astype(int)) for seed in range(40)]
+    spans = [np.ptp(crop(ramp, 32, Views(scale=(0.25, 1.0)), rng(seed))[0, :, 0].astype(int)) for seed in range(40)]
     assert min(spans) < 90, "near views"
     assert max(spans) > 180, "far views"
-    assert np.ptp(crop(ramp, 32, Views(scale=[0.01, 0.01]), rng())[0, :, 0].astype(int)) > 245, "all of it at most"
-    assert crop(PHOTO, 90, Views(scale=[0.5, 0.5]), rng()).shape == (90, 90, 3), "too small to shrink"
+    assert np.ptp(crop(ramp, 32, Views(scale=(0.01, 0.01)), rng())[0, :, 0].astype(int)) > 245, "all of it at most"
+    assert crop(PHOTO, 90, Views(scale=(0.5, 0.5)), rng()).shape == (90, 90, 3), "too small to shrink"
 
 
 def test_night_scenes_are_darker_but_never_of_the_low_light_class() -> None:
@@ -64,13 +66,17 @@ def test_shares_are_shares_of_the_samples(photos_dir: Path) -> None:
 @pytest.mark.parametrize(
     ("views", "message"),
     [
-        (Views(scale=[0.0, 1.0]), r"scale=\[0.0, 1.0\] is not a range in \(0, 1\]"),
-        (Views(scale=[1.0, 0.5]), "is not a range"),
-        (Views(scale=[0.5]), "is not a range"),
-        (Views(dark_share=1.5), "dark_share=1.5 lies outside 0 to 1"),
-        (Views(text_share=-0.1), "text_share=-0.1 lies outside"),
+        ({"scale": (0.0, 1.0)}, r"data.views.scale=\[0.0, 1.0\] is not possible: it has to lie in 0.01 to 1"),
+        ({"scale": (1.0, 0.5)}, r"data.views.scale=\[1.0, 0.5\] is reversed"),
+        ({"dark_share": 1.5}, "data.views.dark_share=1.5 is not possible"),
+        ({"text_share": -0.1}, "data.views.text_share=-0.1 is not possible"),
     ],
 )
-def test_what_is_no_share_is_refused(views: Views, message: str, photos_dir: Path) -> None:
+def test_what_is_no_share_is_refused(views: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        SynthesisedPairs(DataConfig("photos", str(photos_dir), 64, list(DEGRADATIONS), views=views), 0, 8)
+        Views(**views)
+
+
+def test_they_are_keys_of_the_training_scripts() -> None:
+    config = load("train_base", BaseConfig, ["data.views.scale=[0.45,1]", "data.views.text_share=0.1"])
+    assert config.data.views == Views(scale=(0.45, 1.0), text_share=0.1)
