@@ -14,7 +14,7 @@ Pixels = NDArray[np.uint8]
 
 _WORDS, _LETTERS = (1, 4), (1, 9)  # at least, fewer than
 _LETTER_HEIGHT = (0.05, 0.2)  # of the crop's side
-_NIGHT_GAMMA = (1.6, 3.2)
+_NIGHT_GAMMA = (1.6, 5.0)
 
 
 def crop(photo: Pixels, size: int, views: Views, rng: np.random.Generator) -> Pixels:
