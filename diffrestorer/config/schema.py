@@ -151,6 +151,8 @@ class Stage1Config:
     seed: int = 0
     base: str | None = None
     """Overrides model.base: a folder, a hub id, `mini`, or `none` for random weights."""
+    init: str | None = None
+    """Model whose weights all that trains begins with, to go on from it; null: as the method says."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -166,6 +168,8 @@ class DecoderConfig:
     seed: int = 0
     stage1: str | None = None
     """Output folder of stage 1 (or a model folder): whose prompts modulate the decoder."""
+    init: str | None = None
+    """Model whose refined decoder's weights the decoder begins with; null: the VAE's."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

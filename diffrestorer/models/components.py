@@ -169,6 +169,21 @@ def load_component(folder: Path, name: str | None = None) -> ModelMixin:
     return load_folder(folder, COMPONENTS[name or folder.name])
 
 
+def load_weights(component: ModelMixin, folder: Path) -> None:
+    """Gives a component the weights of the same one in `folder`, which need not be for the same image size.
+
+    Raises:
+        ModelFolderError: there is no such folder, or its networks are of other sizes.
+    """
+    if not folder.is_dir():
+        raise ModelFolderError(f"{folder.parent} holds no {folder.name} to begin with")
+    weights = load_component(folder).state_dict()
+    try:  # what only the folder's has (prototypes) is left there
+        component.load_state_dict({name: weights[name] for name in component.state_dict()})
+    except (KeyError, RuntimeError) as error:
+        raise ModelFolderError(f"{folder} is of other sizes than this run's {folder.name}: {error}") from None
+
+
 def load_folder(folder: Path, classes: Sequence[type[ModelMixin]]) -> ModelMixin:
     """Reads a network that is one of `classes` in float32, strictly.
 

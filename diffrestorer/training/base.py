@@ -23,7 +23,14 @@ from diffrestorer.data.prepared import open_pairs
 from diffrestorer.degradations import DEGRADATIONS
 from diffrestorer.losses import contrastive_loss, degradation_loss, diffusion_loss
 from diffrestorer.models.backbones import decode_latents, encode_image
-from diffrestorer.models.components import build_image_encoder, build_unet, build_vae, load_component, save_component
+from diffrestorer.models.components import (
+    build_image_encoder,
+    build_unet,
+    build_vae,
+    load_component,
+    load_weights,
+    save_component,
+)
 from diffrestorer.training.checkpoint import write_folder
 from diffrestorer.training.diffusion import add_noise
 from diffrestorer.training.loop import train
@@ -160,16 +167,9 @@ AnyPart = TypeVar("AnyPart", bound=ModelMixin)
 
 
 def _begin(config: BaseConfig, name: str, part: AnyPart) -> AnyPart:
-    """The part with the weights it begins with, which need not be of the same image size."""
-    if config.init is None:
-        return part
-    folder = Path(config.init) / name
-    if not folder.is_dir():
-        raise ValueError(f"init={config.init} holds no {name}: give the model/ folder of a train_base.py run")
-    try:
-        part.load_state_dict(load_component(folder).state_dict())
-    except RuntimeError as error:
-        raise ValueError(f"init={config.init} holds {name} of other sizes: {error}") from None
+    """The part with the weights it begins with."""
+    if config.init is not None:
+        load_weights(part, Path(config.init) / name)
     return part
 
 

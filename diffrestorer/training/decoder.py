@@ -14,8 +14,9 @@ from diffrestorer.config.schema import DecoderConfig
 from diffrestorer.data.counter import counter_normal
 from diffrestorer.data.pairs import PairBatch
 from diffrestorer.losses import decoder_loss, discriminator_hinge_loss, generator_hinge_loss, psnr_loss
-from diffrestorer.model_folder import save_model_folder
+from diffrestorer.model_folder import find_model, save_model_folder
 from diffrestorer.models.backbones import EncodedImage, decode_latents, encode_image
+from diffrestorer.models.components import load_weights
 from diffrestorer.models.decoder import DegradationAwareDecoder
 from diffrestorer.models.discriminator import PatchDiscriminator
 from diffrestorer.models.perceptual import PerceptualLoss
@@ -42,6 +43,8 @@ class DecoderTask(Task):
         self.restorer.requires_grad_(False).eval()
         degradation_dim = self.restorer.prompt_processor.config.degradation_dim
         decoder = DegradationAwareDecoder.from_vae(self.restorer.vae, degradation_dim, config.model.refine)
+        if config.init is not None:
+            load_weights(decoder, find_model(config.init) / "decoder")
         self.restorer.decoder = decoder.train()
         self.discriminator = PatchDiscriminator(channels=config.discriminator_channels)
         self.perceptual = PerceptualLoss(config.model.perceptual, config.model.perceptual_weights)

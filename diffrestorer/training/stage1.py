@@ -14,8 +14,9 @@ from diffrestorer.data.counter import counter_normal
 from diffrestorer.data.pairs import PairBatch, collate_pairs
 from diffrestorer.data.prepared import open_pairs
 from diffrestorer.losses import degradation_loss, diffusion_loss, reconstruction_loss, stage1_loss
-from diffrestorer.model_folder import save_model_folder
+from diffrestorer.model_folder import find_model, save_model_folder
 from diffrestorer.models.backbones import EncodedImage, encode_image
+from diffrestorer.models.components import load_weights
 from diffrestorer.models.pretrained import load_base
 from diffrestorer.models.restorer import Conditioning, Restorer, build_control_decoder, build_restorer
 from diffrestorer.sampler import sample_latents
@@ -53,6 +54,10 @@ class Stage1Task(Task):
         super().__init__()
         self.config = config
         self.restorer = build_restorer(config.model, *load_base(config.model, config.base))
+        if config.init is not None:
+            names = ("prompt_processor", "control_encoder", "control_network")
+            for name in names if config.model.train_unet == "none" else (*names, "unet"):
+                load_weights(getattr(self.restorer, name), find_model(config.init) / name)
         self.control_decoder = build_control_decoder(self.restorer.control_encoder)
         self.scheduler = DDPMScheduler(**config.model.scheduler)
         self._freeze()
