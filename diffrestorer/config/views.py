@@ -14,6 +14,8 @@ class Views(Parameters):
 
     scale: Annotated[Range, Rule(0.01, 1.0)] = (1.0, 1.0)
     """The photo is shrunk by a factor from here before the crop, though never below the crop's size."""
+    color_share: Annotated[float, Rule(0.0, 1.0)] = 0.0
+    """Share of crops in other colours: channels permuted, each with a gamma of its own."""
     dark_share: Annotated[float, Rule(0.0, 1.0)] = 0.0
     """Share of crops made into night scenes, except those of low_light."""
     text_share: Annotated[float, Rule(0.0, 1.0)] = 0.0

@@ -15,6 +15,7 @@ Pixels = NDArray[np.uint8]
 _WORDS, _LETTERS = (1, 4), (1, 9)  # at least, fewer than
 _LETTER_HEIGHT = (0.05, 0.2)  # of the crop's side
 _NIGHT_GAMMA = (1.6, 5.0)
+_COLOR_GAMMA = (0.6, 1.7)  # of each channel; drawn log-uniformly
 
 
 def crop(photo: Pixels, size: int, views: Views, rng: np.random.Generator) -> Pixels:
@@ -31,14 +32,20 @@ def crop(photo: Pixels, size: int, views: Views, rng: np.random.Generator) -> Pi
 
 
 def vary(image: Pixels, degradation: str, views: Views, rng: np.random.Generator) -> Pixels:
-    """The crop, now and then turned into a night scene or written on.
+    """The crop, now and then in other colours, turned into a night scene or written on.
 
-    A dark photo is not a degraded one: without dark scenes among the clean ones every such photo is taken for
-    `low_light`, whose clean photos therefore stay as they are.
+    A dark photo is not a degraded one, nor is one of a colour that few photos have: without such scenes among the
+    clean ones every dark photo is taken for `low_light`, whose clean photos therefore stay as bright as they are.
     """
+    gamma = np.ones(3)
+    if rng.random() < views.color_share:
+        image = image[:, :, rng.permutation(3)]
+        gamma = np.exp(rng.uniform(*np.log(_COLOR_GAMMA), 3))
     if rng.random() < views.dark_share and degradation != "low_light":
-        gamma = rng.uniform(*_NIGHT_GAMMA)
-        image = np.rint(255.0 * (np.arange(256) / 255.0) ** gamma).astype(np.uint8)[image]
+        gamma *= rng.uniform(*_NIGHT_GAMMA)
+    if (gamma != 1.0).any():
+        tones = np.rint(255.0 * (np.arange(256)[:, None] / 255.0) ** gamma).astype(np.uint8)
+        image = np.take_along_axis(tones, image.reshape(-1, 3), axis=0).reshape(image.shape)
     return _write_on(image, rng) if rng.random() < views.text_share else image
 
 

@@ -47,6 +47,16 @@ def test_night_scenes_are_darker_but_never_of_the_low_light_class() -> None:
     assert np.array_equal(vary(PHOTO, "haze", Views(), rng()), PHOTO)
 
 
+def test_other_colors_are_as_bright_in_the_mean_and_keep_black_and_white() -> None:
+    views = Views(color_share=1.0)
+    changed = [vary(PHOTO, "low_light", views, rng(seed)) for seed in range(40)]
+    assert np.mean([image.mean() for image in changed]) == pytest.approx(PHOTO.mean(), rel=0.1)
+    ends = np.array([[[0] * 3, [255] * 3]], np.uint8)
+    assert all(np.array_equal(vary(ends, "noise", views, rng(seed)), ends) for seed in range(8))
+    red = np.array([[[255, 0, 0]]], np.uint8)
+    assert {vary(red, "noise", views, rng(seed)).argmax() for seed in range(20)} == {0, 1, 2}
+
+
 def test_letters_are_written_on() -> None:
     grey = np.full((96, 96, 3), 127, np.uint8)
     changed = [(vary(grey, "rain", Views(text_share=1.0), rng(seed)) != grey).any(2).mean() for seed in range(20)]
