@@ -40,7 +40,8 @@ def vary(image: Pixels, degradation: str, views: Views, rng: np.random.Generator
     gamma = np.ones(3)
     if rng.random() < views.color_share:
         image = image[:, :, rng.permutation(3)]
-        gamma = np.exp(rng.uniform(*np.log(_COLOR_GAMMA), 3))
+        low, high = np.log(_COLOR_GAMMA)
+        gamma = np.exp(rng.uniform(low, high, 3))
     if rng.random() < views.dark_share and degradation != "low_light":
         gamma *= rng.uniform(*_NIGHT_GAMMA)
     if (gamma != 1.0).any():

@@ -30,7 +30,7 @@ class DecoderTask(Task):
     """L_dec = MSE + lambda_3 L_per + lambda_4 L_adv over the decoder; the discriminator's hinge loss beside it.
 
     One forward and one backward serve both: the decoder's adversarial term sees the discriminator's weights as
-    constants, the discriminator's loss sees the decoder's images as constants.
+    constants, the discriminator's loss sees the decoder's images as constants. There is none where lambda_4 = 0.
     """
 
     def __init__(self, config: DecoderConfig) -> None:
@@ -46,7 +46,8 @@ class DecoderTask(Task):
         if config.init is not None:
             load_weights(decoder, find_model(config.init) / "decoder")
         self.restorer.decoder = decoder.train()
-        self.discriminator = PatchDiscriminator(channels=config.discriminator_channels)
+        adversary = PatchDiscriminator(channels=config.discriminator_channels)
+        self.discriminator = adversary if config.lambda_adversarial else None
         self.perceptual = PerceptualLoss(config.model.perceptual, config.model.perceptual_weights)
 
     @torch.no_grad()
@@ -85,24 +86,32 @@ class DecoderTask(Task):
         latents, encoded, prompts = self._inputs(batch)
         restored = self.restorer.decoder(latents, encoded.features, prompts.degradation_embedding)
 
-        constant_weights = {name: weight.detach() for name, weight in self.discriminator.named_parameters()}
         pixel = psnr_loss(restored, gt) if self.config.pixel_loss == "psnr" else F.mse_loss(restored, gt)
         perceptual = self.perceptual(restored, gt)
-        adversarial = generator_hinge_loss(functional_call(self.discriminator, constant_weights, (restored,)))
+        adversarial, discriminator = self._adversarial(restored, gt)
         started = float(batch.step >= self.config.discriminator_start)
         lambda_adversarial = started * self.config.lambda_adversarial
         total = decoder_loss(pixel, perceptual, adversarial, self.config.lambda_perceptual, lambda_adversarial)
-        discriminator = discriminator_hinge_loss(self.discriminator(gt), self.discriminator(restored.detach()))
         parts = {"pixel": pixel, "perceptual": perceptual, "adversarial": adversarial, "discriminator": discriminator}
         return Losses(total + started * discriminator, parts)
+
+    def _adversarial(
+        self, restored: Float[Tensor, "b 3 h w"], gt: Float[Tensor, "b 3 h w"]
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+        """The decoder's hinge loss and the discriminator's."""
+        if self.discriminator is None:
+            return restored.new_zeros(()), restored.new_zeros(())
+        constant_weights = {name: weight.detach() for name, weight in self.discriminator.named_parameters()}
+        adversarial = generator_hinge_loss(functional_call(self.discriminator, constant_weights, (restored,)))
+        return adversarial, discriminator_hinge_loss(self.discriminator(gt), self.discriminator(restored.detach()))
 
     def optimizers(self) -> Sequence[torch.optim.Optimizer]:
         """AdamW for the decoder, AdamW for the discriminator."""
         settings = self.config.train
-        return [
-            adamw(self.restorer.decoder.parameters(), settings),
-            adamw(self.discriminator.parameters(), settings, self.config.discriminator_lr),
-        ]
+        optimizers = [adamw(self.restorer.decoder.parameters(), settings)]
+        if self.discriminator is not None:
+            optimizers.append(adamw(self.discriminator.parameters(), settings, self.config.discriminator_lr))
+        return optimizers
 
     def save_model(self, folder: Path, dtype: torch.dtype) -> None:
         """The whole pipeline: stage 1's networks and the new decoder."""
