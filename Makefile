@@ -14,13 +14,13 @@ demo: $(READY)  ## degrade, restore and score real photos: outputs/demo/
 	$(PY) scripts/evaluate.py --suite demo output_dir=outputs/demo
 
 test: $(READY)  ## the whole test suite (at most 10 minutes)
-	$(PY) -m pytest -q -m "not soak"
+	$(PY) -m pytest -q -n 2 --dist loadfile -m "not soak"
 
 check: $(READY)  ## ruff, types and the fast tests: before every commit
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
 	$(PY) -m mypy diffrestorer scripts
-	$(PY) -m pytest -q -m "not slow and not soak"
+	$(PY) -m pytest -q -n 2 --dist loadfile -m "not slow and not soak"
 
 soak: $(READY)  ## the long fault tests
 	$(PY) -m pytest -q -m soak
