@@ -24,10 +24,9 @@ from diffrestorer.models.prompt_processor import PromptProcessor, VisualPrompts
 from diffrestorer.models.restorer import Conditioning, Restorer
 from diffrestorer.sampler import sampling_table
 from diffrestorer.stages import Stages
-from diffrestorer.tiling import Grid, smaller_sides, tile_side, until_it_fits
+from diffrestorer.tiling import Grid, Tile, smaller_sides, tile_side, until_it_fits
 
 Decoder = Literal["refined", "sd"]
-Tile = Literal["auto", "none"] | int
 
 
 @dataclass

@@ -22,6 +22,9 @@ from torch.overrides import TorchFunctionMode
 
 from diffrestorer.models.backbones import PATCH
 
+Tile = Literal["auto", "none"] | int
+"""How images are cut: see `tile_side`."""
+
 WHOLE_PIXELS = 1024 * 1024
 """Up to this many pixels `tile="auto"` takes an image whole."""
 
@@ -219,7 +222,7 @@ def _pooled_moments(features: Float[Tensor, "t c *n"], num_groups: int) -> Float
     return torch.stack([mean.mean(dim=1), (variance + deviation.square()).mean(dim=1)])
 
 
-def tile_side(tile: Literal["auto", "none"] | int, height: int, width: int, multiple: int) -> int | None:
+def tile_side(tile: Tile, height: int, width: int, multiple: int) -> int | None:
     """Side in pixels of the largest tile for an image, or None: take it whole.
 
     Args:
