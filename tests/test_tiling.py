@@ -198,4 +198,4 @@ def test_seams_do_not_show(side: int, tile: int, mini: DiffRestorerPipeline) -> 
         assert size[at_seams].max() <= size[~at_seams].max(), "the difference is no larger at a seam than elsewhere"
         assert steps[at_seams[1:]].max() <= steps[~at_seams[1:]].max(), "a seam is no larger step than any other"
     assert difference.abs().max() <= 0.1
-    assert difference.mean(dim=(1, 2)).abs().max() <= 0.01, "colours stay"
+    assert difference.mean(dim=(1, 2)).abs().max() <= 0.02, "colours stay, to five grey levels of 255"
