@@ -181,6 +181,7 @@ class DecoderConfig:
     """`mse` (paper), or `psnr`: its logarithm an image, so that mild degradations count as much as strong ones."""
     lambda_perceptual: float = 0.1
     lambda_adversarial: float = 0.001
+    """0: there is no discriminator."""
     discriminator_lr: float = 1e-5
     discriminator_start: int = 0
     """Step from which the discriminator learns and the decoder hears of it; the paper states none."""

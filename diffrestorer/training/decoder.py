@@ -46,8 +46,9 @@ class DecoderTask(Task):
         if config.init is not None:
             load_weights(decoder, find_model(config.init) / "decoder")
         self.restorer.decoder = decoder.train()
-        adversary = PatchDiscriminator(channels=config.discriminator_channels)
-        self.discriminator = adversary if config.lambda_adversarial else None
+        self.discriminator = None
+        if config.lambda_adversarial:
+            self.discriminator = PatchDiscriminator(channels=config.discriminator_channels)
         self.perceptual = PerceptualLoss(config.model.perceptual, config.model.perceptual_weights)
 
     @torch.no_grad()
@@ -106,7 +107,7 @@ class DecoderTask(Task):
         return adversarial, discriminator_hinge_loss(self.discriminator(gt), self.discriminator(restored.detach()))
 
     def optimizers(self) -> Sequence[torch.optim.Optimizer]:
-        """AdamW for the decoder, AdamW for the discriminator."""
+        """AdamW for the decoder, AdamW for the discriminator where there is one."""
         settings = self.config.train
         optimizers = [adamw(self.restorer.decoder.parameters(), settings)]
         if self.discriminator is not None:

@@ -55,9 +55,10 @@ class Stage1Task(Task):
         self.config = config
         self.restorer = build_restorer(config.model, *load_base(config.model, config.base))
         if config.init is not None:
+            folder = find_model(config.init)
             names = ("prompt_processor", "control_encoder", "control_network")
             for name in names if config.model.train_unet == "none" else (*names, "unet"):
-                load_weights(getattr(self.restorer, name), find_model(config.init) / name)
+                load_weights(getattr(self.restorer, name), folder / name)
         self.control_decoder = build_control_decoder(self.restorer.control_encoder)
         self.scheduler = DDPMScheduler(**config.model.scheduler)
         self._freeze()

@@ -50,20 +50,10 @@ def test_both_stages_go_on_from_a_model(
         expected = getattr(first.restorer, name).state_dict()
         for key, weight in getattr(second, name).state_dict().items():
             assert torch.equal(weight, expected[key]), (name, key)
+    assert not torch.equal(second.vae.encoder.conv_in.weight, first.restorer.vae.encoder.conv_in.weight)
     decoder = DecoderTask(load("train_decoder", DecoderConfig, [*tiny_overrides, *data, f"stage1={tmp_path}", init]))
     for key, weight in decoder.restorer.decoder.state_dict().items():
         assert torch.equal(weight, first.restorer.decoder.state_dict()[key]), key
+    other = [*tiny_overrides, *data, init, "model.control_encoder.block_out_channels=[4,4,8,8]"]
     with pytest.raises(ValueError, match="is of other sizes than this run's control_encoder"):
-        Stage1Task(
-            load(
-                "train_stage1",
-                Stage1Config,
-                [
-                    *tiny_overrides,
-                    *data,
-                    init,
-                    "model.control_encoder.norm_num_groups=1",
-                    "model.control_encoder.block_out_channels=[4,4,8,8]",
-                ],
-            )
-        )
+        Stage1Task(load("train_stage1", Stage1Config, other))
