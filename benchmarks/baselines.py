@@ -171,8 +171,9 @@ def document_text(results: dict[str, Any]) -> str:
     for size in [size for size in ("paper", "mini") if size in results]:
         result = results[size]
         training = "training_samples_per_second" in result["rows"][0]
+        threads = f"{result['threads']} thread{'s' * (result['threads'] > 1)}"
         lines += [
-            f"Size `{size}`, {SIDE}x{SIDE}, {result['device']}, {result['threads']} threads, {result['rounds']} rounds"
+            f"Size `{size}`, {SIDE}x{SIDE}, {result['device']}, {threads}, {result['rounds']} rounds"
             f", load average {result['load_average']:.1f} at the end:",
             "",
             "| method | parameters | GFLOP | seconds: median (fastest - slowest) |"

@@ -129,7 +129,7 @@ class BaseConfig:
     part: str = "all"
     """Train one part only; the parts before it must be finished."""
     init: str | None = None
-    """Base folder whose weights the parts begin with, say those of smaller images; null: random ones."""
+    """Base whose weights the parts begin with, `mini` or a folder (say, of smaller images); null: random ones."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

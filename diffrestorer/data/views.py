@@ -59,4 +59,4 @@ def _write_on(image: Pixels, rng: np.random.Generator) -> Pixels:
     canvas = Image.fromarray(image)
     corner = tuple(side * rng.uniform(0.0, 0.7, 2))
     ImageDraw.Draw(canvas).text(corner, rng.choice([" ", "\n"]).join(words), tuple(rng.integers(0, 256, 3)), font)
-    return np.asarray(canvas)
+    return np.array(canvas)

@@ -27,7 +27,7 @@ def load_base(config: ModelConfig, base: str | None = None) -> Base:
     source = base or config.base or "none"
     if source == "none":
         return build_vae(config), build_image_encoder(config), build_unet(config)
-    folder = _find_base(source)
+    folder = find_base(source)
     if (folder / "image_encoder").is_dir():
         vae, image_encoder, unet = (load_component(folder / name) for name in ("vae", "image_encoder", "unet"))
         return vae, image_encoder, unet
@@ -42,7 +42,8 @@ def load_base(config: ModelConfig, base: str | None = None) -> Base:
     return vae, _load_clip(config), unet
 
 
-def _find_base(source: str) -> Path:
+def find_base(source: str) -> Path:
+    """The folder behind `mini`, a base's folder, or the output folder of the run that trained it."""
     if source == "mini":
         return Path(str(files("diffrestorer") / "weights" / "mini_base"))
     folder = Path(source)
@@ -68,7 +69,7 @@ def load_clip_weights(image_encoder: ImageEncoder, architecture: str, weights: s
         ValueError: they are not there or do not fit.
     """
     if weights == "mini":
-        bundled = load_component(_find_base("mini") / "image_encoder")
+        bundled = load_component(find_base("mini") / "image_encoder")
         image_encoder.load_state_dict(bundled.state_dict())
         return
     try:

@@ -31,6 +31,7 @@ from diffrestorer.models.components import (
     load_weights,
     save_component,
 )
+from diffrestorer.models.pretrained import find_base
 from diffrestorer.training.checkpoint import write_folder
 from diffrestorer.training.diffusion import add_noise
 from diffrestorer.training.loop import train
@@ -169,7 +170,7 @@ AnyPart = TypeVar("AnyPart", bound=ModelMixin)
 def _begin(config: BaseConfig, name: str, part: AnyPart) -> AnyPart:
     """The part with the weights it begins with."""
     if config.init is not None:
-        load_weights(part, Path(config.init) / name)
+        load_weights(part, find_base(config.init) / name)
     return part
 
 

@@ -8,6 +8,7 @@ import torch
 
 from diffrestorer.config.composition import load
 from diffrestorer.config.schema import BaseConfig, DecoderConfig, Stage1Config
+from diffrestorer.models.pretrained import load_base
 from diffrestorer.training.base import PARTS, ImageEncoderTask, VAETask
 from diffrestorer.training.decoder import DecoderTask
 from diffrestorer.training.stage1 import Stage1Task
@@ -25,6 +26,12 @@ def test_a_part_begins_with_the_weights_of_another_run(tiny_overrides: list[str]
     assert second.image_encoder.image_size == 64
     for name, weight in first.image_encoder.state_dict().items():
         assert torch.equal(second.image_encoder.state_dict()[name], weight), name
+
+
+def test_a_part_begins_with_the_bundled_base() -> None:
+    vae, bundled = VAETask(config("init=mini")).vae, load_base(config().model, "mini")[0]
+    for name, weight in bundled.state_dict().items():
+        assert torch.equal(vae.state_dict()[name], weight), name
 
 
 def test_weights_that_are_missing_or_do_not_fit_are_refused(tiny_overrides: list[str], tmp_path: Path) -> None:
