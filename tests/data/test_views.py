@@ -73,6 +73,16 @@ def test_shares_are_shares_of_the_samples(photos_dir: Path) -> None:
     assert 0.1 < np.mean(differ) < 0.45
 
 
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_pairs_are_writable_as_torch_wants_them(photos_dir: Path, share: float) -> None:
+    views = Views(color_share=share, dark_share=share, text_share=share)
+    pairs = SynthesisedPairs(DataConfig("photos", str(photos_dir), 64, list(DEGRADATIONS), views=views), 0, 8)
+    for position in range(32):
+        pair = pairs[0, position]
+        assert pair.lq.flags.writeable, DEGRADATIONS[pair.label]
+        assert pair.gt.flags.writeable, DEGRADATIONS[pair.label]
+
+
 @pytest.mark.parametrize(
     ("views", "message"),
     [
