@@ -280,8 +280,8 @@ def _split_8bit(image: Image.Image, profile: bytes | None) -> tuple[np.ndarray, 
     if profile is not None and (image.mode, profile[16:20]) in (("CMYK", b"CMYK"), ("L", b"GRAY")):
         source, srgb = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
         with suppress(ImageCms.PyCMSError):  # a profile for other devices: the plain conversion below
-            return np.array(ImageCms.profileToProfile(image, source, srgb, outputMode="RGB")), alpha, None
-    return np.array(image.convert("RGB")), alpha, profile
+            return np.asarray(ImageCms.profileToProfile(image, source, srgb, outputMode="RGB")), alpha, None
+    return np.asarray(image.convert("RGB")), alpha, profile
 
 
 def _encode(photo: Photo, format: str) -> bytes:

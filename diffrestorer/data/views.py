@@ -28,7 +28,7 @@ def crop(photo: Pixels, size: int, views: Views, rng: np.random.Generator) -> Pi
     square = photo[top : top + side, left : left + side]
     if side > size:
         square = cv2.resize(square, (size, size), interpolation=cv2.INTER_AREA)
-    return np.ascontiguousarray(square[:, ::-1] if rng.random() < 0.5 else square)
+    return np.array(square[:, ::-1] if rng.random() < 0.5 else square, order="C")
 
 
 def vary(image: Pixels, degradation: str, views: Views, rng: np.random.Generator) -> Pixels:

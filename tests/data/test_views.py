@@ -83,6 +83,15 @@ def test_pairs_are_writable_as_torch_wants_them(photos_dir: Path, share: float) 
         assert pair.gt.flags.writeable, DEGRADATIONS[pair.label]
 
 
+def test_a_crop_is_the_callers_own_even_where_it_is_the_whole_photo() -> None:
+    photo = PHOTO[:64, :64].copy()
+    photo.setflags(write=False)
+    for seed in range(8):
+        square = crop(photo, 64, Views(), rng(seed))
+        assert square.flags.writeable
+        assert not np.shares_memory(square, photo)
+
+
 @pytest.mark.parametrize(
     ("views", "message"),
     [
