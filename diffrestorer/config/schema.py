@@ -66,7 +66,8 @@ class DataConfig:
     size: int = 512
     """Side of the training crop in pixels, a multiple of 8."""
     degradations: list[str] = field(default_factory=list)
-    """Classes that are trained on; the files in configs/data name all eight."""
+    """Classes that are trained on; the files in configs/data name all eight. `data=photos` makes the more of one the
+    more often it is named."""
     synthesis: Synthesis = field(default_factory=Synthesis)
     """How strong the synthesised degradations are, such as data.synthesis.noise.sigma=[10,50]."""
     views: Views = field(default_factory=Views)

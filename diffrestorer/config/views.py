@@ -18,5 +18,14 @@ class Views(Parameters):
     """Share of crops in other colours: channels permuted, each with a gamma of its own."""
     dark_share: Annotated[float, Rule(0.0, 1.0)] = 0.0
     """Share of crops made into night scenes, except those of low_light."""
+    dim_share: Annotated[float, Rule(0.0, 1.0)] = 0.0
+    """Share of crops shown in little light, some with their bright parts kept, except those of low_light."""
     text_share: Annotated[float, Rule(0.0, 1.0)] = 0.0
     """Share of crops with letters written on."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dark_share + self.dim_share > 1.0:
+            raise ValueError(
+                f"data.views.dark_share={self.dark_share} and dim_share={self.dim_share} are more than all crops"
+            )

@@ -15,6 +15,8 @@ Pixels = NDArray[np.uint8]
 _WORDS, _LETTERS = (1, 4), (1, 9)  # at least, fewer than
 _LETTER_HEIGHT = (0.05, 0.2)  # of the crop's side
 _NIGHT_GAMMA = (1.6, 5.0)
+_DIM_LIGHT = (0.2, 0.8)  # share of the tones that a dim scene keeps
+_DIM_HIGHLIGHTS = 12.0  # the power of the tones that keep more of theirs: lamps, what they shine on
 _COLOR_GAMMA = (0.6, 1.7)  # of each channel; drawn log-uniformly
 
 
@@ -32,22 +34,32 @@ def crop(photo: Pixels, size: int, views: Views, rng: np.random.Generator) -> Pi
 
 
 def vary(image: Pixels, degradation: str, views: Views, rng: np.random.Generator) -> Pixels:
-    """The crop, now and then in other colours, turned into a night scene or written on.
+    """The crop, now and then in other colours, turned into a night or a dim scene, or written on.
 
     A dark photo is not a degraded one, nor is one of a colour that few photos have: without such scenes among the
     clean ones every dark photo is taken for `low_light`, whose clean photos therefore stay as bright as they are.
+    Dim scenes are as dark as those of `low_light` and lack only its noise.
     """
-    gamma = np.ones(3)
+    tones = np.tile(np.arange(256)[:, None] / 255.0, 3)
     if rng.random() < views.color_share:
         image = image[:, :, rng.permutation(3)]
         low, high = np.log(_COLOR_GAMMA)
-        gamma = np.exp(rng.uniform(low, high, 3))
-    if rng.random() < views.dark_share and degradation != "low_light":
-        gamma *= rng.uniform(*_NIGHT_GAMMA)
-    if (gamma != 1.0).any():
-        tones = np.rint(255.0 * (np.arange(256)[:, None] / 255.0) ** gamma).astype(np.uint8)
-        image = np.take_along_axis(tones, image.reshape(-1, 3), axis=0).reshape(image.shape)
+        tones **= np.exp(rng.uniform(low, high, 3))
+    scene = rng.random()
+    if degradation != "low_light":
+        if scene < views.dark_share:
+            tones **= rng.uniform(*_NIGHT_GAMMA)
+        elif scene < views.dark_share + views.dim_share:
+            tones = _dim(tones, rng)
+    table = np.rint(255.0 * tones).astype(np.uint8)
+    image = np.take_along_axis(table, image.reshape(-1, 3), axis=0).reshape(image.shape)
     return _write_on(image, rng) if rng.random() < views.text_share else image
+
+
+def _dim(tones: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
+    """Tones in [0, 1] in less light, the brightest of them more or less as bright as they were."""
+    light, highlights = rng.uniform(*_DIM_LIGHT), rng.uniform()
+    return light * tones + (1.0 - light) * highlights * tones**_DIM_HIGHLIGHTS
 
 
 def _write_on(image: Pixels, rng: np.random.Generator) -> Pixels:

@@ -112,6 +112,13 @@ def test_crops_move_and_mirror(config: DataConfig, photos_dir: Path) -> None:
     assert all((crops[0] != crops[1]).any() for crops in by_photo.values())
 
 
+def test_a_degradation_named_twice_is_made_twice_as_often(config: DataConfig) -> None:
+    named = ["jpeg", "raindrop", "raindrop"]
+    pairs = SynthesisedPairs(replace(config, degradations=named), seed=0, global_batch_size=3)
+    epoch = Counter(pairs.source(step, i)[1] for step in range(len(pairs.paths)) for i in range(3))
+    assert epoch == {"jpeg": len(pairs.paths), "raindrop": 2 * len(pairs.paths)}
+
+
 def test_only_the_named_degradations_are_made(config: DataConfig) -> None:
     pairs = SynthesisedPairs(replace(config, degradations=["jpeg", "blur"]), seed=0, global_batch_size=BATCH)
     names = Counter(pairs.source(0, position)[1] for position in range(8))

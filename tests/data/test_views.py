@@ -1,4 +1,4 @@
-"""What training crops show: scale, night scenes, letters; without them the crop is the photo's own pixels."""
+"""What training crops show: scale, light, colours, letters; without them the crop is the photo's own pixels."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -45,6 +45,25 @@ def test_night_scenes_are_darker_but_never_of_the_low_light_class() -> None:
     assert vary(PHOTO, "haze", views, rng()).mean() < 0.8 * PHOTO.mean()
     assert np.array_equal(vary(PHOTO, "low_light", views, rng()), PHOTO)
     assert np.array_equal(vary(PHOTO, "haze", Views(), rng()), PHOTO)
+
+
+def test_dim_scenes_are_darker_but_some_keep_their_lights() -> None:
+    ramp = np.repeat(np.arange(256, dtype=np.uint8)[:, None, None], 3, 2)
+    dim = [vary(ramp, "jpeg", Views(dim_share=1.0), rng(seed))[:, 0, 0].astype(int) for seed in range(40)]
+    assert all(tones[0] == 0 and (np.diff(tones) >= 0).all() for tones in dim)
+    middle, white = np.array([tones[[128, 255]] for tones in dim]).T
+    assert (middle < 0.81 * 128).all(), "all are darker"
+    assert middle.min() < 0.3 * 128, "some much"
+    assert white.min() < 0.5 * 255, "some have no lights"
+    assert white.max() > 0.9 * 255, "some have"
+    assert np.array_equal(vary(PHOTO, "low_light", Views(dim_share=1.0), rng()), PHOTO)
+
+
+def test_what_else_is_drawn_stays_where_dim_scenes_are_asked_for_too() -> None:
+    views = Views(dark_share=0.5, text_share=1.0)
+    night = next(seed for seed in range(20) if vary(PHOTO, "haze", views, rng(seed)).mean() < 0.8 * PHOTO.mean())
+    also_dim = Views(dark_share=0.5, dim_share=0.5, text_share=1.0)
+    assert np.array_equal(vary(PHOTO, "haze", views, rng(night)), vary(PHOTO, "haze", also_dim, rng(night)))
 
 
 def test_other_colors_are_as_bright_in_the_mean_and_keep_black_and_white() -> None:
@@ -98,6 +117,7 @@ def test_a_crop_is_the_callers_own_even_where_it_is_the_whole_photo() -> None:
         ({"scale": (0.0, 1.0)}, r"data.views.scale=\[0.0, 1.0\] is not possible: it has to lie in 0.01 to 1"),
         ({"scale": (1.0, 0.5)}, r"data.views.scale=\[1.0, 0.5\] is reversed"),
         ({"dark_share": 1.5}, "data.views.dark_share=1.5 is not possible"),
+        ({"dark_share": 0.6, "dim_share": 0.5}, "dark_share=0.6 and dim_share=0.5 are more than all crops"),
         ({"text_share": -0.1}, "data.views.text_share=-0.1 is not possible"),
     ],
 )
