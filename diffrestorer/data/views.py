@@ -52,7 +52,8 @@ def vary(image: Pixels, degradation: str, views: Views, rng: np.random.Generator
         elif scene < views.dark_share + views.dim_share:
             tones = _dim(tones, rng)
     table = np.rint(255.0 * tones).astype(np.uint8)
-    image = np.take_along_axis(table, image.reshape(-1, 3), axis=0).reshape(image.shape)
+    if (table != np.arange(256)[:, None]).any():
+        image = np.take_along_axis(table, image.reshape(-1, 3), axis=0).reshape(image.shape)
     return _write_on(image, rng) if rng.random() < views.text_share else image
 
 
