@@ -116,8 +116,8 @@ def signal_when(
 
 def losses(output_dir: Path) -> list[dict[str, float]]:
     """The rows of a run's losses.csv."""
-    with (output_dir / "losses.csv").open() as file:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    lines = (output_dir / "losses.csv").read_text().splitlines()  # at once: the run may be writing
+    return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(lines)]
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
