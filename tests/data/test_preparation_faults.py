@@ -224,7 +224,7 @@ def test_a_killed_preparation_ends_like_one_that_was_not(tmp_path: Path) -> None
     keys = {"size": 256, "budget": None}
     command = ["set=photos", f"root={root}", f"out={tmp_path / 'out'}", "size=256", "num_workers=2"]
     process = runs.start("prepare_data.py", command, tmp_path / "log")
-    runs.kill_when(process, tmp_path / "out", lambda out: len(list(out.rglob("0*.json"))) == 2)
+    runs.kill_when(process, tmp_path / "out", lambda out: len(list(out.rglob("0*.json"))) >= 2)
     assert not (tmp_path / "out" / MANIFEST).exists()
     runs.run("prepare_data.py", command, tmp_path / "log")
     make("photos", root, tmp_path / "clean", **keys)
