@@ -17,6 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import psutil
+
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARIES = [f"diffrestorer.training.{name}" for name in ("base", "baseline", "decoder", "stage1")]
 
@@ -102,14 +104,20 @@ def kill_when(process: BaseProcess, path: Path, condition: Callable[[Path], bool
 
 
 def signal_when(
-    process: BaseProcess, path: Path, condition: Callable[[Path], bool], sent: signal.Signals, timeout: float = 120
-) -> None:
-    """Sends a signal as soon as `condition(path)` holds, and waits for the end."""
+    process: BaseProcess, path: Path, condition: Callable[[Path], bool], sent: signal.Signals, timeout: float = 120,
+    workers: bool = False,
+) -> None:  # fmt: skip
+    """Sends a signal as soon as `condition(path)` holds, and waits for the end.
+
+    `workers`: to its data workers before, as a scheduler may that signals every process of a job.
+    """
     deadline = time.monotonic() + timeout
     while not condition(path):
         assert process.is_alive(), f"the run ended before it could be killed ({process.exitcode})"
         assert time.monotonic() < deadline, f"nothing to kill at {path}"
         time.sleep(0.001)
+    for worker in psutil.Process(process.pid).children() if workers else []:
+        worker.send_signal(sent)
     os.kill(process.pid or 0, sent)
     process.join(timeout)
 

@@ -1,7 +1,9 @@
 """Training pairs: crops of clean photos, degraded on the fly, each with its class, addressed by (step, position)."""
 
 import hashlib
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -255,7 +257,20 @@ def pair_loader(
 
 
 def _prepare_worker(worker: int) -> None:
-    """One thread; SIGUSR1 is the main process's to hear, and SIGTERM ends a worker, as that process ends it."""
+    """One thread; the signals to stop are the main process's to hear, also where a scheduler sends them to all.
+
+    The loader itself ends a worker by SIGTERM, so that one counts where the main process sent it. A system that does
+    not name a signal's sender (macOS) leaves SIGTERM as it is.
+    """
     torch.set_num_threads(1)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_told, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_when_told(main_process: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != main_process:
+        pass
+    os._exit(0)

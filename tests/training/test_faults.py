@@ -82,7 +82,7 @@ def test_a_run_stops_when_asked_and_goes_on(
     output, log = tmp_path / "run", tmp_path / "log"
     command = [*arguments, f"output_dir={output}", "train.checkpoint_every=1000", "train.num_workers=1"]
     process = runs.start("train_stage1.py", command, log)
-    runs.signal_when(process, output, started, sent)
+    runs.signal_when(process, output, started, sent, workers=True)
     assert process.exitcode == 75, log.read_text()
     assert f"({sent.name}): the same command goes on from there" in log.read_text()
     (checkpoint,) = list_checkpoints(output / "checkpoints")
