@@ -300,7 +300,7 @@ class DiffRestorerPipeline(DiffusionPipeline):
 
     def _stages(self, lq: Float[Tensor, "b 3 hp wp"], side: int | None, batch_size: int | None) -> Stages:
         """For padded images, whole or by tiles of at most `side` pixels."""
-        grid = None if side is None else Grid.over(lq.shape[-2:], side, self._multiple, batch_size)
+        grid = None if side is None else Grid.over(lq.shape[-2:], side, self._multiple, PATCH, batch_size)
         return Stages(self.engine, self._multiple, grid)
 
     def _sides(self, side: int | None, lq: Float[Tensor, "b 3 h w"], shrink: bool) -> list[int | None]:

@@ -20,8 +20,6 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from diffrestorer.models.backbones import PATCH
-
 Tile = Literal["auto", "none"] | int
 """How images are cut: see `tile_side`."""
 
@@ -83,22 +81,24 @@ class Axis:
 
 @dataclass(frozen=True)
 class Grid:
-    """The tiles of one image. A cell is a square of pixels that one latent stands for; canvases may be finer.
+    """The tiles of one image. A cell is the square of pixels that the coarsest canvas has one value for.
 
     Attributes:
         rows, columns: where tiles lie along the height and the width.
+        cell: pixels along a cell's side.
         batch_size: tiles that go through a network at a time; None: as many as make 1024x1024 pixels.
     """
 
     rows: Axis
     columns: Axis
+    cell: int = 1
     batch_size: int | None = None
 
     @classmethod
-    def over(cls, size: Sequence[int], side: int, multiple: int, batch_size: int | None = None) -> "Grid":
+    def over(cls, size: Sequence[int], side: int, multiple: int, cell: int, batch_size: int | None = None) -> "Grid":
         """Tiles over an image of (height, width) `size`, none longer than `side`; all are pixels, cells' multiples."""
-        rows, columns = (Axis.spread(length // PATCH, side // PATCH, multiple // PATCH) for length in size)
-        return cls(rows, columns, batch_size)
+        rows, columns = (Axis.spread(length // cell, side // cell, multiple // cell) for length in size)
+        return cls(rows, columns, cell, batch_size)
 
     def run(self, network: Network, canvases: Sequence[Canvas]) -> Canvas:
         """What `network` makes of the canvases' tiles, averaged in float32 where tiles overlap.
@@ -138,7 +138,7 @@ class Grid:
 
     def _batches(self) -> Iterator[Sequence[tuple[int, int]]]:
         tiles = list(itertools.product(range(len(self.rows.starts)), range(len(self.columns.starts))))
-        size = self.batch_size or max(1, WHOLE_PIXELS // (self.rows.side * self.columns.side * PATCH**2))
+        size = self.batch_size or max(1, WHOLE_PIXELS // (self.rows.side * self.columns.side * self.cell**2))
         return (tiles[i : i + size] for i in range(0, len(tiles), size))
 
     def _crop(self, canvas: Canvas, tile: tuple[int, int]) -> Canvas:

@@ -56,7 +56,7 @@ def test_nothing_in_the_loop_reads_a_value(tiny_restorer: "Restorer", tiny_confi
         lq = torch.rand(1, 3, 160, 96)
         condition = restorer.condition(lq, restorer.read_prompts(lq))
         noise = torch.randn(condition.encoded.latents.shape)
-        for grid in (None, Grid.over((160, 96), 96, 32, 2)):
+        for grid in (None, Grid.over((160, 96), 96, 32, 8, 2)):
             predict = Stages(Engine(restorer), 32, grid).predictor(condition, table.timesteps)
             assert table.sample(noise, predict).shape == noise.shape
     with pytest.raises((RuntimeError, NotImplementedError)):

@@ -23,10 +23,10 @@ ROWS = (
     ("pipeline",),
     ("stages",),
     ("engines",),
-    ("sampler", "tiling"),
+    ("sampler",),
     ("baselines",),
     ("model_folder",),
-    ("models", "data"),
+    ("models", "data", "tiling"),
     ("losses", "metrics"),
     ("config", "degradations", "memory"),
 )

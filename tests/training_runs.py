@@ -104,9 +104,13 @@ def kill_when(process: BaseProcess, path: Path, condition: Callable[[Path], bool
 
 
 def signal_when(
-    process: BaseProcess, path: Path, condition: Callable[[Path], bool], sent: signal.Signals, timeout: float = 120,
+    process: BaseProcess,
+    path: Path,
+    condition: Callable[[Path], bool],
+    sent: signal.Signals,
+    timeout: float = 120,
     workers: bool = False,
-) -> None:  # fmt: skip
+) -> None:
     """Sends a signal as soon as `condition(path)` holds, and waits for the end.
 
     `workers`: to its data workers before, as a scheduler may that signals every process of a job.

@@ -103,7 +103,7 @@ def draw_tiles(config: FiguresConfig) -> np.ndarray:
     generator = torch.Generator().manual_seed(config.seed)
     restored = pipe(lq, LARGE_STEPS, generator, output_type="np").images[0]
     restored = (restored * 255).round().astype(np.uint8)
-    grid = Grid.over(restored.shape[:2], AUTO_SIDE, 64)
+    grid = Grid.over(restored.shape[:2], AUTO_SIDE, 64, PATCH)
     # Where the second tile of each axis begins, in the middle: the first ends a quarter of a tile later.
     top, left = (PATCH * (axis.starts[1] + axis.side // 8) - SHOWN_SIDE // 2 for axis in (grid.rows, grid.columns))
     small = (cv2.resize(image, (SHOWN_SIDE, SHOWN_SIDE), interpolation=cv2.INTER_AREA) for image in (lq, restored))

@@ -20,7 +20,7 @@ from diffrestorer.config.schema import EvaluateConfig
 from diffrestorer.evaluation.ablations import ABLATIONS
 from diffrestorer.evaluation.methods import Method
 from diffrestorer.pipeline import DiffRestorerPipeline
-from diffrestorer.tiling import WHOLE_PIXELS, Axis, Grid, smaller_sides, tile_side, until_it_fits
+from diffrestorer.tiling import WHOLE_PIXELS, Grid, smaller_sides, tile_side, until_it_fits
 
 
 @dataclass(frozen=True)
@@ -172,8 +172,7 @@ def by_tiles(side: int, multiple: int) -> Pass:
     def run(
         network: Callable[..., Float[Tensor, "1 3 _ _"]], images: Sequence[Float[Tensor, "1 3 h w"]]
     ) -> Float[Tensor, "1 3 h w"]:
-        rows, columns = (Axis.spread(length, side, multiple) for length in images[0].shape[-2:])
-        return Grid(rows, columns, batch_size=1).run(network, images)
+        return Grid.over(images[0].shape[-2:], side, multiple, cell=1, batch_size=1).run(network, images)
 
     return run
 
