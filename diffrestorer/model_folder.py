@@ -9,12 +9,13 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import DiffusionPipeline, UniPCMultistepScheduler
+from diffusers import DiffusionPipeline
 from diffusers.utils import logging
 
 from diffrestorer.degradations import DEGRADATIONS
 from diffrestorer.models.components import ModelFolderError, save_component
 from diffrestorer.models.restorer import Restorer
+from diffrestorer.one_step import Scheduler
 
 
 def find_model(name: str | Path) -> Path:
@@ -50,7 +51,7 @@ def no_loading_bar() -> Iterator[None]:
 
 
 def save_model_folder(
-    restorer: Restorer, scheduler: UniPCMultistepScheduler, folder: Path, dtype: torch.dtype = torch.float32
+    restorer: Restorer, scheduler: Scheduler, folder: Path, dtype: torch.dtype = torch.float32
 ) -> None:
     """Writes a model folder with a card, its weights of `dtype`; `DiffRestorerPipeline.from_pretrained` reads it."""
     components = restorer.components()

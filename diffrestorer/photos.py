@@ -25,7 +25,8 @@ Tile = Literal["auto", "none"] | int
 class Options:
     """How photos are restored: arguments of `DiffRestorerPipeline.__call__`, and the seed of each photo's noise."""
 
-    steps: int = 20
+    steps: int | None = None
+    """None: as many as the model folder asks for."""
     seed: int = 0
     decoder: Literal["refined", "sd"] = "refined"
     fidelity: float = 1.0
@@ -67,14 +68,19 @@ def load_pipeline(model: str, device: str, engine: str = "eager") -> Any:
     return pipe.prepare(device, engine)
 
 
-def check_options(pipe: Any, options: Options) -> None:
-    """Refuses what the model can't do, before anything is read.
+def check_options(pipe: Any, options: Options) -> Options:
+    """Return the options with the model's own number of steps; refuse what it can't do, before anything is read.
 
     Raises:
-        ValueError: the model holds no prototype of `options.degradation`.
+        ValueError: the model holds no prototype of `options.degradation`, or does not sample in `options.steps` steps.
     """
+    from diffrestorer.sampler import sampling_table
+
+    options = replace(options, steps=pipe.default_steps if options.steps is None else options.steps)
+    sampling_table(pipe.scheduler, options.steps)
     if options.degradation is not None:
         pipe.prompt_processor.prototype(options.degradation)
+    return options
 
 
 def read(path: str | Path, max_pixels: int = LARGEST_PHOTO) -> Photo:

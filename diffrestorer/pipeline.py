@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel, UniPCMultistepScheduler
+from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
 from diffusers.utils import BaseOutput
 from jaxtyping import Float
 from torch import Tensor
@@ -22,11 +22,15 @@ from diffrestorer.models.control import ControlEncoder, ControlNetwork
 from diffrestorer.models.decoder import DegradationAwareDecoder
 from diffrestorer.models.prompt_processor import PromptProcessor, VisualPrompts
 from diffrestorer.models.restorer import Conditioning, Restorer
-from diffrestorer.sampler import sampling_table
+from diffrestorer.one_step import Scheduler, default_steps
+from diffrestorer.sampler import sampling_table, starting_latents
 from diffrestorer.stages import Stages
 from diffrestorer.tiling import Grid, Tile, smaller_sides, tile_side, until_it_fits
 
 Decoder = Literal["refined", "sd"]
+
+PAPER_STEPS = 20
+"""Denoising steps of the paper (section IV-A)."""
 
 
 @dataclass
@@ -81,7 +85,7 @@ class DiffRestorerPipeline(DiffusionPipeline):
         control_encoder: ControlEncoder,
         control_network: ControlNetwork,
         decoder: DegradationAwareDecoder,
-        scheduler: UniPCMultistepScheduler,
+        scheduler: Scheduler,
     ) -> None:
         super().__init__()
         networks = {
@@ -161,7 +165,7 @@ class DiffRestorerPipeline(DiffusionPipeline):
     def __call__(
         self,
         image: ImageInput | Sequence[ImageInput],
-        num_inference_steps: int = 20,
+        num_inference_steps: int | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         decoder: Decoder = "refined",
         fidelity: float = 1.0,
@@ -176,8 +180,9 @@ class DiffRestorerPipeline(DiffusionPipeline):
         Args:
             image: RGB; PIL, an array (h, w, 3) of uint8, uint16 or floats in [0, 1], or a float tensor (3, h, w) in
                 [0, 1] or (b, 3, h, w).
-            num_inference_steps: denoising steps.
-            generator: of the starting noise; a list gives each image its own, so that batching changes nothing.
+            num_inference_steps: denoising steps; None: `default_steps`.
+            generator: of the starting noise; a list gives each image its own, so that batching changes nothing. A
+                one-step student draws no noise.
             decoder: `refined` (the Degradation-aware Decoder) or `sd` (the VAE's own).
             fidelity: weight in [0, 1] of what the refined decoder takes from the degraded image; 0 is `sd`.
             degradation: one of `DEGRADATIONS`: what to remove, instead of what the model detects. The probabilities
@@ -212,6 +217,11 @@ class DiffRestorerPipeline(DiffusionPipeline):
             del lq, sampled, decoded  # before the next one's
         return DiffRestorerOutput(restored, probabilities)
 
+    @property
+    def default_steps(self) -> int:
+        """Denoising steps unless told otherwise: 1 for a one-step student, else the paper's 20."""
+        return default_steps(self.scheduler, PAPER_STEPS)
+
     @torch.no_grad()
     def detect(self, image: ImageInput | Sequence[ImageInput]) -> Float[Tensor, "b 8"]:
         """Degradation probabilities of each image, in the order of `DEGRADATIONS`; restores nothing."""
@@ -223,7 +233,7 @@ class DiffRestorerPipeline(DiffusionPipeline):
     def sample(
         self,
         lq: Float[Tensor, "b 3 h w"],
-        num_inference_steps: int = 20,
+        num_inference_steps: int | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         degradation: str | None = None,
         tile: Tile = "auto",
@@ -235,6 +245,7 @@ class DiffRestorerPipeline(DiffusionPipeline):
 
         Args:
             lq: degraded images in [0, 1], one size. They are padded by reflection to what the UNet needs.
+            num_inference_steps: None: `default_steps`.
             tile: `auto` takes up to 1024x1024 pixels whole and a larger image by tiles of at most 1024x1024, smaller
                 ones where memory falls short; `none` takes any whole; a number is the side of the largest tile.
             tile_batch_size: tiles at a time; None: as many as make 1024x1024 pixels.
@@ -247,7 +258,8 @@ class DiffRestorerPipeline(DiffusionPipeline):
         side = tile_side(tile, height, width, self._multiple)
         if side is not None and len(lq) > 1:
             raise ValueError(f"images of {width}x{height} pixels are restored by tiles: sample them one by one")
-        table = sampling_table(self.scheduler, num_inference_steps)
+        steps = self.default_steps if num_inference_steps is None else num_inference_steps
+        table = sampling_table(self.scheduler, steps)
         padded = pad_to_multiple(self._to_device(lq), self._multiple)
         prompts = self._read_prompts(padded[..., :height, :width], degradation)
         noise = self._noise(padded, generator)
@@ -261,8 +273,9 @@ class DiffRestorerPipeline(DiffusionPipeline):
                 if on_step is not None:
                     on_step(len(padded))
 
-            with self.progress_bar(total=num_inference_steps) as bar:
-                latents = table.sample(noise, stages.predictor(condition, table.timesteps), count)
+            start = starting_latents(self.scheduler, condition, noise)
+            with self.progress_bar(total=steps) as bar:
+                latents = table.sample(start, stages.predictor(condition, table.timesteps), count)
             return SampledLatents(latents, condition, padded, height, width, side, batch_size, tile == "auto")
 
         return until_it_fits(run, self._sides(side, padded, tile == "auto"), tile_batch_size)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from diffrestorer.models.denoiser import ControlledUNet, Denoiser
 from diffrestorer.models.restorer import Conditioning, Restorer
+from diffrestorer.one_step import OneStepScheduler, Scheduler
 
 SAMPLE, OUTPUT, CORRECTED = 0, 1, 2
 """Rows of the sampler's state; those after them hold the latest converted model outputs, oldest first."""
@@ -56,19 +57,29 @@ class SamplingTable:
         return state[SAMPLE].view(noise.shape).to(noise.dtype)
 
 
-def sampling_table(scheduler: UniPCMultistepScheduler, num_steps: int) -> SamplingTable:
-    """The table of a scheduler, from its configuration alone; computed once a process.
+def sampling_table(scheduler: Scheduler, num_steps: int) -> SamplingTable:
+    """Return the table of a scheduler, from its configuration alone; computed once per process.
 
     Raises:
-        ValueError: the scheduler's step is not linear, or there are no steps.
+        ValueError: the scheduler's step is not linear, there are no steps, or a student is asked for more than one.
     """
     if num_steps < 1:
         raise ValueError(f"num_inference_steps must be at least 1, not {num_steps}")
+    if isinstance(scheduler, OneStepScheduler):
+        return _one_step_table(scheduler, num_steps)
     for name in ("thresholding", "solver_p"):
         if scheduler.config.get(name):
             raise ValueError(f"the scheduler's {name} is not supported: its steps would not be linear")
     config = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
     return _sampling_table(json.dumps(config), num_steps)
+
+
+def _one_step_table(scheduler: OneStepScheduler, num_steps: int) -> SamplingTable:
+    """Return a student's table: its only step replaces the sample by the clean estimate."""
+    scheduler.set_timesteps(num_steps)
+    matrix = torch.eye(CORRECTED + 1, dtype=torch.float64)
+    matrix[SAMPLE, SAMPLE], matrix[SAMPLE, OUTPUT] = scheduler.coefficients()
+    return SamplingTable(scheduler.timesteps.cpu(), matrix[None])
 
 
 @functools.lru_cache(maxsize=32)
@@ -103,16 +114,27 @@ def _sampling_table(config: str, num_steps: int) -> SamplingTable:
 
 def sample_latents(
     restorer: Restorer,
-    scheduler: UniPCMultistepScheduler,
+    scheduler: Scheduler,
     condition: Conditioning,
     noise: Float[Tensor, "b l h8 w8"],
     num_inference_steps: int,
 ) -> Float[Tensor, "b l h8 w8"]:
-    """Latents of restored images from `noise`; no classifier-free guidance. The paper: UniPC, 20 steps."""
+    """Sample the latents of restored images; no classifier-free guidance. The paper: UniPC, 20 steps.
+
+    Args:
+        noise: what a teacher starts from; a student starts from the degraded image's latents instead.
+    """
     table = sampling_table(scheduler, num_inference_steps)
     denoiser = Denoiser(ControlledUNet(restorer), condition.prompts.semantic_embedding, table.timesteps)
 
     def predict(latents: Float[Tensor, "b l h8 w8"], step: int) -> Float[Tensor, "b l h8 w8"]:
         return denoiser(step, latents, condition.control_features, condition.encoded.latents)
 
-    return table.sample(noise, predict)
+    return table.sample(starting_latents(scheduler, condition, noise), predict)
+
+
+def starting_latents(
+    scheduler: Scheduler, condition: Conditioning, noise: Float[Tensor, "b l h8 w8"]
+) -> Float[Tensor, "b l h8 w8"]:
+    """Return what sampling starts from: noise, or the degraded image's latents for a student."""
+    return condition.encoded.latents if isinstance(scheduler, OneStepScheduler) else noise

@@ -27,7 +27,7 @@ ROWS = (
     ("baselines",),
     ("model_folder",),
     ("models", "data", "tiling"),
-    ("losses", "metrics"),
+    ("losses", "metrics", "one_step"),
     ("config", "degradations", "memory"),
 )
 ROW_OF = {room: row for row, rooms in enumerate(ROWS) for room in rooms}

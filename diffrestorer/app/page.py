@@ -37,7 +37,7 @@ def build_page(pipe: Any, folder: Path) -> gr.Blocks:
                 suffixes = sorted(IMAGE_SUFFIXES)
                 photo = gr.File(label="Photo", file_types=suffixes, height=130, elem_id="photo")
                 found = gr.Label(label="What is wrong with it", show_heading=False, elem_id="degradations")
-                controls = _controls(desk.known())
+                controls = _controls(desk.known(), desk.pipe.default_steps)
                 button = gr.Button("Restore", variant="primary", interactive=False, elem_id="restore")
             with gr.Column(scale=3, min_width=420):
                 slider = gr.ImageSlider(
@@ -52,20 +52,28 @@ def build_page(pipe: Any, folder: Path) -> gr.Blocks:
     return page
 
 
-def _controls(known: list[str]) -> list[gr.components.Component]:
-    """How to restore, in the order that `_Desk.restore` takes it; `known`: degradations that the model can be given."""
+def _controls(known: list[str], steps_by_default: int) -> list[gr.components.Component]:
+    """Return the options of a restoration, in the order that `_Desk.restore` takes them.
+
+    Args:
+        known: degradations that the model can be given.
+        steps_by_default: of the model; a student has one step and nothing to choose.
+    """
     with gr.Accordion("Options", open=False, elem_id="options"):
         decoder = gr.Radio(
             [("refined: detail of the degraded photo", "refined"), ("sd: the VAE's own", "sd")],
             value="refined", label="Decoder", elem_id="decoder",
         )  # fmt: skip
         fidelity = gr.Slider(0, 1, 1, step=0.05, label="Fidelity of the refined decoder", elem_id="fidelity")
-        steps = gr.Slider(1, 50, 20, step=1, label="Steps: fewer are faster", elem_id="steps")
+        several = steps_by_default > 1
+        steps = gr.Slider(
+            1, 50, steps_by_default, step=1, label="Steps: fewer are faster", visible=several, elem_id="steps"
+        )
         degradation = gr.Dropdown(
             [DETECTED, *known], value=DETECTED, label="Remove", interactive=bool(known), elem_id="degradation",
             info=None if known else "This model's weights hold no class prototypes: it decides itself.",
         )  # fmt: skip
-        seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**32 - 1, elem_id="seed")
+        seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**32 - 1, visible=several, elem_id="seed")
     return [steps, seed, decoder, fidelity, degradation]
 
 
@@ -113,7 +121,7 @@ class _Desk:
         with _told():
             given = None if degradation == DETECTED else degradation
             options = Options(int(steps), int(seed), decoder, float(fidelity), given)
-            check_options(self.pipe, options)
+            options = check_options(self.pipe, options)
             photo, done = read(path, LARGEST_PHOTO), 0
 
             def on_step(images: int) -> None:

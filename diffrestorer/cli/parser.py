@@ -68,7 +68,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def _add_restoring(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("-o", "--output", type=Path, required=True, metavar="OUT", help="folder for restored photos; made if missing")
-    add("--steps", type=_number(int, 1, 1000), default=20, help="denoising steps: fewer are faster (default: 20)")
+    steps_help = "denoising steps: fewer are faster (default: as the model says, 20 or a student's one)"
+    add("--steps", type=_number(int, 1, 1000), help=steps_help)
     add("--seed", type=_number(int, 0, 2**64 - 1), default=0, help="of each photo's starting noise (default: 0)")
     decoder_help = "refined takes detail from the degraded photo, sd is the VAE's own decoder (default: refined)"
     add("--decoder", choices=("refined", "sd"), default="refined", help=decoder_help)

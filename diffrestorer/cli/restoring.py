@@ -50,7 +50,7 @@ def _restore_all(run: Run, jobs: Sequence[Job], hidden: bool) -> None:
     """Restores photos in batches of one size under a progress bar (not where it is `hidden`)."""
     options, batch_size, pipe = _options(run.arguments), run.arguments.batch_size, run.load()
     try:
-        check_options(pipe, options)
+        options = check_options(pipe, options)
     except ValueError as error:
         raise StopError(str(error), EXIT_USAGE) from error
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
@@ -69,7 +69,7 @@ def _restore_all(run: Run, jobs: Sequence[Job], hidden: bool) -> None:
             many = sum(map(len, waiting.values())) > 4 * batch_size
             for shape in list(waiting) if job is jobs[-1] else full or list(waiting)[:many]:
                 group = waiting.pop(shape)
-                _restore_group(writer, pipe, group, options, lambda n: progress.advance(bar, n / options.steps))
+                _restore_group(writer, pipe, group, options, lambda n: progress.advance(bar, n / (options.steps or 1)))
                 done += len(group)
                 progress.update(bar, completed=done)
             if photo is None:

@@ -269,7 +269,8 @@ class EvaluateConfig:
     consistency_decoder: str = "openai/consistency-decoder"
     """Folder or hub id of its weights (Table V)."""
     data: TestDataConfig = field(default_factory=TestDataConfig)
-    steps: int = 20
+    steps: int | None = None
+    """Denoising steps; null: as many as each model's folder asks for (20, or a student's one)."""
     batch_size: int = 4
     device: str = "auto"
     dtype: str = "float32"

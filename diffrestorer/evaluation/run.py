@@ -78,7 +78,8 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> list[Sco
     Raises:
         ValueError: the suite, a method, a metric or a number is not valid; a model or an output can't be used.
     """
-    if config.steps < 1 or config.batch_size < 1 or config.seed < 0 or config.fid_floor < 2 or config.cards < 1:
+    steps = 1 if config.steps is None else config.steps
+    if steps < 1 or config.batch_size < 1 or config.seed < 0 or config.fid_floor < 2 or config.cards < 1:
         raise ValueError("steps, batch_size and cards are at least 1, fid_floor at least 2, seed at least 0")
     methods = parse_methods(config)
     metrics = select_metrics(config.metrics or suite_metrics(config.suite))
@@ -232,9 +233,10 @@ def _caption(config: EvaluateConfig, suite: Suite) -> str:
         if config.data.root
         else f"{len(suite.images)} photos of {config.size} x {config.size} pixels"
     )
+    steps = "each model's own number of" if config.steps is None else config.steps
     return (
         f"Suite {suite.name}: {images} under {len(suite.degradations)} degradations; means over the photos. "
-        f"Seed {config.seed}, {config.steps} steps."
+        f"Seed {config.seed}, {steps} steps."
     )
 
 

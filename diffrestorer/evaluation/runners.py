@@ -68,6 +68,7 @@ class PipelineRunner:
         self.pipe = DiffRestorerPipeline.from_pretrained(methods[0].source, dtype=dtype).to(device)
         self.pipe.set_progress_bar_config(disable=True)
         self.config = config
+        self.steps = self.pipe.default_steps if config.steps is None else config.steps
         for method in methods:
             check_ablation(method, self.pipe)
         self.consistency_decoder: ConsistencyDecoderVAE | None = None
@@ -86,7 +87,7 @@ class PipelineRunner:
         return {
             "weights": weights,
             "decoder": method.decoder,
-            "steps": self.config.steps,
+            "steps": self.steps,
             "seed": self.config.seed,
             "sampler": type(self.pipe.scheduler).__name__,
             "dtype": str(self.pipe.dtype).removeprefix("torch."),
@@ -106,7 +107,7 @@ class PipelineRunner:
             }
         generators = [torch.Generator().manual_seed(self.config.seed) for _ in lq]
         started = time.perf_counter()
-        sampled = self.pipe.sample(lq, self.config.steps, generators)
+        sampled = self.pipe.sample(lq, self.steps, generators)
         sampling = time.perf_counter() - started
         restored = {}
         for method in methods:
