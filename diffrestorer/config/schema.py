@@ -14,8 +14,8 @@ CHOICES = {
     "train.save_dtype": ("float32", "float16"),
     "train.tracker": ("none", "tensorboard", "wandb"),
     "train.hardware.checkpointing": ("none", "blocks"),
-    "model.train_unet": ("none", "cross_attention", "all"),
-    "model.perceptual": ("vgg19", "efficientnet_lite0", "none"),
+    "model.train_unet": ("none", "cross_attention", "all", "lora"),
+    "model.perceptual": ("vgg19", "efficientnet_lite0", "lpips", "none"),
     "z0": ("hq", "sampled"),
     "split": ("train", "test"),
     "fit": ("auto", "resize", "crop"),
@@ -191,6 +191,50 @@ class DecoderConfig:
 
 
 @dataclass
+class StudentConfig:
+    """`scripts/train_student.py`: a student that restores in one step (docs/student.md)."""
+
+    output_dir: str = "outputs/train_student"
+    seed: int = 0
+    teacher: str | None = None
+    """Finished model that the student begins as: output folder of the decoder stage, a model folder, or `mini`."""
+    init: str | None = None
+    """Finished student whose weights it begins with instead; null: the teacher's."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    tau: int = 200
+    """Timestep of the one network call, from 0 to 999."""
+    lora_rank: int = 64
+    """Of the UNet's adapters, with `model.train_unet=lora`."""
+    lora_lr: float = 5e-5
+    """Learning rate of the adapters."""
+    train_decoder: bool = True
+    """False keeps the teacher's decoder."""
+    decoder_start: int = 0
+    """First step at which the decoder's weights change."""
+    pixel_loss: str = "mse"
+    """`mse`, or `psnr`: its logarithm per image, so that mild degradations count as much as strong ones."""
+    lambda_pixel: float = 1.0
+    lambda_perceptual: float = 5.0
+    lambda_adversarial: float = 0.5
+    """0: there are no discriminators."""
+    lambda_latent: float = 0.1
+    """Weight of the squared distance to the clean image's latents."""
+    lambda_distillation: float = 0.0
+    """First weight of the squared distance to the latents that the teacher samples; 0: the teacher does not sample."""
+    distillation_share: float = 0.3
+    """Share of the run over which that weight falls to 0."""
+    distillation_steps: int = 20
+    """Sampling steps of the teacher."""
+    discriminator_lr: float = 1e-5
+    discriminator_start: int = 0
+    """First step at which the adversarial loss is active."""
+    discriminator_channels: int = 64
+    """Width of the PatchGAN's first layer."""
+
+
+@dataclass
 class PretrainingConfig:
     """A method's first phase: the keys of `train` that differ in it. 0 steps: there is none."""
 
@@ -239,7 +283,7 @@ class BaselineConfig:
     """DA-CLIP: CLIP's weights: a tag of open_clip (`openai`), a file, `mini` (its image encoder) or `none`."""
 
 
-RunConfig = BaseConfig | Stage1Config | DecoderConfig | BaselineConfig
+RunConfig = BaseConfig | Stage1Config | DecoderConfig | StudentConfig | BaselineConfig
 """Of any training run."""
 
 

@@ -163,6 +163,18 @@ class ImageEncoder(ModelMixin, ConfigMixin):
         """P_CLIP of images in [0, 1]."""
         return self.visual(self.prepare(images))
 
+    def feature_maps(self, images: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b _ _ _"]]:
+        """Return the features of images in [0, 1] after each quarter of the tower: for adversarial heads.
+
+        Of ViT-L/14 these are blocks 6, 12, 18 and 24, of a timm tower its last four stages.
+        """
+        blocks = len(self.visual.transformer.resblocks) if hasattr(self.visual, "transformer") else 4
+        indices = [blocks * quarter // 4 - 1 for quarter in range(1, 5)] if blocks > 4 else 4
+        found = self.visual.forward_intermediates(
+            self.prepare(images), indices=indices, intermediates_only=True, output_fmt="NCHW"
+        )
+        return found["image_intermediates"]
+
     def prepare(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 s s"]:
         """Images in [0, 1] as the tower takes them: the whole image as CLIP's square, nothing is cropped away."""
         side = [self.image_size, self.image_size]

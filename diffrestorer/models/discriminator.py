@@ -1,7 +1,10 @@
-"""The adversary of the decoder stage: a PatchGAN. It trains beside the decoder and is not part of the saved model."""
+"""The discriminators of the decoder stage and of the student: they train beside these and are not saved."""
+
+from collections.abc import Sequence
 
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 
 class PatchDiscriminator(nn.Module):
@@ -27,3 +30,41 @@ class PatchDiscriminator(nn.Module):
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 ph pw"]:
         """Scores of images in [0, 1]; above 0 says real."""
         return self.layers(images * 2 - 1)
+
+
+class FeatureHeads(nn.Module):
+    """1x1 convolutions with spectral normalisation: one map of scores for each of some frozen features.
+
+    A head has a single output, so its weight is a vector and one power iteration is exact: scores do not depend on how
+    often the heads ran, nor on how many processes there are.
+
+    Args:
+        widths: channels of each feature map.
+    """
+
+    def __init__(self, widths: Sequence[int]) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(spectral_norm(nn.Conv2d(width, 1, 1)) for width in widths)
+
+    def forward(self, features: Sequence[Float[Tensor, "b _ _ _"]]) -> list[Float[Tensor, "b 1 _ _"]]:
+        return [head(own) for head, own in zip(self.heads, features, strict=True)]
+
+
+class StudentDiscriminator(nn.Module):
+    """The PatchGAN beside heads on the frozen image encoder's features: D_k of the student's losses.
+
+    Args:
+        channels: of the PatchGAN.
+        widths: of the image encoder's features.
+    """
+
+    def __init__(self, channels: int, widths: Sequence[int]) -> None:
+        super().__init__()
+        self.patches = PatchDiscriminator(channels=channels)
+        self.heads = FeatureHeads(widths)
+
+    def forward(
+        self, images: Float[Tensor, "b 3 h w"], features: Sequence[Float[Tensor, "b _ _ _"]]
+    ) -> list[Float[Tensor, "b 1 _ _"]]:
+        """Return every D_k's scores of images in [0, 1] and their features; above 0 means real."""
+        return [self.patches(images), *self.heads(features)]

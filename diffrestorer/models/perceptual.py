@@ -1,4 +1,4 @@
-"""Feature networks of perceptual losses: VGG-19 (decoder stage), EfficientNet-Lite0 (mini), VGG-16 (TransWeather)."""
+"""Feature networks of perceptual losses: VGG-19 (decoder), EfficientNet-Lite0 (mini), VGG-16 (TransWeather), LPIPS."""
 
 import contextlib
 import io
@@ -28,22 +28,10 @@ class VGGFeatures(nn.Module):
 
     def __init__(self, weights: str | None = None) -> None:
         super().__init__()
-        from torchvision.models import get_model, get_model_weights
+        from torchvision.models import get_model
 
-        if weights is None:
-            try:
-                state = get_model_weights(self.network)["IMAGENET1K_V1"].get_state_dict(check_hash=True)
-            except OSError as error:
-                raise ValueError(
-                    f"{self.network.upper()} can't be downloaded ({error}): give perceptual_weights=FILE (of the "
-                    f"decoder stage: model.perceptual_weights) with torchvision's {self.file}, or perceptual=none"
-                ) from None
-        elif Path(weights).is_file():
-            state = torch.load(weights, map_location="cpu", weights_only=True)
-        else:
-            raise ValueError(f"perceptual_weights={weights} is no file; it is torchvision's {self.file}")
         network = get_model(self.network)
-        network.load_state_dict(state)
+        network.load_state_dict(_vgg_weights(self.network, self.file, weights))
         self.features = network.features[: self.layers[-1] + 1]
         for layer in self.features:
             if isinstance(layer, nn.ReLU):
@@ -56,6 +44,27 @@ class VGGFeatures(nn.Module):
             if i in self.layers:
                 found.append(images)
         return found
+
+
+def _vgg_weights(network: str, file: str, weights: str | None) -> dict[str, Tensor]:
+    """Return the state dict of one of torchvision's VGG networks, from a file or by download.
+
+    Raises:
+        ValueError: it can't be had; the message names the file.
+    """
+    from torchvision.models import get_model_weights
+
+    if weights is None:
+        try:
+            return get_model_weights(network)["IMAGENET1K_V1"].get_state_dict(check_hash=True)
+        except OSError as error:
+            raise ValueError(
+                f"{network.upper()} can't be downloaded ({error}): give perceptual_weights=FILE (of the decoder stage "
+                f"and the student: model.perceptual_weights) with torchvision's {file}, or perceptual=none"
+            ) from None
+    if not Path(weights).is_file():
+        raise ValueError(f"perceptual_weights={weights} is no file; it is torchvision's {file}")
+    return torch.load(weights, map_location="cpu", weights_only=True)
 
 
 class VGG19Features(VGGFeatures):
@@ -105,17 +114,39 @@ class EfficientNetLite0Features(nn.Module):
         return found
 
 
-class PerceptualLoss(nn.Module):
-    """L_per: weighted mean absolute (or squared) difference between the features of two images.
+class LPIPS(nn.Module):
+    """LPIPS (Zhang et al., CVPR 2018) with VGG-16: the linear layers ship with the package lpips, VGG-16 does not.
 
     Args:
-        network: `vgg19` (the paper's), `vgg16`, `efficientnet_lite0` or `none` (always 0).
-        weights: file of VGG's weights; None downloads them.
+        weights: a file with torchvision's state dict of VGG-16; None downloads it.
+    """
+
+    def __init__(self, weights: str | None = None) -> None:
+        super().__init__()
+        import lpips
+
+        state = _vgg_weights(VGG16Features.network, VGG16Features.file, weights)
+        self.distance = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
+        for name, parameter in self.distance.net.named_parameters():
+            parameter.data.copy_(state[f"features.{name.split('.', 1)[1]}"])  # slice2.7.weight is features.7.weight
+
+    def forward(self, restored: Float[Tensor, "b 3 h w"], gt: Float[Tensor, "b 3 h w"]) -> Float[Tensor, ""]:
+        """Return the mean distance between images in [0, 1]."""
+        return self.distance(restored * 2 - 1, gt * 2 - 1).mean()
+
+
+class PerceptualLoss(nn.Module):
+    """L_per: weighted mean absolute (or squared) difference between the features of two images; or LPIPS.
+
+    Args:
+        network: `vgg19` (the paper's), `vgg16`, `efficientnet_lite0`, `lpips` or `none` (always 0).
+        weights: file of VGG's weights (of VGG-16's for `vgg16` and `lpips`); None downloads them.
     """
 
     def __init__(self, network: str = "vgg19", weights: str | None = None) -> None:
         super().__init__()
         self.features: VGGFeatures | EfficientNetLite0Features | None = None
+        self.lpips = LPIPS(weights) if network == "lpips" else None
         if network == "vgg19":
             self.features = VGG19Features(weights)
         elif network == "vgg16":
@@ -130,6 +161,8 @@ class PerceptualLoss(nn.Module):
 
     def forward(self, restored: Float[Tensor, "b 3 h w"], gt: Float[Tensor, "b 3 h w"]) -> Float[Tensor, ""]:
         """The loss between images in [0, 1]."""
+        if self.lpips is not None:
+            return self.lpips(restored, gt)
         if self.features is None:
             return restored.new_zeros(())
         with torch.no_grad():

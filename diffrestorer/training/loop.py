@@ -247,4 +247,4 @@ def _set_learning_rates(
     factor = learning_rate_factor(step, settings)
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     for group, peak in zip(groups, peak_rates, strict=True):
-        group["lr"] = peak * factor
+        group["lr"] = peak * factor if step >= group.get("start_step", 0) else 0.0

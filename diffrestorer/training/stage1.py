@@ -21,7 +21,7 @@ from diffrestorer.models.pretrained import load_base
 from diffrestorer.models.restorer import Conditioning, Restorer, build_control_decoder, build_restorer
 from diffrestorer.sampler import sample_latents
 from diffrestorer.training.diffusion import add_noise
-from diffrestorer.training.task import Losses, Task, adamw, to_unit
+from diffrestorer.training.task import Losses, Task, adamw, select_unet, to_unit
 
 SAMPLE_STEPS = 10
 """Denoising steps of the sample sheets."""
@@ -67,9 +67,7 @@ class Stage1Task(Task):
         restorer = self.restorer
         for module in (restorer.vae, restorer.image_encoder, restorer.unet, restorer.decoder):
             module.requires_grad_(False).eval()
-        for name, parameter in restorer.unet.named_parameters():
-            trains = {"none": False, "all": True, "cross_attention": ".attn2." in name}
-            parameter.requires_grad_(trains[self.config.model.train_unet])
+        select_unet(restorer.unet, self.config.model.train_unet)
         if not restorer.prompt_processor.config.degradation:
             restorer.prompt_processor.degradation_branch.requires_grad_(False)
 

@@ -1,12 +1,13 @@
 """What the loop knows of a stage: a task owns models and losses, and turns a batch into numbers."""
 
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import UNet2DConditionModel
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
@@ -60,12 +61,31 @@ class Task(nn.Module):
         """Columns of a sample sheet, images in [0, 1]: what the eye compares."""
 
 
-def adamw(parameters: Iterable[nn.Parameter], settings: TrainConfig, lr: float | None = None) -> torch.optim.AdamW:
-    """AdamW as the run's settings say; `lr` in place of `train.lr`."""
+def adamw(
+    parameters: Iterable[nn.Parameter] | Sequence[Mapping[str, Any]], settings: TrainConfig, lr: float | None = None
+) -> torch.optim.AdamW:
+    """Return AdamW as the run's settings say.
+
+    Args:
+        parameters: or groups of them; a group's `start_step` is the first step at which the loop changes it.
+        lr: in place of `train.lr`.
+    """
     fused = settings.hardware.fused_adamw or None
     return torch.optim.AdamW(
         parameters, settings.lr if lr is None else lr, weight_decay=settings.weight_decay, fused=fused
     )
+
+
+def select_unet(unet: UNet2DConditionModel, train_unet: str) -> None:
+    """Leave gradients to what `model.train_unet` names: `none`, `cross_attention` or `all`.
+
+    Raises:
+        ValueError: it is `lora`, which only the student has.
+    """
+    if train_unet == "lora":
+        raise ValueError("model.train_unet=lora is for train_student.py: take none, cross_attention or all here")
+    for name, parameter in unet.named_parameters():
+        parameter.requires_grad_({"none": False, "all": True, "cross_attention": ".attn2." in name}[train_unet])
 
 
 def to_unit(images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:

@@ -1,0 +1,39 @@
+"""Low-rank adapters (LoRA) of the UNet, by peft: what a student at Stable Diffusion's width trains of it."""
+
+import copy
+
+from diffusers import UNet2DConditionModel
+
+TARGETS = (
+    r".*(attn1\.to_q|attn1\.to_k|to_v|to_out\.0|ff\.net\.0\.proj|ff\.net\.2|proj_in|proj_out"
+    r"|conv1|conv2|conv_shortcut|samplers\.0\.conv|conv_in|conv_out)|conv_in|conv_out"
+)
+"""Layers that get an adapter. Cross-attention's q and k have none: with one token nothing depends on them."""
+
+
+def add_lora(unet: UNet2DConditionModel, rank: int) -> None:
+    """Freeze a UNet and give it adapters that train; they start at zero, so the network's output stays the same.
+
+    Args:
+        rank: of the adapters; their scale is 1.
+
+    Raises:
+        ValueError: peft is not installed, or the rank is not positive.
+    """
+    try:
+        from peft import LoraConfig
+    except ImportError:
+        raise ValueError("model.train_unet=lora needs peft: pip install 'diffrestorer[lora]'; or take all") from None
+    if rank < 1:
+        raise ValueError(f"lora_rank={rank} must be at least 1")
+    unet.requires_grad_(False)
+    unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=TARGETS))
+
+
+def merged(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """Return a plain UNet with the adapters added to its weights; the given one is left as it is."""
+    unet = copy.deepcopy(unet)
+    if getattr(unet, "peft_config", None):
+        unet.fuse_lora()
+        unet.unload_lora()
+    return unet

@@ -1,0 +1,243 @@
+"""The student: one network call from the degraded image's latents, trained end to end through the decoder."""
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from diffrestorer.config.schema import StudentConfig
+from diffrestorer.data.counter import counter_normal
+from diffrestorer.data.pairs import PairBatch
+from diffrestorer.losses import discriminator_hinge_loss, generator_hinge_loss, psnr_loss
+from diffrestorer.model_folder import find_model, save_model_folder
+from diffrestorer.models.backbones import EncodedImage, decode_latents, encode_image
+from diffrestorer.models.components import load_weights
+from diffrestorer.models.decoder import DegradationAwareDecoder
+from diffrestorer.models.discriminator import StudentDiscriminator
+from diffrestorer.models.lora import add_lora, merged
+from diffrestorer.models.perceptual import PerceptualLoss
+from diffrestorer.models.restorer import Conditioning, Restorer
+from diffrestorer.one_step import OneStepScheduler
+from diffrestorer.pipeline import DiffRestorerPipeline
+from diffrestorer.sampler import sample_latents
+from diffrestorer.training.task import Losses, Task, adamw, select_unet, to_unit
+
+TRAINED = ("control_encoder", "control_network", "unet", "decoder")
+"""Networks that a student changes; the rest are the teacher's."""
+
+
+class StudentTask(Task):
+    """Control module, UNet (or its LoRA) and decoder learn to restore in one call; discriminators learn beside them.
+
+    z0_hat = (z_lq - b e) / a with e = UNet(z_lq, tau), and x_hat = Decoder(z0_hat): see `OneStepScheduler` for a and b.
+    The clean image supervises both; no noise is drawn. With weights lambda,
+
+        L_G = pixel(x_hat, x) + perceptual(x_hat, x) - mean_k D_k(x_hat) + |z0_hat - E(x)|^2 + |z0_hat - z0_teacher|^2
+        L_D = mean_k [relu(1 - D_k(x)) + relu(1 + D_k(x_hat))] / 2
+
+    The student begins as its teacher. At step 0 it returns the teacher's clean estimate at tau, or, where predictions
+    are relative to the degraded image's latents (mini), those latents: the UNet's last convolution starts at zero.
+    """
+
+    def __init__(self, config: StudentConfig) -> None:
+        super().__init__()
+        if not config.teacher:
+            raise ValueError("teacher is not set: give teacher=OUTPUT_DIR of train_decoder.py (or a model folder)")
+        self.config = config
+        pipeline = DiffRestorerPipeline.from_pretrained(config.teacher)
+        if isinstance(pipeline.scheduler, OneStepScheduler):
+            raise ValueError(f"teacher={config.teacher} is itself a student: give its own teacher, and init= to go on")
+
+        # The teacher samples targets for the distillation; as a list's item it is no part of the student.
+        self.teacher_scheduler = pipeline.scheduler
+        self.scheduler = OneStepScheduler.from_teacher(pipeline.scheduler, config.tau)
+        self._teacher = [copy.deepcopy(pipeline.restorer)] if config.lambda_distillation else []
+
+        self.restorer = pipeline.restorer
+        self._begin()
+        self._freeze()
+        self.discriminator = None
+        if config.lambda_adversarial:
+            self.discriminator = StudentDiscriminator(config.discriminator_channels, self._feature_widths())
+        self.perceptual = PerceptualLoss(config.model.perceptual, config.model.perceptual_weights)
+
+    def _begin(self) -> None:
+        """Set the weights of step 0: the teacher's, or those of the student named by `init`."""
+        restorer, config = self.restorer, self.config
+        if not config.model.refine and restorer.decoder.config.refine:
+            restorer.decoder = _without_refinement(restorer.decoder, restorer)
+        if config.init is not None:
+            for name in TRAINED:
+                load_weights(getattr(restorer, name), find_model(config.init) / name)
+        elif restorer.control_encoder.config.latent_channels is not None:
+            for parameter in restorer.unet.conv_out.parameters():
+                nn.init.zeros_(parameter)
+
+    def _freeze(self) -> None:
+        """Leave gradients to the control module, to what `model.train_unet` names, and to the decoder if it trains."""
+        restorer, config = self.restorer, self.config
+        restorer.requires_grad_(False).eval()
+        if config.model.train_unet == "lora":
+            add_lora(restorer.unet, config.lora_rank)
+        else:
+            select_unet(restorer.unet, config.model.train_unet)
+        restorer.control_encoder.requires_grad_(True)
+        restorer.control_network.requires_grad_(True)
+        restorer.decoder.requires_grad_(config.train_decoder)
+
+    @torch.no_grad()
+    def _feature_widths(self) -> list[int]:
+        image = torch.zeros(1, 3, *[self.restorer.image_encoder.image_size] * 2)
+        return [features.shape[1] for features in self.restorer.image_encoder.feature_maps(image)]
+
+    @torch.no_grad()
+    def encode(self, batch: PairBatch) -> dict[str, Tensor]:
+        """Return P_CLIP, the latents of both images, and with distillation those that the teacher samples."""
+        return self._encode(batch, encode_image(self.restorer.vae, to_unit(batch.lq)))
+
+    def _encode(self, batch: PairBatch, encoded: EncodedImage) -> dict[str, Tensor]:
+        clip_embedding = self.restorer.image_encoder(to_unit(batch.lq))
+        encodings = {
+            "clip_embedding": clip_embedding,
+            "lq_latents": encoded.latents,
+            "latents": encode_image(self.restorer.vae, to_unit(batch.gt)).latents,
+        }
+        for teacher in self._teacher:
+            encodings["teacher_latents"] = self._sample_teacher(teacher, batch, clip_embedding, encoded)
+        return encodings
+
+    def _sample_teacher(
+        self, teacher: Restorer, batch: PairBatch, clip_embedding: Float[Tensor, "b d"], encoded: EncodedImage
+    ) -> Float[Tensor, "b l h8 w8"]:
+        teacher.to(clip_embedding.device)
+        prompts = teacher.prompt_processor(clip_embedding)
+        condition = teacher.condition(to_unit(batch.lq), prompts, encoded)
+        shape = encoded.latents.shape[1:]
+        noise = counter_normal(shape, self.config.seed, "teacher", batch.step, batch.positions, clip_embedding.device)
+        return sample_latents(teacher, self.teacher_scheduler, condition, noise, self.config.distillation_steps)
+
+    def encoders(self) -> tuple[Sequence[nn.Module], dict[str, Any]]:
+        """Return CLIP and the VAE; with distillation the whole teacher but its decoder."""
+        if not self._teacher:
+            return (self.restorer.image_encoder, self.restorer.vae), {}
+        networks = [module for name, module in self._teacher[0].components().items() if name != "decoder"]
+        return networks, {"seed": self.config.seed, "distillation_steps": self.config.distillation_steps}
+
+    def forward(self, batch: PairBatch) -> Losses:
+        config, gt = self.config, to_unit(batch.gt)
+
+        # One call of the networks, then the decoder.
+        condition, encodings = self._inputs(batch)
+        estimate = self._estimate(condition)
+        restored = self.restorer.decode(estimate, condition)
+
+        # How far image and latents are from the clean ones.
+        pixel = psnr_loss(restored, gt) if config.pixel_loss == "psnr" else F.mse_loss(restored, gt)
+        perceptual = self.perceptual(restored, gt)
+        latent = F.mse_loss(estimate, encodings["latents"].float())
+        distillation = estimate.new_zeros(())
+        if "teacher_latents" in encodings:
+            distillation = F.mse_loss(estimate, encodings["teacher_latents"].float())
+
+        # How real the image looks, and what the discriminators learn from it.
+        adversarial, discriminator = self._adversarial(restored, gt)
+        started = float(batch.step >= config.discriminator_start)
+        total = (
+            config.lambda_pixel * pixel
+            + config.lambda_perceptual * perceptual
+            + started * config.lambda_adversarial * adversarial
+            + config.lambda_latent * latent
+            + self._distillation_weight(batch.step) * distillation
+        )
+        parts = {
+            "pixel": pixel, "perceptual": perceptual, "adversarial": adversarial, "latent": latent,
+            "distillation": distillation, "discriminator": discriminator,
+        }  # fmt: skip
+        return Losses(total + started * discriminator, parts)
+
+    def _inputs(self, batch: PairBatch) -> tuple[Conditioning, dict[str, Tensor]]:
+        """Return what the one call takes, and the encodings that it is compared with."""
+        lq = to_unit(batch.lq)
+        with torch.no_grad():
+            encoded = encode_image(self.restorer.vae, lq)
+            encodings = batch.encodings or self._encode(batch, encoded)
+            encoded = EncodedImage(encodings["lq_latents"], encoded.features)
+            prompts = self.restorer.prompt_processor(encodings["clip_embedding"])
+        return self.restorer.condition(lq, prompts, encoded), encodings
+
+    def _estimate(self, condition: Conditioning) -> Float[Tensor, "b l h8 w8"]:
+        """Return z0_hat, in float32."""
+        start = condition.encoded.latents
+        timesteps = self.scheduler.timesteps.to(start.device).expand(len(start))
+        output = self.restorer.denoise(start, timesteps, condition)
+        return self.scheduler.step(output, timesteps[0], start).prev_sample
+
+    def _adversarial(
+        self, restored: Float[Tensor, "b 3 h w"], gt: Float[Tensor, "b 3 h w"]
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+        """Return the generator's hinge loss and the discriminators', each a mean over all D_k."""
+        if self.discriminator is None:
+            return restored.new_zeros(()), restored.new_zeros(())
+        fake = self.restorer.image_encoder.feature_maps(restored)
+        with torch.no_grad():
+            real = self.restorer.image_encoder.feature_maps(gt)
+
+        constant_weights = {name: weight.detach() for name, weight in self.discriminator.named_parameters()}
+        scores = functional_call(self.discriminator, constant_weights, (restored, fake))
+        adversarial = torch.stack([generator_hinge_loss(own) for own in scores]).mean()
+
+        real_scores = self.discriminator(gt, real)
+        fake_scores = self.discriminator(restored.detach(), [features.detach() for features in fake])
+        losses = [discriminator_hinge_loss(*own) for own in zip(real_scores, fake_scores, strict=True)]
+        return adversarial, torch.stack(losses).mean()
+
+    def _distillation_weight(self, step: int) -> float:
+        """Return the weight of the teacher's latents: it falls linearly to 0 over the first share of the run."""
+        falling = self.config.distillation_share * self.config.train.max_steps
+        return self.config.lambda_distillation * max(0.0, 1 - step / falling) if falling else 0.0
+
+    def optimizers(self) -> Sequence[torch.optim.Optimizer]:
+        """Return AdamW for the student, with the rates of its parts, and AdamW for the discriminators if there are."""
+        config, decoder = self.config, {id(parameter) for parameter in self.restorer.decoder.parameters()}
+        trained = [(name, p) for name, p in self.restorer.named_parameters() if p.requires_grad]
+        adapters = [p for name, p in trained if ".lora_" in name]
+        groups = [
+            {"params": [p for name, p in trained if ".lora_" not in name and id(p) not in decoder]},
+            {"params": adapters, "lr": config.lora_lr},
+            {"params": [p for _, p in trained if id(p) in decoder], "start_step": config.decoder_start},
+        ]
+        optimizers = [adamw([group for group in groups if group["params"]], config.train)]
+        if self.discriminator is not None:
+            optimizers.append(adamw(self.discriminator.parameters(), config.train, config.discriminator_lr))
+        return optimizers
+
+    def save_model(self, folder: Path, dtype: torch.dtype) -> None:
+        """Write the whole pipeline, which samples in one step; adapters are merged into the UNet."""
+        networks = {**self.restorer.components(), "unet": merged(self.restorer.unet)}
+        save_model_folder(Restorer(**networks), self.scheduler, folder, dtype)
+
+    def restore(self, batch: PairBatch) -> Float[Tensor, "b 3 h w"]:
+        """Return the degraded images restored in one step, with the refined decoder."""
+        condition, _ = self._inputs(batch)
+        return self.restorer.decode(self._estimate(condition), condition)
+
+    def sample(self, batch: PairBatch) -> list[Float[Tensor, "b 3 h w"]]:
+        """Return degraded, restored with the VAE's decoder, restored with the refined one, clean."""
+        condition, _ = self._inputs(batch)
+        estimate = self._estimate(condition)
+        plain = decode_latents(self.restorer.vae, estimate)
+        return [to_unit(batch.lq), plain, self.restorer.decode(estimate, condition), to_unit(batch.gt)]
+
+
+def _without_refinement(decoder: DegradationAwareDecoder, restorer: Restorer) -> DegradationAwareDecoder:
+    """Return the decoder without its refinement blocks (ablation `no_drb`), its other weights kept."""
+    plain = DegradationAwareDecoder.from_vae(restorer.vae, decoder.config.degradation_dim, refine=False)
+    weights = decoder.state_dict()
+    plain.load_state_dict({name: weights[name] for name in plain.state_dict()})
+    return plain

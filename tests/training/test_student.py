@@ -1,0 +1,300 @@
+"""The student's identities: where it begins, what it trains, and that its folder restores in one step."""
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import training_runs as runs
+
+from diffrestorer.config.composition import load
+from diffrestorer.config.schema import DataConfig, DecoderConfig, Stage1Config, StudentConfig
+from diffrestorer.data.pairs import PairBatch, SynthesisedPairs, collate_pairs
+from diffrestorer.models.lora import merged
+from diffrestorer.one_step import OneStepScheduler
+from diffrestorer.pipeline import DiffRestorerPipeline
+from diffrestorer.tiling import Grid
+from diffrestorer.training.decoder import DecoderTask
+from diffrestorer.training.stage1 import Stage1Task
+from diffrestorer.training.student import StudentTask
+from diffrestorer.training.task import to_unit
+
+TINY_SD15 = (
+    "model=sd15",
+    "model.base=none",
+    "model.vae.block_out_channels=[8,16,16,16]",
+    "model.vae.norm_num_groups=4",
+    "model.image_encoder.vision_cfg.image_size=32",
+    "model.image_encoder.vision_cfg.layers=8",
+    "model.image_encoder.vision_cfg.width=64",
+    "model.image_encoder.vision_cfg.patch_size=8",
+    "model.image_encoder.embed_dim=12",
+    "model.prompt_processor.clip_dim=12",
+    "model.prompt_processor.semantic_dim=12",
+    "model.prompt_processor.hidden_dim=10",
+    "model.prompt_processor.degradation_dim=6",
+    "model.unet.block_out_channels=[8,8,16,16]",
+    "model.unet.norm_num_groups=4",
+    "model.unet.cross_attention_dim=12",
+    "model.unet.attention_head_dim=2",
+    "model.control_encoder.block_out_channels=[4,8,8,8]",
+    "model.control_encoder.degradation_dim=6",
+    "model.control_encoder.norm_num_groups=4",
+    "model.perceptual=none",
+)
+"""Stable Diffusion's kind of model, tiny: noise prediction, no path for the degraded image's latents."""
+
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def batch(photos_dir: Path) -> PairBatch:
+    pairs = SynthesisedPairs(DataConfig("photos", str(photos_dir), 64, ["noise", "rain"]), 0, 2)
+    return collate_pairs([pairs[0, position] for position in range(2)])
+
+
+@pytest.fixture(scope="module")
+def commands(
+    tiny_overrides: list[str], photos_dir: Path, tmp_path_factory: pytest.TempPathFactory, randomised: Callable
+) -> dict[str, list[str]]:
+    """Model -> command line of a student whose teacher has no weight at zero, with every loss but distillation."""
+    found = {}
+    for model, overrides in (("mini", tiny_overrides), ("sd15", list(TINY_SD15))):
+        teacher = tmp_path_factory.mktemp(f"teacher_{model}")
+        keys = [*overrides, "data=photos", f"data.root={photos_dir}", "data.size=64"]
+        torch.manual_seed(0)
+        stage1 = Stage1Task(load("train_stage1", Stage1Config, keys))
+        for name in ("control_encoder", "control_network", "unet", "prompt_processor"):
+            setattr(stage1.restorer, name, randomised(getattr(stage1.restorer, name)))
+        stage1.save_model(teacher / "model", torch.float32)
+        task = DecoderTask(load("train_decoder", DecoderConfig, [*keys, f"stage1={teacher}"]))
+        task.restorer.decoder = randomised(task.restorer.decoder)
+        task.save_model(teacher / "model", torch.float32)
+        small = [
+            "lora_rank=2",
+            "lambda_adversarial=0.5",
+            "discriminator_channels=8",
+            "decoder_start=0",
+            f"teacher={teacher}",
+        ]
+        found[model] = [*keys, *small, "discriminator_start=0"]
+    return found
+
+
+def student(command: list[str], *more: str) -> StudentTask:
+    torch.manual_seed(0)
+    return StudentTask(load("train_student", StudentConfig, [*command, *more]))
+
+
+def train_a_little(task: StudentTask, batch: PairBatch, steps: int = 2) -> None:
+    """Steps large enough that every weight which can move does."""
+    optimizers = task.optimizers()
+    for _ in range(steps):
+        task(batch).total.backward()
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = 1e-2
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def test_mini_begins_with_the_degraded_image_s_latents(commands: dict[str, list[str]], batch: PairBatch) -> None:
+    task = student(commands["mini"])
+    condition, encodings = task._inputs(batch)
+    assert torch.equal(task._estimate(condition), encodings["lq_latents"])
+
+
+def test_sd15_begins_with_the_teacher_s_estimate_at_tau(commands: dict[str, list[str]], batch: PairBatch) -> None:
+    task = student(commands["sd15"])
+    teacher = DiffRestorerPipeline.from_pretrained(task.config.teacher)
+    lq = to_unit(batch.lq)
+    with torch.no_grad():
+        condition = teacher.restorer.condition(lq, teacher.restorer.read_prompts(lq))
+        start = condition.encoded.latents
+        output = teacher.restorer.denoise(start, torch.tensor([task.config.tau] * len(lq)), condition)
+        a, b = 0.8682, 0.4963
+        expected = (start - b * output) / a
+        found = task._estimate(task._inputs(batch)[0])
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)  # a and b have four digits
+    exact = OneStepScheduler.from_teacher(teacher.scheduler, task.config.tau).step(output, task.config.tau, start)
+    torch.testing.assert_close(found, exact.prev_sample, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("train_decoder", [True, False])
+@pytest.mark.parametrize("model", ["mini", "sd15"])
+def test_what_trains_gets_a_gradient_and_nothing_else_does(
+    model: str, train_decoder: bool, commands: dict[str, list[str]], batch: PairBatch
+) -> None:
+    task = student(commands[model], f"train_decoder={str(train_decoder).lower()}")
+    train_a_little(task, batch)
+    task(batch).total.backward()
+
+    trained = {name for name, parameter in task.named_parameters() if parameter.requires_grad}
+    with_gradient = {name for name, parameter in task.named_parameters() if parameter.grad is not None}
+    assert with_gradient == trained
+    # Zero by their mathematics: queries and keys of one token, and in a hinge loss the biases, whose two halves cancel.
+    idle = {name for name in trained if not task.get_parameter(name).grad.any()}
+    known = ("attn2.to_q", "attn2.to_k", "norm2", "discriminator")
+    assert all(any(word in name for word in known) for name in idle), idle
+
+    parts = {name.split(".")[1] if name.startswith("restorer.") else name.split(".")[0] for name in trained}
+    assert parts == {"control_encoder", "control_network", "unet", "discriminator"} | (
+        {"decoder"} if train_decoder else set()
+    )
+    adapters = {name for name in trained if ".unet." in name}
+    assert all(".lora_" in name for name in adapters) == (model == "sd15")
+    assert not any("attn2.to_q" in name or "attn2.to_k" in name for name in adapters if ".lora_" in name)
+
+
+def test_merged_adapters_are_the_adapters(commands: dict[str, list[str]], batch: PairBatch, tmp_path: Path) -> None:
+    task = student(commands["sd15"])
+    before = task.restore(batch).detach()
+    train_a_little(task, batch)
+    with torch.no_grad():
+        expected = task.restore(batch)
+        assert (expected - before).abs().max() > 1e-2
+        unet = merged(task.restorer.unet)
+        found = copy.copy(task)
+        found.restorer = copy.copy(task.restorer)
+        found.restorer._modules = {**task.restorer._modules, "unet": unet}
+        torch.testing.assert_close(found.restore(batch), expected, rtol=1e-5, atol=1e-5)
+    assert not any("lora" in name for name in unet.state_dict())
+
+    task.save_model(tmp_path, torch.float32)
+    pipe = DiffRestorerPipeline.from_pretrained(tmp_path)
+    images = torch.stack(pipe(to_unit(batch.lq), output_type="pt").images)
+    torch.testing.assert_close(images, expected.clamp(0, 1), rtol=1e-5, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def folder(commands: dict[str, list[str]], batch: PairBatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model folder of a mini student that has trained."""
+    folder = tmp_path_factory.mktemp("student")
+    task = student(commands["mini"])
+    train_a_little(task, batch)
+    task.save_model(folder / "model", torch.float32)
+    return folder
+
+
+def test_a_folder_restores_in_one_step_whatever_the_seed(folder: Path, batch: PairBatch) -> None:
+    pipe = DiffRestorerPipeline.from_pretrained(folder)
+    assert json.loads((folder / "model" / "scheduler" / "scheduler_config.json").read_text())["tau"] == 200
+    assert pipe.default_steps == 1
+    lq, steps = to_unit(batch.lq), []
+    first = pipe(lq, generator=torch.Generator().manual_seed(0), output_type="pt", on_step=steps.append).images
+    second = pipe(lq, generator=torch.Generator().manual_seed(1), output_type="pt").images
+    assert steps == [2]
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+    with pytest.raises(ValueError, match="restores in one step, not in 4"):
+        pipe(lq, num_inference_steps=4)
+
+
+def test_tiles_of_an_image_s_size_are_the_image(folder: Path, batch: PairBatch) -> None:
+    pipe = DiffRestorerPipeline.from_pretrained(folder)
+    lq = to_unit(batch.lq[:1])
+    with torch.no_grad():
+        whole = pipe.decode(pipe.sample(lq))
+        grid = Grid.over(lq.shape[-2:], lq.shape[-1], pipe._multiple, 8, None)
+        pipe._stages = lambda *_: type(pipe)._stages(pipe, lq, lq.shape[-1], None)
+        tiled = pipe.decode(pipe.sample(lq))
+    assert grid is not None
+    torch.testing.assert_close(tiled, whole, rtol=1e-5, atol=1e-5)
+
+
+def test_encodings_from_a_cache_give_the_same_losses(commands: dict[str, list[str]], batch: PairBatch) -> None:
+    task = student(commands["mini"], "lambda_distillation=1", "distillation_steps=2")
+    cached = PairBatch(batch.lq, batch.gt, batch.label, batch.step, batch.positions, task.encode(batch))
+    found, expected = task(cached), task(batch)
+    assert set(cached.encodings) == {"clip_embedding", "lq_latents", "latents", "teacher_latents"}
+    assert found.total.item() == expected.total.item()
+    assert expected.parts["distillation"] > 0
+
+
+def test_the_distillation_fades(commands: dict[str, list[str]]) -> None:
+    task = student(commands["mini"], "lambda_distillation=2", "train.max_steps=100", "distillation_share=0.3")
+    weights = [task._distillation_weight(step) for step in (0, 15, 30, 99)]
+    assert weights == pytest.approx([2.0, 1.0, 0.0, 0.0])
+    assert not any("_teacher" in name for name in task.state_dict()), "the teacher is no part of the student"
+
+
+def test_the_decoder_waits_for_its_step(commands: dict[str, list[str]]) -> None:
+    from diffrestorer.training.loop import _set_learning_rates
+
+    task = student(commands["sd15"], "decoder_start=3", "lora_lr=1e-3", "train.lr=1e-4")
+    optimizers = task.optimizers()
+    peaks = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
+    rates = {}
+    for step in (2, 3):
+        _set_learning_rates(optimizers, peaks, task.config.train, step)
+        rates[step] = [group["lr"] for group in optimizers[0].param_groups]
+    assert rates == {2: [1e-4, 1e-3, 0.0], 3: [1e-4, 1e-3, 1e-4]}
+
+
+def test_a_student_is_no_teacher_and_none_is_refused(folder: Path, commands: dict[str, list[str]]) -> None:
+    with pytest.raises(ValueError, match="is itself a student: give its own teacher, and init= to go on"):
+        student(commands["mini"], f"teacher={folder}")
+    with pytest.raises(ValueError, match="teacher is not set"):
+        StudentTask(load("train_student", StudentConfig, ["model=mini"]))
+
+
+def test_init_goes_on_from_a_student(folder: Path, commands: dict[str, list[str]], batch: PairBatch) -> None:
+    task = student(commands["mini"], f"init={folder}")
+    images = torch.stack(DiffRestorerPipeline.from_pretrained(folder)(to_unit(batch.lq), output_type="pt").images)
+    with torch.no_grad():
+        torch.testing.assert_close(task.restore(batch).clamp(0, 1), images, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["mini", "sd15"])
+def test_killed_runs_and_two_processes_end_like_one(model: str, commands: dict[str, list[str]], tmp_path: Path) -> None:
+    keys = [
+        f"train.max_steps={STEPS}", "train.global_batch_size=2", "train.num_workers=0", "train.log_every=1",
+        "train.checkpoint_every=2", "decoder_start=2", "train.ema_decay=0.9", "train.sample_every=100",
+    ]  # fmt: skip
+    command = [*_without(commands[model], "decoder_start"), *keys]
+    whole, killed, two = (tmp_path / name for name in ("whole", "killed", "two"))
+    runs.run("train_student.py", [*command, f"output_dir={whole}"], tmp_path / "log")
+
+    def after_four(output: Path) -> bool:
+        return (output / "losses.csv").exists() and len(runs.losses(output)) > 3
+
+    runs.kill_when(
+        runs.start("train_student.py", [*command, f"output_dir={killed}"], tmp_path / "log"), killed, after_four
+    )
+    runs.run("train_student.py", [*command, f"output_dir={killed}"], tmp_path / "log")
+    assert runs.files_of(killed / "model") == runs.files_of(whole / "model")
+    assert runs.losses(killed) == runs.losses(whole)
+
+    runs.run_ranks("train_student.py", [[*command, f"output_dir={two}"]], tmp_path / "log", 2)
+    assert json.loads((two / "environment.json").read_text())["num_processes"] == 2
+    for several, one in zip(runs.losses(two), runs.losses(whole), strict=True):
+        assert several == pytest.approx(one, rel=1e-5)
+
+
+def _without(command: list[str], key: str) -> list[str]:
+    return [word for word in command if not word.startswith(f"{key}=")]
+
+
+def test_perceptual_loss_by_lpips(tmp_path: Path, batch: PairBatch) -> None:
+    """LPIPS around a VGG-16 file: zero for equal images, and the package's own value for others."""
+    import lpips
+    from torchvision.models import vgg16
+
+    from diffrestorer.models.perceptual import PerceptualLoss
+
+    torch.manual_seed(0)
+    network = vgg16(weights=None)
+    torch.save(network.state_dict(), tmp_path / "vgg16.pth")
+    loss = PerceptualLoss("lpips", str(tmp_path / "vgg16.pth"))
+    one, other = to_unit(batch.lq), to_unit(batch.gt)
+
+    expected = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False).eval()
+    for name, parameter in expected.net.named_parameters():
+        _, index, kind = name.split(".")
+        parameter.data.copy_(getattr(network.features[int(index)], kind).data)
+    assert loss(one, one).item() == 0
+    assert loss(one, other).item() == pytest.approx(expected(one * 2 - 1, other * 2 - 1).mean().item(), rel=1e-6)
+    with pytest.raises(ValueError, match="is no file; it is torchvision's vgg16"):
+        PerceptualLoss("lpips", str(tmp_path / "missing.pth"))
