@@ -270,7 +270,7 @@ def test_killed_runs_and_two_processes_end_like_one(model: str, commands: dict[s
     runs.run_ranks("train_student.py", [[*command, f"output_dir={two}"]], tmp_path / "log", 2)
     assert json.loads((two / "environment.json").read_text())["num_processes"] == 2
     for several, one in zip(runs.losses(two), runs.losses(whole), strict=True):
-        assert several == pytest.approx(one, rel=1e-5)
+        assert several == pytest.approx(one, rel=1e-5, abs=1e-6)  # the adversarial loss is a mean near zero
 
 
 def _without(command: list[str], key: str) -> list[str]:
