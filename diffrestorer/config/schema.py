@@ -235,6 +235,26 @@ class StudentConfig:
 
 
 @dataclass
+class MiniConfig:
+    """`scripts/train_mini.py`: mini in a given number of minutes."""
+
+    output_dir: str = "outputs/train_mini"
+    seed: int = 0
+    root: str | None = None
+    """Folder of clean photos, searched recursively."""
+    minutes: float = 10.0
+    """Time for all stages, from the start to the finished model."""
+    num_workers: int | None = None
+    """Processes that make training pairs; null: one per core but one."""
+    common: list[str] = field(default_factory=list)
+    """What every stage is given, as on the command line of its script."""
+    stages: dict[str, list[str]] = field(default_factory=dict)
+    """Stage -> what it is given besides."""
+    shares: dict[str, float] = field(default_factory=dict)
+    """Stage -> its share of the minutes."""
+
+
+@dataclass
 class PretrainingConfig:
     """A method's first phase: the keys of `train` that differ in it. 0 steps: there is none."""
 

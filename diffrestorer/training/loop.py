@@ -2,6 +2,7 @@
 
 import atexit
 import math
+import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -30,7 +31,11 @@ SHEET_ROWS = 8
 """Samples on a sheet, at most."""
 
 
-def train(build_task: Callable[[Any], Task], config: RunConfig, output_dir: Path) -> None:
+WARM_UP_STEPS = 10
+"""Steps at a start that are not counted in its speed: memory is taken and blocks are compiled in them."""
+
+
+def train(build_task: Callable[[Any], Task], config: RunConfig, output_dir: Path) -> float | None:
     """Trains a task until `train.max_steps`, from the newest checkpoint in `output_dir` if there is one.
 
     Writes `config.yaml`, `environment.json`, `data.json`, `losses.csv`, `samples/`, `validation.csv`, `validation/`,
@@ -39,6 +44,9 @@ def train(build_task: Callable[[Any], Task], config: RunConfig, output_dir: Path
     Args:
         build_task: makes the task from the config (usually its class); called once data and folder are found sound.
 
+    Returns:
+        Seconds per step of this start, without its first `WARM_UP_STEPS`; None if there were no more.
+
     Raises:
         ValueError: `output_dir` holds a run with another configuration or other data; the batch does not divide; every
             checkpoint is damaged; the disk is full; a loss is not finite; memory does not suffice.
@@ -46,7 +54,7 @@ def train(build_task: Callable[[Any], Task], config: RunConfig, output_dir: Path
     """
     try:
         with StopSignal() as stop:
-            _Run(build_task, config, output_dir, stop).to_the_end()
+            return _Run(build_task, config, output_dir, stop).to_the_end()
     except OSError as error:
         if error.errno not in NO_SPACE:
             raise
@@ -102,12 +110,13 @@ class _Run:
         resources = (self.accelerator, batch_size, self.settings.num_workers, self.log)
         return open_cache(folder, self.task, self.dataset, *resources)
 
-    def to_the_end(self) -> None:
-        """Steps until the last one or until asked to stop."""
+    def to_the_end(self) -> float | None:
+        """Steps until the last one or until asked to stop; returns the seconds of a step, as `train` says."""
         settings, accumulation = self.settings, self.batches.accumulation
         on_gpu = self.accelerator.device.type == "cuda"
         loader = TimedBatches(pair_loader(self.source, self.batches, settings.num_workers, pin_memory=on_gpu))
         guard = (settings, self.batches.micro_batch_size, self.accelerator.num_processes)
+        warm_up, started, seconds = WARM_UP_STEPS * accumulation, 0.0, None
         for number, batch in enumerate(loader, start=1):
             with explain_out_of_memory(*guard):
                 if number == 1:
@@ -118,10 +127,21 @@ class _Run:
                 if number % accumulation:
                     continue
                 self._update(batch.step)
+            if number == warm_up:
+                started = self._now()
+            elif number > warm_up and batch.step + 1 == settings.max_steps:
+                seconds = (self._now() - started) * accumulation / (number - warm_up)
             if number == accumulation:
                 self.log.info("measured peak memory: %.2f GiB", peak_memory(self.accelerator.device) / GIB)
             self._after_step(batch, loader.waited)
         self._finish()
+        return seconds
+
+    def _now(self) -> float:
+        """The time, once the device has done all it was given."""
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.synchronize(self.accelerator.device)
+        return time.monotonic()
 
     def _accumulate(self, batch: PairBatch, synchronise: bool) -> Losses:
         """A micro batch's share of the gradients; the step's last one is where processes add theirs up."""
