@@ -259,10 +259,10 @@ class DiffRestorerPipeline(DiffusionPipeline):
         if side is not None and len(lq) > 1:
             raise ValueError(f"images of {width}x{height} pixels are restored by tiles: sample them one by one")
         steps = self.default_steps if num_inference_steps is None else num_inference_steps
-        table = sampling_table(self.scheduler, steps)
+        table = sampling_table(self.scheduler, steps, self._execution_device, torch.float32)
         padded = pad_to_multiple(self._to_device(lq), self._multiple)
+        noise = self._noise(padded, generator)  # copied before the device is busy: the host waits for the copy
         prompts = self._read_prompts(padded[..., :height, :width], degradation)
-        noise = self._noise(padded, generator)
 
         def run(side: int | None, batch_size: int | None) -> SampledLatents:
             stages = self._stages(padded, side, batch_size)

@@ -26,8 +26,8 @@ class SamplingTable:
     sample, the model's output for it, the last corrected sample and the last converted outputs.
 
     Attributes:
-        timesteps: at which the network is asked, in order; on the CPU.
-        coefficients: a matrix a step, from the state before it to the state after it.
+        timesteps: the network's timestep at each step.
+        coefficients: a matrix per step, from the state before it to the state after it.
     """
 
     timesteps: Int[Tensor, " n"]
@@ -51,14 +51,23 @@ class SamplingTable:
         for step, matrix in enumerate(self.coefficients.to(noise.device, dtype).unbind()):
             output = predict(state[SAMPLE].view(noise.shape).to(noise.dtype), step)
             state[OUTPUT] = output.flatten()
-            state = matrix @ state
+            with torch.autocast(noise.device.type, enabled=False):  # which would round the state in a training step
+                state = matrix @ state
             if on_step is not None:
                 on_step()
         return state[SAMPLE].view(noise.shape).to(noise.dtype)
 
 
-def sampling_table(scheduler: Scheduler, num_steps: int) -> SamplingTable:
-    """Return the table of a scheduler, from its configuration alone; computed once per process.
+def sampling_table(
+    scheduler: Scheduler,
+    num_steps: int,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float64,
+) -> SamplingTable:
+    """Return a scheduler's table, from its configuration alone; computed once, and copied to each device once.
+
+    Args:
+        dtype: of the coefficients.
 
     Raises:
         ValueError: the scheduler's step is not linear, there are no steps, or a student is asked for more than one.
@@ -66,20 +75,31 @@ def sampling_table(scheduler: Scheduler, num_steps: int) -> SamplingTable:
     if num_steps < 1:
         raise ValueError(f"num_inference_steps must be at least 1, not {num_steps}")
     if isinstance(scheduler, OneStepScheduler):
-        return _one_step_table(scheduler, num_steps)
+        scheduler.set_timesteps(num_steps)  # refuses more than one
     for name in ("thresholding", "solver_p"):
         if scheduler.config.get(name):
             raise ValueError(f"the scheduler's {name} is not supported: its steps would not be linear")
     config = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
-    return _sampling_table(json.dumps(config), num_steps)
+    compute = _one_step_table if isinstance(scheduler, OneStepScheduler) else _sampling_table
+    return _table_on(compute, json.dumps(config), num_steps, torch.device(device), dtype)
 
 
-def _one_step_table(scheduler: OneStepScheduler, num_steps: int) -> SamplingTable:
+@functools.lru_cache(maxsize=32)
+def _table_on(
+    compute: Callable[[str, int], SamplingTable], config: str, num_steps: int, device: torch.device, dtype: torch.dtype
+) -> SamplingTable:
+    """The table kept on a device: copied there for each image, it would wait for the device each time."""
+    table = compute(config, num_steps)
+    return SamplingTable(table.timesteps.to(device), table.coefficients.to(device, dtype))
+
+
+def _one_step_table(config: str, num_steps: int) -> SamplingTable:
     """Return a student's table: its only step replaces the sample by the clean estimate."""
-    scheduler.set_timesteps(num_steps)
+    assert num_steps == 1, "a student has one step"
+    scheduler = OneStepScheduler(**json.loads(config))
     matrix = torch.eye(CORRECTED + 1, dtype=torch.float64)
     matrix[SAMPLE, SAMPLE], matrix[SAMPLE, OUTPUT] = scheduler.coefficients()
-    return SamplingTable(scheduler.timesteps.cpu(), matrix[None])
+    return SamplingTable(scheduler.timesteps, matrix[None])
 
 
 @functools.lru_cache(maxsize=32)
@@ -124,7 +144,7 @@ def sample_latents(
     Args:
         noise: what a teacher starts from; a student starts from the degraded image's latents instead.
     """
-    table = sampling_table(scheduler, num_inference_steps)
+    table = sampling_table(scheduler, num_inference_steps, noise.device, torch.float32)
     denoiser = Denoiser(ControlledUNet(restorer), condition.prompts.semantic_embedding, table.timesteps)
 
     def predict(latents: Float[Tensor, "b l h8 w8"], step: int) -> Float[Tensor, "b l h8 w8"]:

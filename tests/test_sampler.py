@@ -52,6 +52,24 @@ def test_the_table_is_the_scheduler(prediction: str) -> None:
         assert relative_error(single.double(), exact) <= 1e-6, "float32 loses its rounding, no more"
 
 
+def test_autocast_does_not_round_the_state() -> None:
+    """A decoder step with z0=sampled runs the sampler under autocast: the network rounds, the sampler must not."""
+    table = sampling_table(UniPCMultistepScheduler(**SCHEDULE, prediction_type="sample"), 5)
+    noise = torch.randn(1, 2, 3, 4, generator=torch.Generator().manual_seed(0))
+    expected = table.sample(noise, lambda latents, step: 0.5 * latents)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = table.sample(noise, lambda latents, step: 0.5 * latents)
+    assert torch.equal(found, expected)
+
+
+def test_a_table_is_kept_where_it_is_used() -> None:
+    scheduler = UniPCMultistepScheduler(**SCHEDULE)
+    table, single = sampling_table(scheduler, 7), sampling_table(scheduler, 7, dtype=torch.float32)
+    assert sampling_table(scheduler, 7, torch.device("cpu"), torch.float32) is single
+    assert torch.equal(single.coefficients, table.coefficients.float())
+    assert sampling_table(scheduler, 7, "meta").timesteps.device.type == "meta"
+
+
 @pytest.mark.parametrize(
     "options",
     [

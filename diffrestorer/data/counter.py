@@ -9,7 +9,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 
@@ -68,4 +68,16 @@ def counter_normal(
 ) -> Float[Tensor, "b ..."]:
     """Standard normal noise (len(positions), *shape), each row by its own counter (step, position)."""
     rows = [counter_rng(seed, stream, step, p).standard_normal(tuple(shape), dtype=np.float32) for p in positions]
-    return torch.from_numpy(np.stack(rows)).to(device)
+    return to_device(np.stack(rows), device)
+
+
+def to_device(drawn: np.ndarray, device: torch.device | str) -> Shaped[Tensor, "..."]:
+    """Copy what the host has drawn to a device, without waiting for the device.
+
+    A GPU copies page-locked memory by itself, in its turn. Any other copy begins when all earlier work is done, and the
+    host waits for it.
+    """
+    tensor = torch.from_numpy(drawn)
+    if torch.device(device).type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

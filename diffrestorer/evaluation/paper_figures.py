@@ -30,6 +30,7 @@ from diffrestorer.evaluation.grids import GRIDS, draw_grid
 from diffrestorer.evaluation.prepared import build_suite
 from diffrestorer.evaluation.suites import DEMO_PHOTOS, DEMO_SHORTER_SIDE, open_photo
 from diffrestorer.models.backbones import degradation_similarity
+from diffrestorer.models.normalisation import normalise
 from diffrestorer.models.prompt_processor import VisualPrompts
 from diffrestorer.pipeline import DiffRestorerPipeline
 
@@ -86,7 +87,7 @@ def draw_similarity(config: FiguresConfig) -> Figure:
 def measure_similarity(clip: torch.nn.Module, tokenizer: Callable[[list[str]], Any], seed: int) -> Float[Tensor, "n n"]:
     """Row: a degradation of `TEXTS`, mean over the open photos. Column: softmax over the texts (Eq. 1)."""
     import open_clip
-    from torchvision.transforms.v2.functional import normalize, resize
+    from torchvision.transforms.v2.functional import resize
 
     texts = clip.encode_text(tokenizer(list(TEXTS.values())))  # type: ignore[operator]
     rows = []
@@ -98,7 +99,7 @@ def measure_similarity(clip: torch.nn.Module, tokenizer: Callable[[list[str]], A
             degrade(p, degradation, counter_rng(seed, f"figure3/{degradation}", i)) for i, p in enumerate(photos)
         ]
         images = resize(as_batch(degraded), [side, side], antialias=True)
-        images = normalize(images, list(open_clip.OPENAI_DATASET_MEAN), list(open_clip.OPENAI_DATASET_STD))
+        images = normalise(images, open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
         embeddings = clip.encode_image(images)  # type: ignore[operator]
         rows.append(degradation_similarity(embeddings, texts, logit_scale=100.0).mean(dim=0))
     return torch.stack(rows)

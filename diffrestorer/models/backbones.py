@@ -17,7 +17,9 @@ from diffusers.models.autoencoders.vae import Decoder, Encoder
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.transforms.v2.functional import InterpolationMode, normalize, resize
+from torchvision.transforms.v2.functional import InterpolationMode, resize
+
+from diffrestorer.models.normalisation import normalise
 
 PATCH = 8
 """Side in pixels of the square that one latent stands for (SD 1.5's VAE and mini's)."""
@@ -180,7 +182,7 @@ class ImageEncoder(ModelMixin, ConfigMixin):
         side = [self.image_size, self.image_size]
         if list(images.shape[-2:]) != side:
             images = resize(images, side, InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)
-        return normalize(images, list(self.config.mean), list(self.config.std))
+        return normalise(images, self.config.mean, self.config.std)
 
 
 def degradation_similarity(

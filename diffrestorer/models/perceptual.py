@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.transforms.v2.functional import normalize
+
+from diffrestorer.models.normalisation import normalise
 
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
@@ -166,8 +167,8 @@ class PerceptualLoss(nn.Module):
         if self.features is None:
             return restored.new_zeros(())
         with torch.no_grad():
-            wanted = self.features(normalize(gt, IMAGENET_MEAN, IMAGENET_STD))
-        found = self.features(normalize(restored, IMAGENET_MEAN, IMAGENET_STD))
+            wanted = self.features(normalise(gt, IMAGENET_MEAN, IMAGENET_STD))
+        found = self.features(normalise(restored, IMAGENET_MEAN, IMAGENET_STD))
         distance = F.mse_loss if self.features.squared else F.l1_loss
         terms = [weight * distance(a, b) for weight, a, b in zip(self.features.weights, found, wanted, strict=True)]
         return torch.stack(terms).sum()

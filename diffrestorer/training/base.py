@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from diffusers import DDPMScheduler, ModelMixin
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffrestorer.config.schema import BaseConfig
-from diffrestorer.data.counter import counter_normal
+from diffrestorer.data.counter import counter_normal, to_device
 from diffrestorer.data.pairs import PairBatch, collate_pairs
 from diffrestorer.data.prepared import open_pairs
 from diffrestorer.degradations import DEGRADATIONS
@@ -50,7 +51,7 @@ class VAETask(Task):
         self.vae = _begin(config, "vae", build_vae(config.model))
 
     def _images(self, batch: PairBatch) -> Float[Tensor, "b 3 h w"]:
-        degraded = torch.tensor([p % 4 == 3 for p in batch.positions], device=batch.gt.device)
+        degraded = to_device(np.array([p % 4 == 3 for p in batch.positions]), batch.gt.device)
         return to_unit(torch.where(degraded[:, None, None, None], batch.lq, batch.gt))
 
     def forward(self, batch: PairBatch) -> Losses:

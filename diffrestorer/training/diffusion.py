@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
-import torch
+import numpy as np
 from diffusers import DDPMScheduler
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from diffrestorer.data.counter import counter_normal, counter_rng
+from diffrestorer.data.counter import counter_normal, counter_rng, to_device
 from diffrestorer.data.pairs import PairBatch
 
 
@@ -28,7 +28,7 @@ def add_noise(scheduler: DDPMScheduler, latents: Float[Tensor, "b l h w"], seed:
     noise = counter_normal(latents.shape[1:], seed, "noise", batch.step, batch.positions, latents.device)
     num_timesteps = scheduler.config.num_train_timesteps
     drawn = [int(counter_rng(seed, "timestep", batch.step, p).integers(num_timesteps)) for p in batch.positions]
-    timesteps = torch.tensor(drawn, device=latents.device)
+    timesteps = to_device(np.array(drawn), latents.device)
     match scheduler.config.prediction_type:
         case "epsilon":
             target = noise
