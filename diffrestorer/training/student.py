@@ -174,9 +174,9 @@ class StudentTask(Task):
     def _estimate(self, condition: Conditioning) -> Float[Tensor, "b l h8 w8"]:
         """Return z0_hat, in float32."""
         start = condition.encoded.latents
-        timesteps = self.scheduler.timesteps.to(start.device).expand(len(start))
+        timesteps = torch.full((len(start),), self.config.tau, device=start.device)
         output = self.restorer.denoise(start, timesteps, condition)
-        return self.scheduler.step(output, timesteps[0], start).prev_sample
+        return self.scheduler.step(output, self.config.tau, start).prev_sample
 
     def _adversarial(
         self, restored: Float[Tensor, "b 3 h w"], gt: Float[Tensor, "b 3 h w"]
