@@ -249,9 +249,10 @@ class KeyQueue(nn.Module):
         length, count = len(self.keys), len(keys)
         if length % count:
             raise ValueError(f"a queue of {length} keys can't take {count} at a time: make it a multiple")
-        start = int(self.position)
-        self.keys[start : start + count] = keys
-        self.position.fill_((start + count) % length)
+        # On the device throughout: to read the position, the host would wait for it at every step.
+        oldest = self.position + torch.arange(count, device=self.position.device)
+        self.keys.index_copy_(0, oldest, keys.to(self.keys.dtype))
+        self.position.add_(count).remainder_(length)
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate.utils import gather
 from jaxtyping import Float
@@ -15,7 +16,7 @@ from diffrestorer.baselines.catalog import build_baseline, load_baseline
 from diffrestorer.baselines.da_clip.model import DaClip
 from diffrestorer.baselines.protocol import Baseline
 from diffrestorer.config.schema import BaselineConfig
-from diffrestorer.data.counter import counter_normal, counter_rng
+from diffrestorer.data.counter import counter_normal, counter_rng, to_device
 from diffrestorer.data.pairs import PairBatch
 from diffrestorer.losses import psnr_loss
 from diffrestorer.models.blocks import pad_to_multiple
@@ -191,8 +192,9 @@ class ControllerTask(BaselineTask):
         content, degradation = controller(to_unit(batch.lq))
         with torch.no_grad():
             wanted = gather(F.normalize(controller.clip(to_unit(batch.gt)), dim=-1))
-            positions = gather(torch.tensor(batch.positions, device=content.device))
-        own = torch.stack([(positions == position).nonzero()[0, 0] for position in batch.positions])
+            own_positions = to_device(np.array(batch.positions), content.device)
+            positions = gather(own_positions)
+        own = (own_positions[:, None] == positions).int().argmax(dim=1)
         content_loss = F.cross_entropy(CLIP_LOGIT_SCALE * content @ wanted.T, own)
         classes = F.normalize(controller.class_embeddings, dim=-1)
         degradation_loss = F.cross_entropy(CLIP_LOGIT_SCALE * degradation @ classes.T, batch.label)
@@ -220,7 +222,7 @@ class IRSDETask(BaselineTask):
         with torch.no_grad():
             content, degradation = self.model.controller(lq)
         drawn = [int(counter_rng(seed, "timestep", batch.step, p).integers(sde.num_steps)) + 1 for p in batch.positions]
-        steps = torch.tensor(drawn, device=lq.device)
+        steps = to_device(np.array(drawn), lq.device)
         noise = counter_normal(lq.shape[1:], seed, "noise", batch.step, batch.positions, lq.device)
         state = sde.mean(gt, lq, steps) + sde.deviation(steps, lq) * noise
         predicted = self.model.unet(state, lq, steps, content, degradation)

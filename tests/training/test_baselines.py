@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import training_runs as runs
+from fake_device import CUDA, DeviceTraffic, fake_cuda
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -76,6 +77,22 @@ def test_every_trainable_parameter_gets_a_gradient(method: str, first_phase: boo
     assert [
         name for name, parameter in task.named_parameters() if name not in trained and parameter.grad is not None
     ] == []
+
+
+@pytest.mark.parametrize(
+    ("method", "first_phase"), [*((method, False) for method in TINY), *((method, True) for method in FIRST_PHASES)]
+)
+def test_a_step_on_a_gpu_waits_for_nothing(method: str, first_phase: bool) -> None:
+    task = build(method, first_phase)
+    with fake_cuda():
+        task.to(CUDA)
+        with DeviceTraffic():  # the first step brings the constants
+            task(batch(0).to(CUDA))
+        with DeviceTraffic() as traffic:
+            task(batch(1).pin_memory().to(CUDA))
+    assert not [copied for copied in traffic.copies if copied.waits]
+    assert not traffic.returns + traffic.mixed
+    assert traffic.products
 
 
 def test_what_is_drawn_depends_on_step_and_position_alone() -> None:

@@ -47,24 +47,30 @@ class IRSDE:
         """theta_t dt for t = 0..T (0 at 0), scaled so that they sum to -log(remainder)."""
         return _cosine_rates(self.num_steps, self.remainder)
 
-    def _at(self, table: Float[Tensor, "t1"], steps: Steps, like: Images) -> Float[Tensor, "b 1 1 1"]:
-        return table.to(like.device, like.dtype)[steps][:, None, None, None]
+    def decays(self) -> Float[Tensor, "t1"]:
+        """exp(-theta_bar_t) for t = 0..T: the share of the distance to mu that is left."""
+        return (-self.rates().cumsum(0)).exp()
+
+    def deviations(self) -> Float[Tensor, "t1"]:
+        """sqrt(v_t) for t = 0..T, v_t = lambda^2 (1 - exp(-2 theta_bar_t)). Source: Eq. 6 of IR-SDE."""
+        return self.max_sigma / 255 * (1 - (-2 * self.rates().cumsum(0)).exp()).sqrt()
+
+    def _at(self, table: str, steps: Steps, like: Images) -> Float[Tensor, "b 1 1 1"]:
+        return _table_on(self, table, like.device, like.dtype)[steps][:, None, None, None]
 
     def _decay(self, steps: Steps, like: Images) -> Float[Tensor, "b 1 1 1"]:
-        """exp(-theta_bar_t): the share of the distance to mu that is left."""
-        return self._at((-self.rates().cumsum(0)).exp(), steps, like)
+        return self._at("decays", steps, like)
 
     def _rate(self, steps: Steps, like: Images) -> Float[Tensor, "b 1 1 1"]:
-        return self._at(self.rates(), steps, like)
+        return self._at("rates", steps, like)
 
     def mean(self, clean: Images, mu: Images, steps: Steps) -> Images:
         """m_t = mu + (x_0 - mu) exp(-theta_bar_t). Source: Eq. 6 of IR-SDE."""
         return mu + (clean - mu) * self._decay(steps, clean)
 
     def deviation(self, steps: Steps, like: Images) -> Float[Tensor, "b 1 1 1"]:
-        """sqrt(v_t), v_t = lambda^2 (1 - exp(-2 theta_bar_t)). Source: Eq. 6 of IR-SDE."""
-        table = self.max_sigma / 255 * (1 - (-2 * self.rates().cumsum(0)).exp()).sqrt()
-        return self._at(table, steps, like)
+        """The standard deviation of x_t: see `deviations`."""
+        return self._at("deviations", steps, like)
 
     def clean_image(self, state: Images, mu: Images, noise: Images, steps: Steps) -> Images:
         """The x_0 whose x_t is `state` under this noise."""
@@ -98,3 +104,9 @@ class IRSDE:
     def reverse_deviation(self, steps: Steps, like: Images) -> Float[Tensor, "b 1 1 1"]:
         """sigma_t sqrt(dt): the noise of one Euler step."""
         return self.max_sigma / 255 * (2 * self._rate(steps, like)).sqrt()
+
+
+@functools.lru_cache(maxsize=32)
+def _table_on(process: IRSDE, name: str, device: torch.device, dtype: torch.dtype) -> Float[Tensor, "t1"]:
+    """A table of the process by its method's name, kept on a device: each copy would wait for the device."""
+    return getattr(process, name)().to(device, dtype)
