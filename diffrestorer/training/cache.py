@@ -174,9 +174,12 @@ def _compare(cache: EncodingCache, task: Task, pairs: PreparedPairs, device: tor
 
 
 def _weights_digest(modules: Sequence[nn.Module]) -> str:
+    """Return a digest of networks: their constructors' arguments and their weights."""
     digest = hashlib.sha256()
     for module in modules:
-        digest.update(json.dumps(dict(getattr(module, "config", {})), sort_keys=True, default=str).encode())
+        # Of diffusers' own notes one is the folder, and one a list in another order in every process.
+        arguments = {key: value for key, value in getattr(module, "config", {}).items() if not key.startswith("_")}
+        digest.update(json.dumps(arguments, sort_keys=True, default=str).encode())
         for name, value in module.state_dict().items():
             digest.update(name.encode())
             digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
