@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from diffusers.configuration_utils import FrozenDict
 from miniatures import make as make_pairs
 from miniatures import photos
 
@@ -131,6 +132,22 @@ def test_other_encoders_and_other_pairs_make_another_cache(
     make(tmp_path, trained, pairs)
     make(tmp_path, task, PreparedPairs(DataConfig("manifest", str(prepared), 32, ["noise"]), 3, 2))
     assert len(list(tmp_path.iterdir())) == 3, "a changed VAE, changed pairs; what trains does not matter"
+
+
+def test_what_diffusers_notes_of_a_configuration_makes_no_other_cache(
+    task: Stage1Task, pairs: PreparedPairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`_use_default_values` has another order in every process, `_name_or_path` follows a folder that is moved."""
+    vae = task.restorer.vae
+    for notes in ("sample_size", "act_fn"), ("act_fn", "sample_size"):
+        config = {**vae.config, "_use_default_values": list(notes), "_name_or_path": f"/{notes[0]}"}
+        monkeypatch.setattr(vae, "_internal_dict", FrozenDict(config))
+        assert vae.config["_use_default_values"] == list(notes)
+        make(tmp_path, task, pairs)
+    assert len(list(tmp_path.iterdir())) == 1
+    monkeypatch.setattr(vae, "_internal_dict", FrozenDict({**vae.config, "act_fn": "gelu"}))
+    make(tmp_path, task, pairs)
+    assert len(list(tmp_path.iterdir())) == 2, "an argument of the constructor does"
 
 
 def test_a_changed_transform_is_found(task: Stage1Task, pairs: PreparedPairs, tmp_path: Path) -> None:
