@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo test check soak format constraints
+.PHONY: help demo rehearsal test check soak format constraints
 
 # The first Python of at least 3.11 that starts; constraints.txt is made for 3.11. Another one: make PYTHON=/path/to/python
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
@@ -12,6 +12,9 @@ help:  ## this list
 
 demo: $(READY)  ## degrade, restore and score real photos: outputs/demo/
 	$(PY) scripts/evaluate.py --suite demo output_dir=outputs/demo
+
+rehearsal: $(READY)  ## before renting a cluster: the paper's model with random weights through every script
+	$(PY) benchmarks/rehearsal.py
 
 test: $(READY)  ## the whole test suite (at most 10 minutes)
 	$(PY) -m pytest -q -n 2 --dist loadfile -m "not soak"

@@ -178,6 +178,7 @@ def prepare_output(output_dir: Path, config: Any, accelerator: Accelerator) -> l
         (output_dir / "environment.json").write_text(json.dumps(_environment(config, accelerator), indent=1))
         if not log.handlers:
             log.addHandler(logging.StreamHandler())
+        _give_root_a_handler()
         for older in [h for h in log.handlers if isinstance(h, logging.FileHandler)]:
             log.removeHandler(older)
         log.addHandler(logging.FileHandler(output_dir / "train.log"))
@@ -186,6 +187,19 @@ def prepare_output(output_dir: Path, config: Any, accelerator: Accelerator) -> l
     if config.train.tracker != "none":
         accelerator.init_trackers("diffrestorer")
     return log
+
+
+def _give_root_a_handler() -> None:
+    """Give the root logger, if it has none, a handler for the warnings of other libraries.
+
+    Without one, any library that calls `logging.info` (open_clip does while it loads CLIP) installs a handler there
+    that repeats every line of the run's log.
+    """
+    if not logging.root.handlers:
+        handler = logging.StreamHandler()
+        handler.setLevel(logging.WARNING)
+        handler.addFilter(lambda record: not record.name.startswith("diffrestorer.training"))
+        logging.root.addHandler(handler)
 
 
 def _environment(config: Any, accelerator: Accelerator) -> dict[str, Any]:
