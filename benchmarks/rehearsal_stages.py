@@ -21,7 +21,7 @@ from sd15_layout import CLIP_FILE, TINY_WIDTHS, VGG_FILE
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAMS = Path(sys.executable).parent
 
-TRAINING_PHOTOS = ("astronaut", "chelsea", "coffee", "rocket")
+TRAINING_PHOTOS = ("chelsea", "coffee")
 TEST_PHOTOS = ("hubble_deep_field", "motorcycle_left")
 """Of scikit-image, CC0 or in the public domain."""
 SAMPLING_STEPS = 4
@@ -101,7 +101,7 @@ class Rehearsal:
             shutil.rmtree(self.output / name, ignore_errors=True)
         (self.output / "logs").mkdir()
 
-        # Photos of a phone's shape to restore, and squares enough to train on and to score.
+        # The same photos are scored, cropped, and restored, whole but smaller where the networks are slow.
         for use, names in (("train", TRAINING_PHOTOS), ("test", TEST_PHOTOS), ("restore", TEST_PHOTOS)):
             folder = self.output / "photos" / use
             folder.mkdir(parents=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-INTERVAL = 0.5
+INTERVAL = 1.0
 """Seconds between samples."""
 
 

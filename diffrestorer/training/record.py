@@ -130,7 +130,7 @@ class LossRecord:
         shown = " ".join(f"{name} {value:.4f}" for name, value in losses.items())
         left = timedelta(seconds=round((max_steps - done) / rate)) if rate else "?"
         self.log.info(
-            "step %d/%d  %s  %.1f samples/s  %s left  %.2f GiB peak  %.1f%% of the time waiting for data",
+            "step %d/%d  %s  %.2f samples/s  %s left  %.2f GiB peak  %.1f%% of the time waiting for data",
             done, max_steps, shown, rate * self.dataset.global_batch_size, left,
             peak_memory(self.accelerator.device) / GIB, 100 * (waited - waited_before) / seconds,
         )  # fmt: skip
