@@ -53,7 +53,7 @@ def main() -> None:
     rehearsal = Rehearsal(arguments.output.resolve(), device(), arguments.tiny, arguments.size, arguments.steps)
     check_settings(rehearsal)
     check_room(rehearsal, arguments.keep)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the stage under way is ended too
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the stage under way is ended too
 
     rehearsal.begin()
     report = environment(rehearsal)
@@ -196,4 +196,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("stopped; the next try keeps the files with random weights")
