@@ -12,7 +12,7 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import logging
 
-from diffrestorer.degradations import DEGRADATIONS
+from diffrestorer.degradations import CLEAN
 from diffrestorer.models.components import ModelFolderError, save_component
 from diffrestorer.models.restorer import Restorer
 from diffrestorer.one_step import Scheduler
@@ -76,7 +76,10 @@ def write_model_card(restorer: Restorer, folder: Path) -> None:
         f"| `{name}` | {type(part).__name__} | {sum(p.numel() for p in part.parameters()) / 1e6:.2f} M |"
         for name, part in restorer.components().items()
     ]
-    path.write_text(_CARD.format(classes=", ".join(DEGRADATIONS), components="\n".join(rows)))
+    classes = restorer.prompt_processor.classes
+    degradations = ", ".join(name for name in classes if name != CLEAN)
+    clean = " It also tells photos that are clean." if CLEAN in classes else ""
+    path.write_text(_CARD.format(degradations=degradations, clean=clean, components="\n".join(rows)))
 
 
 _CARD = """---
@@ -87,8 +90,8 @@ tags: [image-restoration, diffusion, diff-restorer]
 ---
 # A Diff-Restorer model
 
-Restores photos with any of eight degradations ({classes}) or several of them, without being told which, after
-Diff-Restorer (arXiv 2407.03636). Its licence is that of the weights and the data it was trained from.
+Restores photos with any of these degradations ({degradations}) or several of them, without being told which, after
+Diff-Restorer (arXiv 2407.03636).{clean} Its licence is that of the weights and the data it was trained from.
 
     from diffrestorer import DiffRestorerPipeline
     pipe = DiffRestorerPipeline.from_pretrained("THIS FOLDER")

@@ -9,7 +9,6 @@ from typing import Any, Literal
 import numpy as np
 
 from diffrestorer.data.images import ImageError, Photo, read_photo
-from diffrestorer.degradations import DEGRADATIONS
 from diffrestorer.memory import free_memory
 
 LARGEST_PHOTO = 200_000_000  # pixels, width x height; a larger one is refused by its header
@@ -72,7 +71,8 @@ def check_options(pipe: Any, options: Options) -> Options:
     """Return the options with the model's own number of steps; refuse what it can't do, before anything is read.
 
     Raises:
-        ValueError: the model holds no prototype of `options.degradation`, or does not sample in `options.steps` steps.
+        ValueError: `options.degradation` is none of the model's classes, the model holds no prototype of it, or it does
+            not sample in `options.steps` steps.
     """
     from diffrestorer.sampler import sampling_table
 
@@ -89,8 +89,8 @@ def read(path: str | Path, max_pixels: int = LARGEST_PHOTO) -> Photo:
 
 
 def detect(pipe: Any, photo: Photo) -> dict[str, float]:
-    """How probable each degradation is."""
-    return _by_name(pipe.detect(photo.pixels)[0])
+    """How probable each of the model's classes is."""
+    return _by_name(pipe, pipe.detect(photo.pixels)[0])
 
 
 def restore(
@@ -126,7 +126,7 @@ def restore(
             raise ImageError("the model turned it into invalid numbers")
         kind = photo.pixels.dtype
         pixels = (image * np.iinfo(kind).max).round().astype(kind)
-        restored.append(Restored(replace(photo, pixels=pixels), _by_name(row)))
+        restored.append(Restored(replace(photo, pixels=pixels), _by_name(pipe, row)))
     return restored
 
 
@@ -177,5 +177,5 @@ def _memory_needed(pipe: Any, photos: Sequence[Photo], tile: Tile, tile_batch_si
     return at_once * RESTORE_BYTES * int(pipe.vae.config.block_out_channels[1]) + size * CANVAS_BYTES
 
 
-def _by_name(row: Any) -> dict[str, float]:
-    return dict(zip(DEGRADATIONS, row.tolist(), strict=True))
+def _by_name(pipe: Any, row: Any) -> dict[str, float]:
+    return dict(zip(pipe.classes, row.tolist(), strict=True))

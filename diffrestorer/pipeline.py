@@ -40,11 +40,11 @@ class DiffRestorerOutput(BaseOutput):
     Attributes:
         images: restored images in the order and of the sizes of the input: PIL, or float arrays (h, w, 3) in [0, 1],
             or float tensors (3, h, w) in [0, 1], by `output_type`.
-        degradation_probabilities: the classifier's softmax, in the order of `diffrestorer.degradations.DEGRADATIONS`.
+        degradation_probabilities: the classifier's softmax, in the order of the pipeline's `classes`.
     """
 
     images: list[Any]
-    degradation_probabilities: Float[Tensor, "b 8"]
+    degradation_probabilities: Float[Tensor, "b k"]
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class SampledLatents:
 
 
 class DiffRestorerPipeline(DiffusionPipeline):
-    """Restores images of any size and any of the eight degradations, without being told which.
+    """Restores images of any size and any of the degradations it was trained on, without being told which.
 
     `DiffRestorerPipeline.from_pretrained("mini")` loads the weights that ship with the package; a folder or a hub id
     loads others.
@@ -100,6 +100,11 @@ class DiffRestorerPipeline(DiffusionPipeline):
         self.register_modules(**networks, scheduler=scheduler)
         self.restorer = Restorer(**networks)
         self.engine = Engine(self.restorer)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The degradations that the model tells apart, in the order of their probabilities."""
+        return self.prompt_processor.classes
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path = "mini", **kwargs: Any) -> Any:
@@ -185,7 +190,7 @@ class DiffRestorerPipeline(DiffusionPipeline):
                 one-step student draws no noise.
             decoder: `refined` (the Degradation-aware Decoder) or `sd` (the VAE's own).
             fidelity: weight in [0, 1] of what the refined decoder takes from the degraded image; 0 is `sd`.
-            degradation: one of `DEGRADATIONS`: what to remove, instead of what the model detects. The probabilities
+            degradation: one of `classes`: what to remove, instead of what the model detects. The probabilities
                 in the result stay those detected.
             tile, tile_batch_size: see `sample`.
             on_step: called after every denoising step with the number of images it was a step of.
@@ -199,7 +204,7 @@ class DiffRestorerPipeline(DiffusionPipeline):
         _check_decoder(decoder, fidelity)
         _check_option("output_type", output_type, OutputType)
         restored: list[Any] = [None] * len(images)
-        probabilities = torch.empty(len(images), self.prompt_processor.classifier.out_features)
+        probabilities = torch.empty(len(images), len(self.classes))
         for indices in self._batches(images, tile):
             own = [generator[i] for i in indices] if isinstance(generator, Sequence) else generator
             lq = torch.stack([images[i] for i in indices]) if len(indices) > 1 else images[indices[0]][None]
@@ -223,8 +228,8 @@ class DiffRestorerPipeline(DiffusionPipeline):
         return default_steps(self.scheduler, PAPER_STEPS)
 
     @torch.no_grad()
-    def detect(self, image: ImageInput | Sequence[ImageInput]) -> Float[Tensor, "b 8"]:
-        """Degradation probabilities of each image, in the order of `DEGRADATIONS`; restores nothing."""
+    def detect(self, image: ImageInput | Sequence[ImageInput]) -> Float[Tensor, "b k"]:
+        """Degradation probabilities of each image, in the order of `classes`; restores nothing."""
         rows = [self._to_device(tensor[None]) for tensor in as_tensors(image)]
         logits = torch.cat([self.engine.read_prompts(row).degradation_logits for row in rows])
         return logits.float().softmax(dim=-1).cpu()

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import sys
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
+from diffrestorer.config.classes import follow_classes, model_classes, trained_classes
 from diffrestorer.config.composition import (
     CONFIG_DIR,
     _flags_to_overrides,
@@ -27,7 +29,6 @@ from diffrestorer.config.schema import (
     CHOICES,
     BaseConfig,
     BaselineConfig,
-    DataConfig,
     DecoderConfig,
     EvaluateConfig,
     FiguresConfig,
@@ -191,6 +192,13 @@ def test_overrides_are_typed() -> None:
         ("train.mixed_precision=bf61", "did you mean 'bf16'?; choose from no, bf16"),
         ("model.train_unet=some", "choose from none, cross_attention, all"),
         ("data.degradations=[rain,rian]", "data.degradations=rian is not valid, did you mean 'rain'?"),
+        ("data.degradations=[dust]", "(data.classes=[...] gives a model classes of its own)"),
+        ("data.degradations=[]", "data.degradations is empty"),
+        ("data.classes=[]", "data.classes is empty"),
+        ("data.classes=[noise,Sandstorm]", "data.classes=Sandstorm is not valid: a class is named with"),
+        ("data.classes=[blur+noise]", "data.classes=blur+noise is not valid"),
+        ("data.classes=[noise,rain,noise]", "data.classes names noise twice"),
+        ("data.classes=noise", "data.classes"),
         ("data.synthesis.noise.sigma=[50,10]", "synthesis.noise.sigma=[50.0, 10.0] is reversed: write [10.0,50.0]"),
         ("data.synthesis.noise.sigma=[-1,10]", "synthesis.noise.sigma=[-1.0, 10.0] is not possible"),
         ("data.synthesis.noise.sigma=10", "data.synthesis.noise.sigma"),
@@ -383,9 +391,52 @@ def test_loading_needs_no_torch() -> None:
     assert answer.returncode == 0, answer.stderr
 
 
-def test_unused_choices_do_not_hide(tmp_path: Path) -> None:
-    """`data.degradations` is checked against the classes that the data's own file names."""
+def test_classes_are_the_paper_s_eight_unless_named() -> None:
+    """Every data file leaves both keys open; what is trained on is then named in the resolved configuration."""
     for name in options("data"):
         content = yaml.safe_load((CONFIG_DIR / "data" / f"{name}.yaml").read_text())
-        assert content["degradations"] == list(DEGRADATIONS)
-    assert DataConfig().degradations == []
+        assert content["classes"] is content["degradations"] is None
+        data = load("train_stage1", Stage1Config, [f"data={name}"]).data
+        assert model_classes(data) == DEGRADATIONS
+        assert (data.classes, data.degradations) == (None, list(DEGRADATIONS))
+
+
+def test_own_classes_are_all_trained_on_unless_fewer_are_named() -> None:
+    own = "data.classes=[noise,sandstorm,clean]"
+    data = load("train_stage1", Stage1Config, [own]).data
+    assert model_classes(data) == trained_classes(data) == ("noise", "sandstorm", "clean")
+    data = load("train_stage1", Stage1Config, [own, "data.degradations=[clean,noise,clean]"]).data
+    assert model_classes(data) == ("noise", "sandstorm", "clean")
+    assert trained_classes(data) == ("clean", "noise", "clean")
+
+
+def test_a_run_from_before_classes_existed_resumes(tmp_path: Path) -> None:
+    """Its saved configuration has no `data.classes` and names the eight."""
+    now = load("train_stage1", Stage1Config)
+    save(now, tmp_path / "config.yaml")
+    before = OmegaConf.load(tmp_path / "config.yaml")
+    del before.data["classes"]
+    OmegaConf.save(before, tmp_path / "config.yaml")
+    assert differences(now, tmp_path / "config.yaml", ()) == []
+    own = load("train_stage1", Stage1Config, ["data.classes=[noise,clean]"])
+    changed = differences(own, tmp_path / "config.yaml", ())
+    assert [line.split(":")[0] for line in changed] == ["data.classes", "data.degradations"]
+
+
+def test_a_later_stage_takes_the_classes_of_its_model() -> None:
+    known = ("noise", "sandstorm", "clean")
+    unset = load("train_decoder", DecoderConfig).data
+    assert (unset.classes, unset.degradations) == (None, None)
+    assert follow_classes(unset, DEGRADATIONS, "mini") == replace(unset, degradations=list(DEGRADATIONS))
+    followed = follow_classes(unset, known, "DIR")
+    assert model_classes(followed) == trained_classes(followed) == known
+
+    same = load("train_decoder", DecoderConfig, ["data.classes=[noise,sandstorm,clean]"]).data
+    assert follow_classes(same, known, "DIR") == followed
+    with pytest.raises(ValueError, match=r"data\.classes=\[noise,sandstorm,clean\] differ .* of DIR, \[noise,rain\]"):
+        follow_classes(same, ("noise", "rain"), "DIR")
+
+    fewer = load("train_decoder", DecoderConfig, ["data.degradations=[sandstorm]"]).data
+    assert trained_classes(follow_classes(fewer, known, "DIR")) == ("sandstorm",)
+    with pytest.raises(ValueError, match=r"sandstorm is not valid, did you mean .* choose from noise, .* jpeg$"):
+        follow_classes(fewer, DEGRADATIONS, "DIR")

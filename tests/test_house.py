@@ -28,7 +28,8 @@ ROWS = (
     ("model_folder",),
     ("models", "data", "tiling"),
     ("losses", "metrics", "one_step"),
-    ("config", "degradations", "memory"),
+    ("config", "memory"),
+    ("degradations",),
 )
 ROW_OF = {room: row for row, rooms in enumerate(ROWS) for room in rooms}
 

@@ -1,7 +1,7 @@
 """What is on the page, and what happens when: drop a photo, see what is wrong, restore, compare, download."""
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,18 +11,13 @@ import gradio as gr
 from PIL import Image
 
 from diffrestorer.data.images import IMAGE_SUFFIXES, Photo, write_photo
-from diffrestorer.degradations import DEGRADATIONS
+from diffrestorer.degradations import CLEAN
 from diffrestorer.photos import Options, check_options, detect, read, reason, restore
 
 LARGEST_PHOTO = 25_000_000  # pixels, width x height
 KEEP_SECONDS = 3600  # what visitors have uploaded and received
 SHOWN_SIDE = 1600  # pixels; larger photos are shown reduced, and downloaded as they are
 DETECTED = "what the model detects"
-
-_ABOUT = f"""# DiffRestorer
-Restores photos degraded by {", ".join(DEGRADATIONS[:-1]).replace("_", " ")} or {DEGRADATIONS[-1]}, or several of these,
-without being told which.
-"""
 
 Pair = tuple[Image.Image, Image.Image]
 
@@ -31,7 +26,7 @@ def build_page(pipe: Any, folder: Path) -> gr.Blocks:
     """The page, of a DiffRestorerPipeline that works for one visitor at a time; results are written below `folder`."""
     desk = _Desk(pipe, folder)
     with gr.Blocks(title="DiffRestorer", analytics_enabled=False, delete_cache=(300, KEEP_SECONDS)) as page:
-        gr.Markdown(_ABOUT)
+        gr.Markdown(_about(pipe.classes))
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
                 suffixes = sorted(IMAGE_SUFFIXES)
@@ -50,6 +45,12 @@ def build_page(pipe: Any, folder: Path) -> gr.Blocks:
         gr.on([photo.upload, photo.clear], desk.look, photo, shown, trigger_mode="multiple", **alone)
         button.click(desk.restore, [photo, *controls], [slider, download], show_progress_on=slider, **alone)
     return page
+
+
+def _about(classes: Sequence[str]) -> str:
+    *others, last = (name.replace("_", " ") for name in classes if name != CLEAN)
+    named = f"{', '.join(others)} or {last}, or several of these," if others else f"{last},"
+    return f"# DiffRestorer\nRestores photos degraded by {named}\nwithout being told which.\n"
 
 
 def _controls(known: list[str], steps_by_default: int) -> list[gr.components.Component]:
@@ -85,9 +86,11 @@ class _Desk:
     folder: Path
 
     def known(self) -> list[str]:
-        """Degradations that the model can be given."""
+        """Degradations that the model can be told to remove."""
         known = []
-        for name in DEGRADATIONS:
+        for name in self.pipe.classes:
+            if name == CLEAN:
+                continue
             try:
                 check_options(self.pipe, Options(degradation=name))
             except ValueError:

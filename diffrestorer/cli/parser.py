@@ -15,7 +15,10 @@ ENGINES = ("eager", "compile", "graphs", "openvino")
 SMALLEST_TILE = 256
 """Pixels; what the UNet of Stable Diffusion needs."""
 
-_ABOUT = f"Restores photos degraded by {', '.join(DEGRADATIONS)} or several of these, without being told which."
+_ABOUT = (
+    f"Restores photos degraded by {', '.join(DEGRADATIONS)} or several of these, or by what a --model of your own was "
+    "trained on, without being told which."
+)
 _EPILOG = """\
 examples:
   diffrestorer restore old.jpg -o restored        writes restored/old.png
@@ -50,7 +53,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     restore = commands.add_parser("restore", help="restore photos", description=_ABOUT, epilog=_ON_RESTORE, **layout)
     _add_restoring(restore)
-    about = "Tells how probable each of the eight degradations is for each photo; restores nothing."
+    about = "Tells how probable each of the model's degradations is for each photo; restores nothing."
     detect = commands.add_parser("detect", help=about, description=about, epilog=_ON_DETECT, **layout)
     for command in (restore, detect):
         add = command.add_argument
@@ -75,8 +78,10 @@ def _add_restoring(parser: argparse.ArgumentParser) -> None:
     add("--decoder", choices=("refined", "sd"), default="refined", help=decoder_help)
     fidelity_help = "how much the refined decoder takes from the degraded photo, from 0 to 1 (default: 1.0)"
     add("--fidelity", type=_number(float, 0, 1), default=1.0, help=fidelity_help)
-    degradation_help = f"what to remove: {', '.join(DEGRADATIONS)} (default: what the model detects)"
-    add("--degradation", choices=DEGRADATIONS, metavar="CLASS", help=degradation_help)
+    degradation_help = (
+        f"what to remove, one of the model's classes (mini's: {', '.join(DEGRADATIONS)}; default: what it detects)"
+    )
+    add("--degradation", metavar="CLASS", help=degradation_help)
     tile_help = (
         "auto takes a photo of up to 1024x1024 pixels whole and larger ones by tiles, none takes any whole, a number "
         f"is the side of the largest tile, at least {SMALLEST_TILE} (default: auto)"

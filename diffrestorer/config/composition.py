@@ -4,7 +4,6 @@ A script's root file in configs/ names one file of each group (model, data, abla
 overrides it. Whatever is unknown or of the wrong type is refused in one sentence, before anything is loaded.
 """
 
-import difflib
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -19,8 +18,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from diffrestorer.config.classes import check_classes, resolve_classes
 from diffrestorer.config.hardware import detect_hardware
-from diffrestorer.config.schema import CHOICES
+from diffrestorer.config.schema import CHOICES, DataConfig
+from diffrestorer.degradations import nearest
 
 CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
 
@@ -73,19 +74,19 @@ def load(root: str, schema: type[Config], overrides: Sequence[str] = ()) -> Conf
         with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
             merged = OmegaConf.merge(_settable(schema), compose(root, chosen))
         known = list(_flatten(OmegaConf.to_container(merged)))
-        choices = {**CHOICES, "data.degradations": list(OmegaConf.select(merged, "data.degradations") or [])}
         for override in parsed:
             key = override.key_or_group
             if key in groups:
                 continue
             if not _is_known(key, known):
-                raise ValueError(f"unknown key {key!r}{_nearest(key, [*known, *groups])}; --help lists them all")
+                raise ValueError(f"unknown key {key!r}{nearest(key, [*known, *groups])}; --help lists them all")
             OmegaConf.update(merged, key, override.value())
         config = _instantiate(merged)
     except (HydraException, OmegaConfBaseException) as error:
         key = getattr(error, "full_key", None) or root
         raise ValueError(f"{key}: {str(error).splitlines()[0]}") from None
-    _check_choices(merged, choices)
+    _check_choices(merged)
+    _settle_classes(config)
     return config
 
 
@@ -171,14 +172,14 @@ def _flags_to_overrides(arguments: Sequence[str], flags: Sequence[str], groups: 
         if argument.startswith("--"):
             name, equals, value = argument[2:].partition("=")
             if name not in flags:
-                raise ValueError(f"unknown option --{name}{_nearest(name, flags)}; keys are written key=value")
+                raise ValueError(f"unknown option --{name}{nearest(name, flags)}; keys are written key=value")
             if not equals and rest and not rest[0].startswith("--"):
                 value = rest.pop(0)
             if not value:
                 raise ValueError(f"--{name} needs a value")
             argument = f"{name}={value}"
         key, equals, value = argument.partition("=")
-        lists = {"method", "metrics", "data.degradations", "degradations"} - set(groups)
+        lists = {"method", "metrics", "data.degradations", "data.classes", "degradations"} - set(groups)
         if key in lists and not value.startswith("["):
             value = "[" + ",".join(f"'{item}'" if "=" in item else item for item in value.split(",")) + "]"
         overrides.append(f"{key}{equals}{value}")
@@ -206,22 +207,30 @@ def _parse(overrides: Sequence[str]) -> list[Override]:
 def _check_group(group: str, value: str) -> None:
     options = sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml"))
     if value not in options:
-        raise ValueError(
-            f"{group}={value} does not exist{_nearest(value, options)}; choose one of {', '.join(options)}"
-        )
+        raise ValueError(f"{group}={value} does not exist{nearest(value, options)}; choose one of {', '.join(options)}")
 
 
-def _check_choices(config: DictConfig | ListConfig, choices: Mapping[str, Sequence[str]]) -> None:
-    for key, names in choices.items():
+def _check_choices(config: DictConfig | ListConfig) -> None:
+    for key, names in CHOICES.items():
         value = OmegaConf.select(config, key)
         for item in value if OmegaConf.is_list(value) else [value]:
             if item is not None and item not in names:
-                raise ValueError(f"{key}={item} is not valid{_nearest(item, names)}; choose from {', '.join(names)}")
+                raise ValueError(f"{key}={item} is not valid{nearest(item, names)}; choose from {', '.join(names)}")
 
 
-def _nearest(name: str, options: Sequence[str]) -> str:
-    found = difflib.get_close_matches(str(name), options, n=1, cutoff=0.0)
-    return f", did you mean {found[0]!r}?" if found else ""
+def _settle_classes(config: Any) -> None:
+    """Checks `data.classes` and `data.degradations` and names what null stands for.
+
+    A stage that goes on from another one takes the classes from that one's model (`training.classes`), which is not
+    read here.
+    """
+    data = getattr(config, "data", None)
+    if not isinstance(data, DataConfig):
+        return
+    if not hasattr(config, "stage1"):
+        config.data = resolve_classes(data)
+    elif data.classes is not None:
+        check_classes(data)
 
 
 def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -65,9 +65,10 @@ class DataConfig:
     """A folder that scripts/prepare_data.py made, or (`data=photos`) one of clean photos, searched recursively."""
     size: int = 512
     """Side of the training crop in pixels, a multiple of 8."""
-    degradations: list[str] = field(default_factory=list)
-    """Classes that are trained on; the files in configs/data name all eight. `data=photos` makes the more of one the
-    more often it is named."""
+    degradations: list[str] | None = None
+    """Classes that are trained on; null: all. `data=photos` makes the more of one the more often it is named."""
+    classes: list[str] | None = None
+    """The model's classes, in the order of its probabilities. Null: the paper's eight, in later stages stage 1's."""
     synthesis: Synthesis = field(default_factory=Synthesis)
     """How strong the synthesised degradations are, such as data.synthesis.noise.sigma=[10,50]."""
     views: Views = field(default_factory=Views)

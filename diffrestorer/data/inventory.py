@@ -10,7 +10,7 @@ from rich.table import Table
 
 from diffrestorer.data.catalog import CATALOG, DataSet, Part, Product
 from diffrestorer.data.images import find_images
-from diffrestorer.degradations import DEGRADATIONS, MIXTURES, degradation_steps
+from diffrestorer.degradations import CLEAN, DEGRADATIONS, MIXTURES, degradation_steps
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,11 @@ def _pair(set_name: str, part: Part, files: dict[str, Path], kept_for_test: set[
     return Found(set_name, part, tuple(kept), tuple(sorted(unpaired)), len(pairs) - len(kept))
 
 
-def take_photos(root: Path, split: str) -> Found:
+def take_photos(root: Path, split: str, clean: bool = False) -> Found:
     """A folder of clean photos as a set of its own: for training all classes, for a test the mixtures too.
+
+    Args:
+        clean: whether it also makes pairs of `clean`, the photo itself twice.
 
     Raises:
         ValueError: it is no folder or holds no image.
@@ -125,6 +128,7 @@ def take_photos(root: Path, split: str) -> Found:
     if not paths:
         raise ValueError(f"root={root} holds no images (jpg, png, webp, ...)")
     names = DEGRADATIONS if split == "train" else (*DEGRADATIONS, *MIXTURES)
+    names = (*names, CLEAN) if clean else names
     products = tuple(Product(name, degradation_steps(name)) for name in names)
     part = Part("photos", split, len(paths), products, "*.jpg")
     sources = (Source(path.relative_to(root).with_suffix("").as_posix(), None, path) for path in paths)

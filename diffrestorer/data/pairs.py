@@ -17,12 +17,13 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
+from diffrestorer.config.classes import check_classes, model_classes, trained_classes
 from diffrestorer.config.schema import DataConfig
 from diffrestorer.data.counter import counter_rng
 from diffrestorer.data.images import ImageError, find_images, read_photo
 from diffrestorer.data.synthesis import degrade
 from diffrestorer.data.views import crop, vary
-from diffrestorer.degradations import degradation_index
+from diffrestorer.degradations import CLEAN, DEGRADATIONS, degradation_index, is_synthesised
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class PairBatch:
 
     Attributes:
         lq, gt: degraded and clean images, uint8.
-        label: class index of the degradation.
+        label: index of the degradation among the model's classes.
         step: which step of the run, from 0.
         positions: of these samples in the global batch.
         encodings: what frozen networks say of the pairs, by name, where it is cached.
@@ -78,12 +79,11 @@ def check_data(config: DataConfig) -> None:
     """What holds of pairs from anywhere.
 
     Raises:
-        ValueError: the size is not one that the VAE divides, or no degradation is named.
+        ValueError: the size is not one that the VAE divides, or the classes or degradations are not valid.
     """
     if config.size < 8 or config.size % 8:
         raise ValueError(f"data.size={config.size} is not a multiple of 8, which the VAE divides by")
-    if not config.degradations:
-        raise ValueError("data.degradations is empty: name at least one degradation")
+    check_classes(config)
 
 
 class SynthesisedPairs(Dataset[Pair]):
@@ -98,8 +98,8 @@ class SynthesisedPairs(Dataset[Pair]):
         global_batch_size: samples a step over all processes.
 
     Raises:
-        ValueError: the folder is missing or holds no image; no degradation is named. An image that cannot be read is
-            an `ImageError` when its turn comes, with its path.
+        ValueError: the folder is missing or holds no image; a class can't be made from photos. An image that cannot be
+            read is an `ImageError` when its turn comes, with its path.
     """
 
     def __init__(self, config: DataConfig, seed: int, global_batch_size: int) -> None:
@@ -118,7 +118,13 @@ class SynthesisedPairs(Dataset[Pair]):
         if not self.paths:
             raise ValueError(f"data.root={config.root} holds no images (jpg, png, webp, ...)")
         self.size = config.size
-        self.degradations = tuple(config.degradations)
+        self.classes = model_classes(config)
+        self.degradations = trained_classes(config)
+        if foreign := [name for name in self.degradations if not is_synthesised(name)]:
+            raise ValueError(
+                f"photos can't be given {foreign[0]}: only {', '.join(DEGRADATIONS)} and {CLEAN} are made from them; "
+                f"train {foreign[0]} from pairs of your own with data=manifest data.root=FOLDER"
+            )
         self.synthesis = config.synthesis
         self.views = config.views
         self.seed = seed
@@ -149,7 +155,7 @@ class SynthesisedPairs(Dataset[Pair]):
         gt = crop(_read_cached(path, self.size), self.size, self.views, counter_rng(self.seed, "crop", step, position))
         gt = vary(gt, degradation, self.views, counter_rng(self.seed, "view", step, position))
         lq = degrade(gt, degradation, counter_rng(self.seed, "degradation", step, position), self.synthesis)
-        return Pair(lq, gt, degradation_index(degradation), step, position)
+        return Pair(lq, gt, degradation_index(degradation, self.classes), step, position)
 
     @lru_cache(maxsize=2)  # noqa: B019 - the dataset lives as long as the run
     def _order(self, epoch: int) -> np.ndarray:

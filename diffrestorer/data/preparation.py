@@ -29,7 +29,7 @@ from diffrestorer.data.inventory import (
 from diffrestorer.data.manifest import MANIFEST, clean_images, read_batches, verify, write_manifest
 from diffrestorer.data.processes import run_all
 from diffrestorer.data.shards import Group, Problems, Settings, file_names, group_record, inspect, make_shard, plan
-from diffrestorer.degradations import DEGRADATIONS, MIXTURES
+from diffrestorer.degradations import CLEAN, DEGRADATIONS, MIXTURES, nearest
 
 BUDGET = 10_000
 """Training pairs a class (the paper, section IV-A)."""
@@ -74,9 +74,10 @@ def _check_config(config: PrepareConfig) -> None:
         raise ValueError(f"num_workers={config.num_workers} is not a number of processes")
     if config.seed < 0:
         raise ValueError(f"seed={config.seed} is negative")
-    unknown = [name for name in config.degradations if name not in (*DEGRADATIONS, *MIXTURES)]
-    if unknown:
-        raise ValueError(f"degradations={unknown[0]} is not valid; choose from {', '.join((*DEGRADATIONS, *MIXTURES))}")
+    known = (*DEGRADATIONS, *MIXTURES, CLEAN)
+    if unknown := [name for name in config.degradations if name not in known]:
+        near = nearest(unknown[0], known)
+        raise ValueError(f"degradations={unknown[0]} is not valid{near}; choose from {', '.join(known)}")
     if config.check and config.root is None and config.out is None:
         raise ValueError("--check needs root=DOWNLOADS, out=PREPARED or both")
     if not config.check and config.root is None and config.set not in ("readme", "open_photos"):
@@ -112,7 +113,7 @@ def _find(config: PrepareConfig, unpacked: Path, prepared: Sequence[Path], conso
     if config.set == "photos":
         if any(folder.resolve().is_relative_to(Path(config.root).resolve()) for folder in prepared):
             raise ValueError(f"out={prepared[0]} lies in root={config.root}: its images would be taken for photos")
-        found = [take_photos(Path(config.root), config.split)]
+        found = [take_photos(Path(config.root), config.split, clean=CLEAN in config.degradations)]
     else:
         found = take(choose(config.set), list_files(Path(config.root), unpacked), config.haze)
         console.print(count_table(found))

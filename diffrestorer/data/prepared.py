@@ -1,6 +1,7 @@
 """Training pairs from a prepared folder: pixels mapped into memory, addressed by (step, position)."""
 
 import hashlib
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -8,13 +9,14 @@ import cv2
 import numpy as np
 from torch.utils.data import Dataset
 
+from diffrestorer.config.classes import model_classes, trained_classes
 from diffrestorer.config.schema import DataConfig
 from diffrestorer.config.synthesis import Synthesis
 from diffrestorer.config.views import Views
 from diffrestorer.data.counter import counter_rng, shuffled
 from diffrestorer.data.manifest import MANIFEST, open_shard, read_batches, split_address
 from diffrestorer.data.pairs import Pair, SynthesisedPairs, check_data
-from diffrestorer.degradations import DEGRADATIONS, degradation_index
+from diffrestorer.degradations import CLEAN, DEGRADATIONS, degradation_index
 
 _OPEN_SHARDS = 512  # each holds a file descriptor, of which a process usually has 1024
 
@@ -38,14 +40,17 @@ class PreparedPairs(Dataset[Pair]):
     random, and half of them mirrored, degraded and clean image alike. Memory does not grow with the number of pairs:
     the index keeps runs of rows (a few per shard), the order is computed, pixels stay on disk.
 
+    Classes may have any name that the manifest's rows have. Pairs of `clean` are the manifest's; where it has none they
+    are made of other pairs' clean images, as many as the other classes have on average.
+
     Args:
         config: root folder, crop size and classes.
         seed: of the run.
         global_batch_size: samples a step over all processes.
 
     Raises:
-        ValueError: there is no manifest, no training pair of a class asked for, or the stored pairs are smaller than
-            `config.size`, or `config.synthesis` or `config.views` is set, which would change nothing.
+        ValueError: there is no manifest, or no training pair of a class that is trained on; the stored pairs are
+            smaller than `config.size`; or `config.synthesis` or `config.views` is set, which would change nothing.
     """
 
     def __init__(self, config: DataConfig, seed: int, global_batch_size: int) -> None:
@@ -62,43 +67,49 @@ class PreparedPairs(Dataset[Pair]):
         self.size = config.size
         self.seed = seed
         self.global_batch_size = global_batch_size
-        self._read_index(frozenset(config.degradations))
-        found = {DEGRADATIONS[label] for label in np.unique(self.labels)}
-        if missing := [name for name in config.degradations if name not in found]:
-            raise ValueError(
-                f"{self.root / MANIFEST} has no training pairs of {', '.join(missing)}; prepare them, or train on "
-                f"data.degradations=[{','.join(name for name in DEGRADATIONS if name in found)}]"
-            )
+        self.classes = model_classes(config)
+        self._read_index(trained_classes(config))
         self.stored_size = int(self._open(self.shards[0]).shape[-1])
         if self.stored_size < config.size:
             raise ValueError(
                 f"the pairs in {self.root} are {self.stored_size} pixels wide, data.size={config.size} is more"
             )
 
-    def _read_index(self, wanted: frozenset[str]) -> None:
-        """Runs of rows that follow one another in one shard: shard, class, first row, and pairs before the run."""
+    def _read_index(self, wanted: Sequence[str]) -> None:
+        """Finds the runs of rows that follow one another in a shard: shard, class, first row, pairs before the run."""
         shards: dict[str, int] = {}
+        labels = {name: degradation_index(name, self.classes) for name in wanted}
         runs: list[tuple[int, int, int, int]] = []
         count, expected = 0, ("", -1, "")
         for batch in read_batches(self.root, ["lq", "gt", "degradation", "split"]):
             for lq, gt, degradation, split in zip(*batch.values(), strict=True):
-                if split != "train" or gt is None or degradation not in wanted:
+                if split != "train" or gt is None or degradation not in labels:
                     continue
                 shard, row = split_address(lq)
                 if (shard, row, degradation) != expected:
-                    runs.append((shards.setdefault(shard, len(shards)), degradation_index(degradation), row, count))
+                    runs.append((shards.setdefault(shard, len(shards)), labels[degradation], row, count))
                 expected = (shard, row + 1, degradation)
                 count += 1
         if not count:
-            raise ValueError(f"{self.root / MANIFEST} has no training pairs of {', '.join(sorted(wanted))}")
+            raise ValueError(f"{self.root / MANIFEST} has no training pairs of {', '.join(sorted(labels))}")
         self.shards = list(shards)
-        self.num_pairs = count
         self.shard_of, self.labels, self.first_rows, self.starts = np.array(runs).T
+
+        # Only now is it known whether `clean` has pairs of its own, and how many the other classes have.
+        found = [name for name in self.classes if name in labels and labels[name] in self.labels]
+        makes_clean = CLEAN in labels and CLEAN not in found
+        if missing := [name for name in labels if name not in found and name != CLEAN]:
+            raise ValueError(
+                f"{self.root / MANIFEST} has no training pairs of {', '.join(missing)}; prepare them, or train on "
+                f"data.degradations=[{','.join(found)}]"
+            )
+        self.num_stored = count
+        self.num_pairs = count + (round(count / len(found)) if makes_clean else 0)
 
     def source(self, step: int, position: int) -> tuple[Path, str]:
         """The address and the degradation of sample (step, position)."""
         shard, row, label = self._locate(self._index(step, position))
-        return self.root / f"{shard}#{row}", DEGRADATIONS[label]
+        return self.root / f"{shard}#{row}", self.classes[label]
 
     @property
     def num_variants(self) -> int | None:
@@ -108,6 +119,8 @@ class PreparedPairs(Dataset[Pair]):
     def fingerprint(self) -> str:
         """Changes with the manifest (which has a checksum of every pair), the classes and the crop; reads no pixel."""
         digest = hashlib.sha256(f"{sorted(set(self.labels.tolist()))} {self.size} ".encode())
+        if self.classes != DEGRADATIONS:  # of the eight, the digest is that of runs before models had classes
+            digest.update(f"{' '.join(self.classes)} {self.num_pairs - self.num_stored} clean ".encode())
         digest.update((self.root / MANIFEST).read_bytes())
         return digest.hexdigest()
 
@@ -141,10 +154,16 @@ class PreparedPairs(Dataset[Pair]):
         if mirrored:  # NumPy mirrors byte by byte
             pixels = cv2.flip(pixels.reshape(-1, self.size), 1).reshape(pixels.shape)
         lq, gt = pixels.transpose(0, 2, 3, 1)
-        return Pair(lq, gt, label, step, position)
+        return Pair(gt if index >= self.num_stored else lq, gt, label, step, position)
 
     def _locate(self, index: int) -> tuple[str, int, int]:
-        """Shard, row in it and class of a pair."""
+        """Shard, row in it and class of a pair; of a `clean` one that is made, where its image comes from.
+
+        Those follow the stored pairs: no two of the same pair, drawn alike in every run.
+        """
+        if index >= self.num_stored:
+            shard, row, _ = self._locate(shuffled(index - self.num_stored, self.num_stored, 0, CLEAN))
+            return shard, row, degradation_index(CLEAN, self.classes)
         run = int(np.searchsorted(self.starts, index, side="right")) - 1
         row = int(self.first_rows[run] + index - self.starts[run])
         return self.shards[self.shard_of[run]], row, int(self.labels[run])

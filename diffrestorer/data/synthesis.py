@@ -52,7 +52,8 @@ def degrade(
 
     Args:
         image: sRGB photo, uint8 (h, w, 3); it is not changed.
-        degradation: one of `DEGRADATIONS` or a name in `MIXTURES`, whose steps are applied one after another.
+        degradation: one of `DEGRADATIONS`, a name in `MIXTURES`, whose steps are applied one after another, or `clean`,
+            which leaves the photo as it is.
         rng: the only source of randomness: an equal generator gives an equal result.
         synthesis: the ranges that are drawn from.
         depth: for haze only: distance of each pixel in any unit, (h, w), >= 0; None draws a smooth one.
@@ -72,7 +73,7 @@ def degrade(
         return _haze(image, rng, synthesis.haze, _check_depth(depth, image))
     for step in steps:
         image = _DEGRADATIONS[step](image, rng, getattr(synthesis, step))
-    return image
+    return image if steps else image.copy()
 
 
 def _check_depth(depth: NDArray[np.floating], image: Image) -> Field:

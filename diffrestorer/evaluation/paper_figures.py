@@ -24,7 +24,7 @@ from torch import Tensor
 from diffrestorer.config.schema import EvaluateConfig, FiguresConfig, TestDataConfig
 from diffrestorer.data.counter import counter_rng
 from diffrestorer.data.synthesis import degrade
-from diffrestorer.degradations import DEGRADATIONS
+from diffrestorer.degradations import is_synthesised
 from diffrestorer.evaluation.files import as_batch, read_pixels, write_bytes
 from diffrestorer.evaluation.grids import GRIDS, draw_grid
 from diffrestorer.evaluation.prepared import build_suite
@@ -142,11 +142,23 @@ def measure_separability(embeddings: np.ndarray, classes: np.ndarray, photos: np
 
 
 def draw_embeddings(config: FiguresConfig) -> Figure:
-    """Figure 10: t-SNE of P_CLIP and of P_D, each with its separability, and how often the classifier is right."""
+    """Figure 10: t-SNE of P_CLIP and of P_D, each with its separability, and how often the classifier is right.
+
+    Raises:
+        ValueError: there are images of fewer than two of the model's classes.
+    """
     pipe = DiffRestorerPipeline.from_pretrained(config.model)
-    examples = degraded_crops(config.seed) if config.data.root is None else degraded_photos(config.data)
+    if config.data.root is None:
+        examples = degraded_crops(pipe.classes, config.seed)
+    else:
+        examples = [example for example in degraded_photos(config.data) if example.degradation in pipe.classes]
+    if len({example.degradation for example in examples}) < 2:
+        raise ValueError(
+            f"figure=10 compares classes, and fewer than two of {config.model}'s ({', '.join(pipe.classes)}) have "
+            "images here: open photos are degraded by the paper's eight or left clean, data.root=PREPARED has the eight"
+        )
     found = embed(pipe, [example.lq for example in examples])
-    classes = np.array([DEGRADATIONS.index(example.degradation) for example in examples])
+    classes = np.array([pipe.classes.index(example.degradation) for example in examples])
     photos = np.unique([example.photo for example in examples], return_inverse=True)[1]
     told = (found.degradation_logits.argmax(1).numpy() == classes).mean()
     figure = Figure(figsize=(11, 5.2), layout="constrained")
@@ -155,9 +167,9 @@ def draw_embeddings(config: FiguresConfig) -> Figure:
     for axis, (name, embeddings) in zip(axes, prompts.items(), strict=True):
         apart = measure_separability(embeddings, classes, photos)
         points = TSNE(perplexity=20, init="pca", random_state=config.seed).fit_transform(embeddings)
-        _scatter(axis, points, classes)
+        _scatter(axis, points, classes, pipe.classes)
         axis.set_title(f"{name}: silhouette {apart.silhouette:.2f}, nearest-neighbour accuracy {apart.accuracy:.0%}")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(DEGRADATIONS))
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=8)
     figure.suptitle(
         f"Figure 10: {len(classes)} degraded images of {photos.max() + 1} photos; "
         f"the classifier of {config.model} tells {told:.0%} of them right"
@@ -174,13 +186,13 @@ class Example:
     degradation: str
 
 
-def degraded_crops(seed: int) -> list[Example]:
-    """Crops of the open photos under each degradation."""
+def degraded_crops(classes: Sequence[str], seed: int) -> list[Example]:
+    """Crops of the open photos under each of a model's classes that can be made from photos."""
     examples = []
     for number, photo in enumerate(DEMO_PHOTOS):
         whole = open_photo(photo, DEMO_SHORTER_SIDE)
-        for label, name in enumerate(DEGRADATIONS):
-            for index in range(CROPS):
+        for label, name in enumerate(classes):
+            for index in range(CROPS if is_synthesised(name) else 0):
                 rng = counter_rng(seed, "figure10", number, label, index)
                 top, left = rng.integers(len(whole) - CROP + 1, size=2)
                 crop = np.ascontiguousarray(whole[top : top + CROP, left : left + CROP])
@@ -202,9 +214,9 @@ def embed(pipe: DiffRestorerPipeline, images: Sequence[np.ndarray]) -> VisualPro
     return VisualPrompts(**{name: torch.cat([getattr(row, name) for row in rows]).cpu() for name in names})
 
 
-def _scatter(axis: Axes, points: np.ndarray, classes: np.ndarray) -> None:
-    for label, name in enumerate(DEGRADATIONS):
-        own = points[classes == label]
+def _scatter(axis: Axes, points: np.ndarray, classes: np.ndarray, names: Sequence[str]) -> None:
+    for label in np.unique(classes):
+        own, name = points[classes == label], names[label]
         axis.scatter(own[:, 0], own[:, 1], s=14, color=f"C{label}", label=name)
     axis.set_xticks([])
     axis.set_yticks([])

@@ -172,13 +172,18 @@ def load_component(folder: Path, name: str | None = None) -> ModelMixin:
 def load_weights(component: ModelMixin, folder: Path) -> None:
     """Gives a component the weights of the same one in `folder`, which need not be for the same image size.
 
+    A prompt processor of other classes gives those of the classifier's rows whose class both have.
+
     Raises:
         ModelFolderError: there is no such folder, or its networks are of other sizes.
     """
     if not folder.is_dir():
         raise ModelFolderError(f"{folder.parent} holds no {folder.name} to begin with")
-    weights = load_component(folder).state_dict()
+    source = load_component(folder)
+    weights = source.state_dict()
     try:  # what only the folder's has (prototypes) is left there
+        if isinstance(component, PromptProcessor) and isinstance(source, PromptProcessor):
+            weights |= component.classifier_of(source)
         component.load_state_dict({name: weights[name] for name in component.state_dict()})
     except (KeyError, RuntimeError) as error:
         raise ModelFolderError(f"{folder} is of other sizes than this run's {folder.name}: {error}") from None
@@ -217,6 +222,19 @@ def check_model_folder(folder: Path) -> None:
         check_networks(components, "its networks do not fit")
     except ValueError as error:
         raise ModelFolderError(f"{folder}: {error}") from None
+
+
+def read_classes(folder: Path) -> tuple[str, ...]:
+    """Return the classes of a model folder, in the order of their index; reads no weights.
+
+    A folder that was saved before models had classes of their own has the paper's eight.
+
+    Raises:
+        ModelFolderError: its prompt processor's configuration is missing or unusable.
+    """
+    processor = _empty_component(folder / "prompt_processor", COMPONENTS["prompt_processor"])
+    assert isinstance(processor, PromptProcessor)
+    return processor.classes
 
 
 def check_finite(folder: Path, components: Mapping[str, ModelMixin]) -> None:

@@ -1,5 +1,6 @@
 """The Prompt Processor: CLIP's embedding of the degraded image, split into what it shows and what is wrong with it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +9,7 @@ from diffusers.configuration_utils import register_to_config
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from diffrestorer.degradations import DEGRADATIONS
+from diffrestorer.degradations import DEGRADATIONS, check_class_names, nearest
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class VisualPrompts:
         clip_embedding: P_CLIP, the image encoder's embedding.
         semantic_embedding: P_S, the one cross-attention token of the UNet and of the control network.
         degradation_embedding: P_D, which modulates control encoder and decoder.
-        degradation_logits: d = C(P_D), in the order of `DEGRADATIONS`.
+        degradation_logits: d = C(P_D), in the order of the model's classes.
     """
 
     clip_embedding: Float[Tensor, "b d"]
@@ -49,6 +50,10 @@ class PromptProcessor(ModelMixin, ConfigMixin):
         semantic: False hands P_CLIP on as the token (ablation `no_semantic`; needs `clip_dim == semantic_dim`).
         degradation: False makes P_D a zero vector, in training and test (ablation `no_degradation`).
         prototypes: whether the weights hold each class's mean P_D (see `record_prototypes`).
+        classes: the names of the classes, in the order of the classifier's outputs; by default the paper's eight.
+
+    Raises:
+        ValueError: the widths do not fit, or a class has no valid name.
     """
 
     class_prototypes: Float[Tensor, "k g"]
@@ -63,8 +68,10 @@ class PromptProcessor(ModelMixin, ConfigMixin):
         semantic: bool = True,
         degradation: bool = True,
         prototypes: bool = False,
+        classes: Sequence[str] = DEGRADATIONS,
     ) -> None:
         super().__init__()
+        check_class_names(classes)
         if not semantic and clip_dim != semantic_dim:
             raise ValueError(
                 f"without a semantic branch the CLIP embedding is the token: clip_dim ({clip_dim}) must equal "
@@ -72,9 +79,14 @@ class PromptProcessor(ModelMixin, ConfigMixin):
             )
         self.semantic_branch = _mlp(clip_dim, clip_dim, clip_dim, semantic_dim) if semantic else nn.Identity()
         self.degradation_branch = _mlp(clip_dim, hidden_dim, degradation_dim)
-        self.classifier = nn.Linear(degradation_dim, len(DEGRADATIONS))
+        self.classifier = nn.Linear(degradation_dim, len(classes))
         if prototypes:
-            self.register_buffer("class_prototypes", torch.zeros(len(DEGRADATIONS), degradation_dim))
+            self.register_buffer("class_prototypes", torch.zeros(len(classes), degradation_dim))
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The model's classes, in the order of the classifier's outputs."""
+        return tuple(self.config.classes)
 
     def forward(self, clip_embedding: Float[Tensor, "b d"]) -> VisualPrompts:
         degradation_embedding = self.degradation_branch(clip_embedding)
@@ -88,30 +100,45 @@ class PromptProcessor(ModelMixin, ConfigMixin):
         )
 
     def record_prototypes(self, clip_embeddings: Float[Tensor, "n d"], labels: Int[Tensor, " n"]) -> None:
-        """Keeps each degradation's mean P_D over examples, to be used where a caller names the degradation himself.
+        """Keeps each class's mean P_D over examples, to be used where a caller names the degradation himself.
 
         Args:
-            labels: of the examples; the prototype of a class without examples stays zero.
+            labels: class indices of the examples; the prototype of a class without examples stays zero.
         """
         embeddings = self(clip_embeddings).degradation_embedding
-        prototypes = torch.zeros(len(DEGRADATIONS), embeddings.shape[1], device=embeddings.device)
+        prototypes = torch.zeros(len(self.classes), embeddings.shape[1], device=embeddings.device)
         for label in labels.unique():
             prototypes[label] = embeddings[labels == label].mean(dim=0)
         self.register_to_config(prototypes=True)
         self.register_buffer("class_prototypes", prototypes)
 
     def prototype(self, degradation: str) -> Float[Tensor, "1 g"]:
-        """The mean P_D of a degradation.
+        """The mean P_D of a class.
 
         Raises:
-            ValueError: there is no such degradation, or the model has not learned its prototype.
+            ValueError: the model has no such class, or has not learned its prototype.
         """
-        if degradation not in DEGRADATIONS:
-            raise ValueError(f"degradation must be one of {', '.join(DEGRADATIONS)}, not {degradation!r}")
-        row = self.class_prototypes[DEGRADATIONS.index(degradation)] if self.config.prototypes else None
+        classes = self.classes
+        if degradation not in classes:
+            near = nearest(degradation, classes)
+            raise ValueError(f"degradation must be one of {', '.join(classes)}, not {degradation!r}{near}")
+        row = self.class_prototypes[classes.index(degradation)] if self.config.prototypes else None
         if row is None or not row.any():
             raise ValueError(
                 f"this model holds no prototype of {degradation}, so its degradation can't be given: leave it to the "
                 "model, or train stage 1 anew (it records them when it ends)"
             )
         return row[None]
+
+    def classifier_of(self, other: "PromptProcessor") -> dict[str, Tensor]:
+        """Return the classifier's weights with the rows that `other` has of the same classes.
+
+        Classes that only this model has keep the rows they have here.
+        """
+        weights = {f"classifier.{name}": value.clone() for name, value in self.classifier.state_dict().items()}
+        source = other.classifier.state_dict()
+        for index, name in enumerate(self.classes):
+            if name in other.classes:
+                for key, value in source.items():
+                    weights[f"classifier.{key}"][index] = value[other.classes.index(name)]
+        return weights

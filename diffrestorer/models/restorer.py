@@ -1,5 +1,6 @@
 """The assembly: every network of the method in one module, and how they are joined (Fig. 4)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from diffusers import AutoencoderKL, ModelMixin, UNet2DConditionModel
@@ -7,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from diffrestorer.config.schema import ModelConfig
+from diffrestorer.degradations import DEGRADATIONS
 from diffrestorer.models.backbones import EncodedImage, ImageEncoder, decode_latents, encode_image
 from diffrestorer.models.components import COMPONENTS, build_component, check_networks
 from diffrestorer.models.control import ControlDecoder, ControlEncoder, ControlNetwork
@@ -99,16 +101,28 @@ class Restorer(nn.Module):
 
 
 def build_restorer(
-    config: ModelConfig, vae: AutoencoderKL, image_encoder: ImageEncoder, unet: UNet2DConditionModel
+    config: ModelConfig,
+    vae: AutoencoderKL,
+    image_encoder: ImageEncoder,
+    unet: UNet2DConditionModel,
+    classes: Sequence[str] = DEGRADATIONS,
 ) -> Restorer:
-    """The method at step 0 around a given base: control network copied from the UNet, decoder from the VAE."""
+    """Build the method at step 0 around a given base: control network copied from the UNet, decoder from the VAE.
+
+    Args:
+        classes: the names of the model's classes, in the order of their index.
+
+    Raises:
+        ValueError: an argument is unknown, or the networks do not fit one another.
+    """
     prediction = config.scheduler.get("prediction_type", "epsilon")
     if config.control_encoder.get("latent_channels") and prediction != "sample":
         raise ValueError(
             "model.control_encoder.latent_channels makes predictions relative to the degraded image's latents: "
             f"it needs model.scheduler.prediction_type=sample, not {prediction}"
         )
-    prompt_processor = build_component(PromptProcessor, config.prompt_processor, "model.prompt_processor")
+    prompts = {**config.prompt_processor, "classes": list(classes)}
+    prompt_processor = build_component(PromptProcessor, prompts, "model.prompt_processor")
     control_encoder = build_component(ControlEncoder, config.control_encoder, "model.control_encoder")
     degradation_dim = prompt_processor.config.degradation_dim
     components = {

@@ -17,11 +17,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from diffrestorer.config.classes import model_classes
 from diffrestorer.config.schema import BaseConfig
 from diffrestorer.data.counter import counter_normal, to_device
 from diffrestorer.data.pairs import PairBatch, collate_pairs
 from diffrestorer.data.prepared import open_pairs
-from diffrestorer.degradations import DEGRADATIONS
 from diffrestorer.losses import contrastive_loss, degradation_loss, diffusion_loss
 from diffrestorer.models.backbones import decode_latents, encode_image
 from diffrestorer.models.components import (
@@ -101,7 +101,7 @@ class ImageEncoderTask(Task):
         self.config = config
         self.image_encoder = _begin(config, "image_encoder", build_image_encoder(config.model))
         embed_dim = self.image_encoder.config.embed_dim
-        self.classifier = nn.Linear(embed_dim, len(DEGRADATIONS))
+        self.classifier = nn.Linear(embed_dim, len(model_classes(config.data)))
         self.content = nn.Linear(embed_dim, embed_dim // 2)
 
     def forward(self, batch: PairBatch) -> Losses:

@@ -15,6 +15,7 @@ from diffrestorer.baselines.airnet import AirNet, KeyQueue, update_momentum
 from diffrestorer.baselines.catalog import build_baseline, load_baseline
 from diffrestorer.baselines.da_clip.model import DaClip
 from diffrestorer.baselines.protocol import Baseline
+from diffrestorer.config.classes import model_classes
 from diffrestorer.config.schema import BaselineConfig
 from diffrestorer.data.counter import counter_normal, counter_rng, to_device
 from diffrestorer.data.pairs import PairBatch
@@ -179,7 +180,8 @@ class ControllerTask(BaselineTask):
     model: DaClip
 
     def __init__(self, config: BaselineConfig) -> None:
-        model = build_baseline(config.method, config.network)
+        arguments = {**config.network, "num_classes": len(model_classes(config.data))}
+        model = build_baseline(config.method, arguments)
         assert isinstance(model, DaClip)
         super().__init__(config, model)
         if config.clip not in (None, "none"):

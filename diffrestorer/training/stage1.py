@@ -9,6 +9,7 @@ from diffusers import DDPMScheduler, UniPCMultistepScheduler
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from diffrestorer.config.classes import model_classes
 from diffrestorer.config.schema import Stage1Config
 from diffrestorer.data.counter import counter_normal
 from diffrestorer.data.pairs import PairBatch, collate_pairs
@@ -33,7 +34,7 @@ PROTOTYPE_BATCHES, PROTOTYPE_BATCH = 8, 16
 
 @torch.no_grad()
 def record_prototypes(restorer: Restorer, config: Stage1Config) -> None:
-    """Keeps each degradation's mean P_D over training pairs: see `PromptProcessor.prototype`."""
+    """Keeps each class's mean P_D over training pairs: see `PromptProcessor.prototype`."""
     pairs = open_pairs(config.data, config.seed, PROTOTYPE_BATCH)
     device = restorer.prompt_processor.device
     embeddings, labels = [], []
@@ -53,7 +54,8 @@ class Stage1Task(Task):
     def __init__(self, config: Stage1Config) -> None:
         super().__init__()
         self.config = config
-        self.restorer = build_restorer(config.model, *load_base(config.model, config.base))
+        base = load_base(config.model, config.base)
+        self.restorer = build_restorer(config.model, *base, classes=model_classes(config.data))
         if config.init is not None:
             folder = find_model(config.init)
             names = ("prompt_processor", "control_encoder", "control_network")
@@ -112,7 +114,7 @@ class Stage1Task(Task):
         return [adamw(parameters, self.config.train)]
 
     def save_model(self, folder: Path, dtype: torch.dtype) -> None:
-        """The whole pipeline, with the degradations' prototypes; its refined decoder is still the VAE's own."""
+        """The whole pipeline, with the classes' prototypes; its refined decoder is still the VAE's own."""
         record_prototypes(self.restorer, self.config)
         save_model_folder(self.restorer, UniPCMultistepScheduler(**self.config.model.scheduler), folder, dtype)
 

@@ -10,9 +10,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.utils import make_grid, save_image
 
+from diffrestorer.config.classes import trained_classes
 from diffrestorer.config.schema import RunConfig
 from diffrestorer.data.files import whole_file
 from diffrestorer.data.pairs import PairBatch, SynthesisedPairs, collate_pairs
+from diffrestorer.degradations import is_synthesised
 from diffrestorer.training.task import Task, to_unit
 
 VALIDATION_SEED = 1_000_003
@@ -40,14 +42,21 @@ class Validation:
         output_dir: gets `validation.csv` and `validation/step_N.png`: degraded, restored, clean.
 
     Raises:
-        ValueError: `data.validation_root` is missing or unusable, or LPIPS' weights can't be had.
+        ValueError: `data.validation_root` is missing or unusable, no class that is trained on can be made from its
+            photos, or LPIPS' weights can't be had.
     """
 
     def __init__(self, config: RunConfig, output_dir: Path) -> None:
         settings = config.train
         if config.data.validation_root is None:
             raise ValueError("train.validate_every needs data.validation_root=FOLDER of photos that are not trained on")
-        data = replace(config.data, name="photos", root=config.data.validation_root)
+        classes = [name for name in trained_classes(config.data) if is_synthesised(name)]
+        if not classes:
+            raise ValueError(
+                "train.validate_every degrades the photos of data.validation_root, and none of the classes that are "
+                "trained on can be made from photos: leave it null"
+            )
+        data = replace(config.data, name="photos", root=config.data.validation_root, degradations=classes)
         pairs = SynthesisedPairs(data, VALIDATION_SEED, settings.validation_images)
         num_images = min(settings.validation_images, len(pairs.paths))
         size = settings.micro_batch_size or settings.hardware.max_micro_batch or settings.global_batch_size

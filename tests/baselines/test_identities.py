@@ -221,7 +221,7 @@ REGNET = {
 def test_the_controller_starts_as_clip_itself(tower: dict) -> None:
     torch.manual_seed(0)
     clip = ImageEncoder(**tower).eval()
-    controlled = ControlledClip(copy.deepcopy(clip), 12)
+    controlled = ControlledClip(copy.deepcopy(clip), 12, num_classes=3)
     images = normal(2, 3, 32, 32).sigmoid()
     with torch.no_grad():
         content, degradation = controlled(images)

@@ -8,7 +8,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffrestorer.degradations import DEGRADATIONS
 from diffrestorer.models.backbones import ImageEncoder
 
 
@@ -43,12 +42,12 @@ class ControlledClip(nn.Module):
     `class_embeddings` stand for the text embeddings of the degradations' names.
     """
 
-    def __init__(self, clip: ImageEncoder, embed_dim: int) -> None:
+    def __init__(self, clip: ImageEncoder, embed_dim: int, num_classes: int) -> None:
         super().__init__()
         self.clip = clip.requires_grad_(False)
         self.control = copy.deepcopy(clip).requires_grad_(True)
         self.zeros = nn.ModuleList(ZeroProjection(dim) for _, dim in tower_blocks(clip))
-        self.class_embeddings = nn.Parameter(torch.randn(len(DEGRADATIONS), embed_dim) * embed_dim**-0.5)
+        self.class_embeddings = nn.Parameter(torch.randn(num_classes, embed_dim) * embed_dim**-0.5)
         self.train()
 
     def start_control_at_clip(self) -> None:

@@ -14,6 +14,7 @@ from diffrestorer.baselines.da_clip.sde import IRSDE
 from diffrestorer.baselines.da_clip.unet import DaClipUNet
 from diffrestorer.baselines.protocol import Baseline, Pass
 from diffrestorer.data.counter import counter_normal
+from diffrestorer.degradations import DEGRADATIONS
 from diffrestorer.models.backbones import ImageEncoder
 
 VIT_B_32 = {"image_size": 224, "layers": 12, "width": 768, "patch_size": 32}
@@ -29,6 +30,7 @@ class DaClip(Baseline):
         num_steps, max_sigma: of IR-SDE.
         sampler: `sde` (Euler steps of the reverse-time SDE, the paper's) or `posterior` (x_{t-1} given x_t and the
             predicted x_0, exact for a perfect prediction: it needs fewer steps).
+        num_classes: degradations that the controller was taught to tell apart.
     """
 
     @register_to_config
@@ -41,12 +43,13 @@ class DaClip(Baseline):
         num_steps: int = 100,
         max_sigma: float = 50.0,
         sampler: str = "sde",
+        num_classes: int = len(DEGRADATIONS),
     ) -> None:
         super().__init__()
         if sampler not in ("sde", "posterior"):
             raise ValueError(f"sampler={sampler} is unknown; choose sde or posterior")
         clip = ImageEncoder(**(image_encoder or {"vision_cfg": VIT_B_32, "embed_dim": 512}))
-        self.controller = ControlledClip(clip, clip.config.embed_dim)
+        self.controller = ControlledClip(clip, clip.config.embed_dim, num_classes)
         self.unet = DaClipUNet(features, multipliers, clip.config.embed_dim, attention_level)
         self.sde = IRSDE(num_steps, max_sigma)
 
