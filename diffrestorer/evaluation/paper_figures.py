@@ -166,7 +166,8 @@ def draw_embeddings(config: FiguresConfig) -> Figure:
     prompts = {"P_CLIP": found.clip_embedding.numpy(), "P_D": found.degradation_embedding.numpy()}
     for axis, (name, embeddings) in zip(axes, prompts.items(), strict=True):
         apart = measure_separability(embeddings, classes, photos)
-        points = TSNE(perplexity=20, init="pca", random_state=config.seed).fit_transform(embeddings)
+        perplexity = min(20, len(embeddings) - 1)
+        points = TSNE(perplexity=perplexity, init="pca", random_state=config.seed).fit_transform(embeddings)
         _scatter(axis, points, classes, pipe.classes)
         axis.set_title(f"{name}: silhouette {apart.silhouette:.2f}, nearest-neighbour accuracy {apart.accuracy:.0%}")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=8)

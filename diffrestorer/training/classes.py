@@ -1,26 +1,17 @@
 """The classes of a stage that goes on from stage 1: those of the model it goes on from."""
 
 from dataclasses import replace
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import TypeVar
 
 from diffrestorer.config.classes import follow_classes
-from diffrestorer.config.schema import DataConfig
+from diffrestorer.config.schema import DecoderConfig
 from diffrestorer.model_folder import find_model
 from diffrestorer.models.components import read_classes
 
-
-class LaterStage(Protocol):
-    """The configuration of a stage that goes on from the model at `stage1`."""
-
-    __dataclass_fields__: ClassVar[dict[str, Any]]
-    stage1: str | None
-    data: DataConfig
+LaterStage = TypeVar("LaterStage", bound=DecoderConfig)
 
 
-AnyLaterStage = TypeVar("AnyLaterStage", bound=LaterStage)
-
-
-def follow_stage1(config: AnyLaterStage) -> AnyLaterStage:
+def follow_stage1(config: LaterStage) -> LaterStage:
     """Return the configuration with the classes of the model at `stage1`, of which no weights are read.
 
     Where `stage1` is not set it is returned as it is: the stage itself says what is missing.

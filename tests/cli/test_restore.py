@@ -1,6 +1,7 @@
 """`diffrestorer restore`: what is promised, on real files and a real (random) model folder."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -145,6 +146,11 @@ def test_the_degradation_can_be_given(
     assert np.abs(pixels[1] - pixels[0]).max() > 1
     assert np.abs(pixels[1] - pixels[2]).max() > 1
 
+    assert restore(photos, "--overwrite", "--degradation", "dust") == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert re.fullmatch(r"diffrestorer: degradation must be one of noise, .*, jpeg, not 'dust', did you mean .*\n", err)
+
     forgetful = forget_prototypes(random_model, tmp_path)
     assert restore(photos, "--overwrite", "--degradation", "haze", "--model", forgetful) == 2
     out, err = capfd.readouterr()
@@ -187,7 +193,7 @@ def rgb_profile() -> bytes:
     "wrong",
     ["--steps=0", "--steps=-3", "--steps=many", "--fidelity=1.5", "--fidelity=nan", "--seed=-1", "--batch-size=0",
      "--format=gif", "--decoder=vae", "--tile=255", "--tile=-1", "--tile=some",
-     "--degradation=dust", "--over"],
+     "--over"],
 )  # fmt: skip
 def test_wrong_options_are_refused(wrong: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:

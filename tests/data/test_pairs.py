@@ -209,6 +209,24 @@ def test_unusable_folders_are_one_sentence(config: DataConfig, tmp_path: Path) -
         assert "\n" not in str(caught.value)
 
 
+def test_a_clean_pair_is_the_photo_itself(config: DataConfig) -> None:
+    own = replace(config, classes=["clean", "sandstorm", "blur"], degradations=["blur", "clean"])
+    pairs = SynthesisedPairs(own, 0, BATCH)
+    made = {pairs.source(0, position)[1]: pairs[0, position] for position in range(BATCH)}
+    assert {name: pair.label for name, pair in made.items()} == {"clean": 0, "blur": 2}
+    assert np.array_equal(made["clean"].lq, made["clean"].gt)
+    assert not np.shares_memory(made["clean"].lq, made["clean"].gt)
+    assert not np.array_equal(made["blur"].lq, made["blur"].gt)
+
+
+def test_photos_cannot_be_given_a_class_of_own_pairs(config: DataConfig) -> None:
+    own = replace(config, classes=["noise", "sandstorm"], degradations=None)
+    with pytest.raises(ValueError, match=r"photos can't be given sandstorm: .* with data=manifest data\.root=FOLDER"):
+        SynthesisedPairs(own, 0, BATCH)
+    with pytest.raises(ValueError, match=r"data\.degradations=rain is not valid, did you mean .* noise, sandstorm$"):
+        SynthesisedPairs(replace(own, degradations=["rain"]), 0, BATCH)
+
+
 def test_an_unreadable_photo_is_named(config: DataConfig, photos_dir: Path, tmp_path: Path) -> None:
     whole = (photos_dir / "coffee.png").read_bytes()
     (tmp_path / "broken.png").write_bytes(whole[: len(whole) // 2])

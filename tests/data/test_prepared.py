@@ -152,6 +152,54 @@ def test_a_subset_of_the_classes(config: DataConfig) -> None:
     assert {pairs.source(0, position)[1] for position in range(10)} == {"noise", "blur"}
 
 
+def test_clean_pairs_are_made_where_the_manifest_has_none(config: DataConfig) -> None:
+    """As many as the other classes have on average, each of another pair, the same in every run."""
+    eight = PreparedPairs(config, seed=3, global_batch_size=BATCH)
+    nine = replace(config, classes=[*DEGRADATIONS, "clean"], degradations=None)
+    pairs = PreparedPairs(nine, seed=3, global_batch_size=BATCH)
+    sources = [pairs.source(*divmod(number, BATCH)) for number in range(45)]
+    assert Counter(name for _, name in sources) == {**dict.fromkeys(DEGRADATIONS, 5), "clean": 5}
+    assert len(set(sources)) == 45
+    for number, (path, degradation) in enumerate(sources):
+        pair = pairs[divmod(number, BATCH)]
+        assert pair.label == degradation_index(degradation, pairs.classes)
+        assert np.array_equal(pair.lq, pair.gt) == (degradation == "clean")
+        shard, row = str(path).split("#")
+        stored = open_shard(Path(shard))[int(row), 1].transpose(1, 2, 0)
+        assert np.array_equal(pair.gt, stored) or np.array_equal(pair.gt, stored[:, ::-1])
+    other = PreparedPairs(nine, seed=4, global_batch_size=9)
+    assert {other.source(*divmod(number, 9)) for number in range(45)} == set(sources)
+    assert pairs.fingerprint() == other.fingerprint() != eight.fingerprint()
+    assert pairs.num_variants == 90
+    assert np.array_equal(pairs.fixed(89).lq, pairs.fixed(89).gt)
+    with pytest.raises(ValueError, match="no training pairs of clean"):
+        PreparedPairs(replace(nine, degradations=["clean"]), 0, BATCH)
+
+
+def test_prepared_clean_pairs_count(tmp_path: Path) -> None:
+    """Then none are made, and a photo's clean pair is the photo twice."""
+    root, out = photos(tmp_path / "photos", 1, 2, 3), tmp_path / "out"
+    rows = make("photos", root, out, size=SIZE, budget=None, degradations=["noise", "clean"])
+    assert Counter(row["degradation"] for row in rows) == {"noise": 3, "clean": 3}
+    config = DataConfig("manifest", str(out), SIZE, classes=["clean", "noise"])
+    pairs = PreparedPairs(config, 0, BATCH)
+    assert pairs.num_pairs == 6
+    for position in range(6):
+        pair = pairs[0, position]
+        assert np.array_equal(pair.lq, pair.gt) == (pairs.source(0, position)[1] == "clean") == (pair.label == 0)
+
+
+def test_labels_follow_the_model_s_classes(config: DataConfig) -> None:
+    """Equal labels of other classes are other data: a cache of the one is not the other's."""
+    own = [PreparedPairs(replace(config, classes=names, degradations=None), 0, 1) for names in (
+        ["blur", "noise"], ["noise", "blur"], ["noise", "rain"],
+    )]  # fmt: skip
+    assert [pair.label for pair in (own[0][step, 0] for step in range(10))] == [
+        ["blur", "noise"].index(own[0].source(step, 0)[1]) for step in range(10)
+    ]
+    assert len({pairs.fingerprint() for pairs in own}) == 3
+
+
 def test_test_pairs_are_never_trained_on(config: DataConfig) -> None:
     pairs = PreparedPairs(config, seed=0, global_batch_size=BATCH)
     assert pairs.num_pairs == 40

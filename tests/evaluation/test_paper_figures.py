@@ -25,6 +25,7 @@ from diffrestorer.evaluation.paper_figures import (
 )
 from diffrestorer.evaluation.run import evaluate
 from diffrestorer.models.components import load_component, save_component
+from diffrestorer.models.prompt_processor import PromptProcessor
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +138,23 @@ def test_training_curves(tmp_path: Path) -> None:
     assert len(figure.axes[0].lines[0].get_xdata()) == 100  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"holds no losses\.csv"):
         PAPER_FIGURES["training"](FiguresConfig(figure="training", training="/nowhere"))
+
+
+def test_figure_10_shows_the_classes_that_the_model_has(random_model: Path, tmp_path: Path) -> None:
+    """Of its classes the ones that the prepared images have; a model with fewer than two of them has no figure."""
+    make("photos", photos(tmp_path / "photos", *range(1, 7)), tmp_path / "prepared", split="test")
+    model = shutil.copytree(random_model, tmp_path / "model")
+    config = FiguresConfig(figure="10", model=str(model), data=TestDataConfig(str(tmp_path / "prepared")))
+    for classes in (["sandstorm", "haze", "blur"], ["sandstorm", "haze"]):
+        arguments = {**load_component(random_model / "prompt_processor").config, "classes": classes}
+        known = {name: value for name, value in arguments.items() if not name.startswith("_")}
+        save_component(PromptProcessor(**known), model / "prompt_processor", torch.float32)
+        if len(classes) == 3:
+            figure = PAPER_FIGURES["10"](config)
+            assert "12 degraded images of 6 photos" in figure.get_suptitle()
+            assert [text.get_text() for text in figure.legends[0].get_texts()] == ["haze", "blur"]
+    with pytest.raises(ValueError, match=r"fewer than two of .*'s \(sandstorm, haze\) have images"):
+        PAPER_FIGURES["10"](config)
 
 
 def test_figure_10_tells_how_many_images_the_classifier_knows(random_model: Path, tmp_path: Path) -> None:

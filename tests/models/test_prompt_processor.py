@@ -1,11 +1,15 @@
 """The Prompt Processor has the paper's layers, and its ablations do what their table says."""
 
+import json
+from pathlib import Path
+
 import jaxtyping
 import pytest
 import torch
 from torch import nn
 
 from diffrestorer.degradations import DEGRADATIONS
+from diffrestorer.models.components import ModelFolderError, load_component, read_classes, save_component
 from diffrestorer.models.prompt_processor import PromptProcessor
 
 
@@ -75,3 +79,41 @@ def test_prototypes_are_means_of_the_degradation_embedding() -> None:
     torch.testing.assert_close(processor.prototype("jpeg"), expected[[1, 2, 4]].mean(0, keepdim=True))
     with pytest.raises(ValueError, match="no prototype of rain"):
         processor.prototype("rain")
+
+
+def test_classes_are_the_model_s_own() -> None:
+    processor = PromptProcessor(12, 10, 9, 6, classes=["noise", "sandstorm", "clean"])
+    assert processor.classes == ("noise", "sandstorm", "clean")
+    assert processor(torch.randn(2, 12)).degradation_logits.shape == (2, 3)
+    embeddings = torch.randn(3, 12)
+    with torch.no_grad():
+        processor.record_prototypes(embeddings, torch.tensor([1, 1, 2]))
+        expected = processor(embeddings).degradation_embedding
+    assert processor.class_prototypes.shape == (3, 6)
+    torch.testing.assert_close(processor.prototype("sandstorm"), expected[:2].mean(0, keepdim=True))
+    torch.testing.assert_close(processor.prototype("clean"), expected[2:])
+    with pytest.raises(ValueError, match=r"one of noise, sandstorm, clean, not 'sandstrom', did you mean 'sandstorm'"):
+        processor.prototype("sandstrom")
+
+
+def test_a_folder_keeps_its_classes(tmp_path: Path) -> None:
+    """Saved and loaded, and checked for what would not fit."""
+    processor = PromptProcessor(12, 10, 9, 6, classes=["clean", "noise"])
+    processor.record_prototypes(torch.randn(2, 12), torch.tensor([0, 1]))
+    save_component(processor, tmp_path / "prompt_processor", torch.float32)
+    loaded = load_component(tmp_path / "prompt_processor")
+    assert isinstance(loaded, PromptProcessor)
+    assert loaded.classes == read_classes(tmp_path) == ("clean", "noise")
+    assert torch.equal(loaded.class_prototypes, processor.class_prototypes)
+
+    path = tmp_path / "prompt_processor" / "config.json"
+    config = json.loads(path.read_text())
+    for classes, message in (
+        (["clean"], "does not fit its config.json"),
+        (["clean", "clean"], "classes names clean twice"),
+        (["clean", "Sand Storm"], "classes=Sand Storm is not valid"),
+        ([], "classes is empty"),
+    ):
+        path.write_text(json.dumps({**config, "classes": classes}))
+        with pytest.raises(ModelFolderError, match=message):
+            load_component(tmp_path / "prompt_processor")
