@@ -58,16 +58,16 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(tiny_overrides: list[str], prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Both stages by the real scripts; the folder of the decoder's run, that of stage 1 beside it."""
+def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Both stages of mini by the real scripts; the folder of the decoder's run, that of stage 1 beside it."""
     folder = tmp_path_factory.mktemp("runs")
     common = [
-        *tiny_overrides, "data=manifest", f"data.root={prepared}", f"data.size={SIZE}", "train.num_workers=0",
-        "train.log_every=20", "train.global_batch_size=6",
+        "model=mini", "model.perceptual=none", "data=manifest", f"data.root={prepared}", f"data.size={SIZE}",
+        "train.num_workers=0", "train.global_batch_size=6", "train.lr=2e-3",
     ]  # fmt: skip
-    own = [f"data.classes=[{','.join(CLASSES)}]", "train.max_steps=40", "train.lr=1e-2", f"output_dir={folder}/stage1"]
+    own = [f"data.classes=[{','.join(CLASSES)}]", "train.max_steps=16", f"output_dir={folder}/stage1"]
     runs.run("train_stage1.py", [*common, *own], folder / "log")
-    later = [f"stage1={folder}/stage1", "train.max_steps=2", f"output_dir={folder}/decoder"]
+    later = [f"stage1={folder}/stage1", "train.max_steps=1", f"output_dir={folder}/decoder"]
     runs.run("train_decoder.py", [*common, *later], folder / "log")
     return folder / "decoder"
 
