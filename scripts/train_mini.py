@@ -5,7 +5,7 @@ from diffrestorer.config.schema import MiniConfig
 
 
 def main(config: MiniConfig) -> None:
-    """Hands the stages to the recipe."""
+    """Hand the stages to the recipe."""
     from diffrestorer.training.recipe import train_mini
 
     train_mini(config)

@@ -7,11 +7,12 @@ from diffrestorer.config.schema import StudentConfig
 
 
 def main(config: StudentConfig) -> None:
-    """Hands the task to the training loop."""
+    """Hand the task to the training loop."""
+    from diffrestorer.training.classes import follow_teacher
     from diffrestorer.training.loop import train
     from diffrestorer.training.student import StudentTask
 
-    train(StudentTask, config, Path(config.output_dir))
+    train(StudentTask, follow_teacher(config), Path(config.output_dir))
 
 
 if __name__ == "__main__":

@@ -227,7 +227,7 @@ def _settle_classes(config: Any) -> None:
     data = getattr(config, "data", None)
     if not isinstance(data, DataConfig):
         return
-    if not hasattr(config, "stage1"):
+    if not (hasattr(config, "stage1") or hasattr(config, "teacher")):
         config.data = resolve_classes(data)
     elif data.classes is not None:
         check_classes(data)

@@ -1,10 +1,10 @@
-"""The classes of a stage that goes on from stage 1: those of the model it goes on from."""
+"""The classes of a stage that goes on from a model: those of that model."""
 
 from dataclasses import replace
 from typing import TypeVar
 
-from diffrestorer.config.classes import follow_classes
-from diffrestorer.config.schema import DecoderConfig
+from diffrestorer.config.classes import follow_classes, resolve_classes
+from diffrestorer.config.schema import DecoderConfig, StudentConfig
 from diffrestorer.model_folder import find_model
 from diffrestorer.models.components import read_classes
 
@@ -24,3 +24,20 @@ def follow_stage1(config: LaterStage) -> LaterStage:
         return config
     known = read_classes(find_model(config.stage1))
     return replace(config, data=follow_classes(config.data, known, f"stage1={config.stage1}"))
+
+
+def follow_teacher(config: StudentConfig) -> StudentConfig:
+    """Return the configuration with the classes of its teacher, unless `data.classes` names others.
+
+    A student keeps its teacher's prompt processor and learns from pairs alone, so its pairs may be of any classes: say,
+    of `clean` beside the eight that the teacher tells apart.
+
+    Raises:
+        ValueError: `data.degradations` are none of the classes, or there is no model folder.
+    """
+    if config.data.classes is not None:
+        return replace(config, data=resolve_classes(config.data))
+    if not config.teacher:
+        return config
+    known = read_classes(find_model(config.teacher))
+    return replace(config, data=follow_classes(config.data, known, f"teacher={config.teacher}"))

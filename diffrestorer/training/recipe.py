@@ -13,6 +13,7 @@ from accelerate import PartialState
 from diffrestorer.config.composition import load
 from diffrestorer.config.schema import DecoderConfig, MiniConfig, RunConfig, Stage1Config, StudentConfig
 from diffrestorer.data.files import whole_file
+from diffrestorer.training.classes import follow_stage1
 from diffrestorer.training.decoder import DecoderTask
 from diffrestorer.training.loop import train
 from diffrestorer.training.stage1 import Stage1Task
@@ -96,4 +97,4 @@ def _stage_config(config: MiniConfig, stage: str, steps: int, output_dir: Path, 
     run.output_dir, run.data.root = str(output_dir), config.root
     if key is not None:
         setattr(run, key, before)
-    return run
+    return follow_stage1(run) if isinstance(run, DecoderConfig) else run
