@@ -7,7 +7,7 @@ Stable Diffusion 1.5, CLIP and VGG-19 are written with random weights in their r
 real commands run one after the other at the real widths, each in processes of its own, as you would type them:
 
     prepare_data.py, train_stage1.py, SIGKILL in the middle, the same command again, train_decoder.py,
-    diffrestorer restore, evaluate.py
+    diffrestorer restore, evaluate.py, train_student.py, diffrestorer restore in one step
 
 A table says what each took: seconds, memory, disk, samples or images per second. What it shows is that this machine's
 packages, driver, memory and disk carry the whole way; the images mean nothing. On a GPU it works at 512x512 with the
@@ -38,10 +38,10 @@ from watch import Watched, size_of, watch
 from diffrestorer.memory import free_memory
 
 GB, GIB = 1e9, 2**30
-DISK = {"full": 18 * GB, "full, kept": 26 * GB, "tiny": 2 * GB, "tiny, kept": 2 * GB}
-"""Bytes at the fullest moment: files with random weights 6.1 GB, a checkpoint of stage 1 4.5 GB and a second one while
-it is written, a model folder 6.6 GB and another one after the decoder stage."""
-MEMORY = {"full": 17 * GIB, "tiny": 3 * GIB}
+DISK = {"full": 22 * GB, "full, kept": 46 * GB, "tiny": 2 * GB, "tiny, kept": 2 * GB}
+"""Bytes at the fullest moment, by count: the decoder stage's model folder 6.6 GB, a checkpoint of the student 6.5 GB,
+its model folder 6.6 GB, VGG-19 0.6 GB."""
+MEMORY = {"full": 18 * GIB, "tiny": 3 * GIB}
 """Bytes of main memory at the fullest moment: stage 1 on a CPU while a checkpoint is copied."""
 LAST_LINES = 15
 """Of a failed stage's log, that are shown."""

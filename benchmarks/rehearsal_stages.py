@@ -85,7 +85,9 @@ class Rehearsal:
         self.tiny = tiny
         self.size = size or (512 if on_gpu and not tiny else 64)
         self.steps = steps or (20 if on_gpu else 8)
-        self.batch_sizes = {"stage1": 16, "decoder": 4} if on_gpu else {"stage1": 2, "decoder": 2}
+        self.batch_sizes = (
+            {"stage1": 16, "decoder": 4, "student": 16} if on_gpu else {"stage1": 2, "decoder": 2, "student": 2}
+        )
         self.base = output / ("base_tiny" if tiny else "base")
 
     def describe(self) -> str:
@@ -97,7 +99,7 @@ class Rehearsal:
         """Remove an earlier try's results, except files with random weights, and write the photos."""
         self.output.mkdir(parents=True, exist_ok=True)
         (self.output / "rehearsal.json").write_text("{}\n")
-        for name in ("photos", "prepared", "cache", "stage1", "decoder", "restored", "evaluation", "logs"):
+        for name in ("photos", "prepared", "cache", "stage1", "decoder", "student", "restored", "evaluation", "logs"):
             shutil.rmtree(self.output / name, ignore_errors=True)
         (self.output / "logs").mkdir()
 
@@ -122,10 +124,13 @@ class Rehearsal:
             Stage("training pairs", self._prepare("train"), done, outputs=(output / "prepared",)),
             Stage("test images", self._prepare("test"), done),
             *self._training(),
-            Stage("restore", self._restore(), self._check_restored, outputs=(output / "restored",)),
+            Stage("restore", self._restore("decoder", SAMPLING_STEPS), self._check_restored, (output / "restored",),
+                  discard=(output / "restored",)),
+            Stage("evaluate", self._evaluate(), self._check_scores, outputs=(output / "evaluation",)),
+            self._student(),
             Stage(
-                "evaluate", self._evaluate(), self._check_scores, outputs=(output / "evaluation",),
-                discard=(output / "decoder" / "model", output / "prepared", output / "cache"),
+                "restore in one step", self._restore("student", 1), self._check_restored, (output / "restored",),
+                discard=(output / "student" / "model", output / "prepared", output / "cache"),
             ),
         ]  # fmt: skip
 
@@ -146,8 +151,23 @@ class Rehearsal:
                   discard=(stage1 / "checkpoints", base / "unet", base / "vae", base / CLIP_FILE)),
             Stage("decoder", second, partial(self._check_losses, decoder),
                   outputs=(decoder / "checkpoints", decoder / "model"),
-                  discard=(decoder / "checkpoints", stage1 / "model", base)),
+                  discard=(decoder / "checkpoints", stage1 / "model")),
         ]  # fmt: skip
+
+    def _student(self) -> Stage:
+        """Return the student's stage, with all that it can train from the first step on.
+
+        Without an average of the weights, which a CPU's memory would not hold beside the checkpoint.
+        """
+        decoder, student, base = self.output / "decoder", self.output / "student", self.base
+        own = [f"teacher={decoder}", f"model.perceptual_weights={base / VGG_FILE}", "decoder_start=0"]
+        own += ["discriminator_start=0", "train.ema_decay=null"]
+        command = self._train("student", *own)
+        return Stage(
+            "student", [*command, f"train.checkpoint_every={self.steps}"], partial(self._check_losses, student),
+            outputs=(student / "checkpoints", student / "model"),
+            discard=(student / "checkpoints", decoder / "model", base),
+        )  # fmt: skip
 
     def _prepare(self, split: str) -> list[str]:
         folders = [f"root={self.output / 'photos' / split}", f"out={self.output / 'prepared'}"]
@@ -165,9 +185,9 @@ class Rehearsal:
         ]  # fmt: skip
         return [str(PROGRAMS / "accelerate"), "launch", str(ROOT / "scripts" / f"train_{stage}.py"), *settings]
 
-    def _restore(self) -> list[str]:
+    def _restore(self, model: str, steps: int) -> list[str]:
         photos, restored = self.output / "photos" / "restore", self.output / "restored"
-        options = ["-o", str(restored), "--model", str(self.output / "decoder"), "--steps", str(SAMPLING_STEPS)]
+        options = ["-o", str(restored), "--model", str(self.output / model), "--steps", str(steps)]
         return [str(PROGRAMS / "diffrestorer"), "restore", str(photos), *options]
 
     def _evaluate(self) -> list[str]:
@@ -199,7 +219,7 @@ class Rehearsal:
         if len(lines) < 2:
             return None
         seconds = (lines[-1][0] - lines[0][0]).seconds  # of a day: right across midnight
-        stage = "decoder" if "pixel " in log else "stage1"
+        stage = "student" if "latent " in log else "decoder" if "pixel " in log else "stage1"
         samples = (lines[-1][1] - lines[0][1]) * self.batch_sizes[stage]
         return f"{samples / seconds:.2f} samples/s" if seconds else None
 
