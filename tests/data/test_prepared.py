@@ -163,10 +163,11 @@ def test_clean_pairs_are_made_where_the_manifest_has_none(config: DataConfig) ->
     for number, (path, degradation) in enumerate(sources):
         pair = pairs[divmod(number, BATCH)]
         assert pair.label == degradation_index(degradation, pairs.classes)
-        assert np.array_equal(pair.lq, pair.gt) == (degradation == "clean")
         shard, row = str(path).split("#")
-        stored = open_shard(Path(shard))[int(row), 1].transpose(1, 2, 0)
-        assert np.array_equal(pair.gt, stored) or np.array_equal(pair.gt, stored[:, ::-1])
+        lq, gt = open_shard(Path(shard))[int(row)].transpose(0, 2, 3, 1)
+        expected = np.stack([gt if degradation == "clean" else lq, gt])
+        got = np.stack([pair.lq, pair.gt])
+        assert np.array_equal(got, expected) or np.array_equal(got, expected[:, :, ::-1])
     other = PreparedPairs(nine, seed=4, global_batch_size=9)
     assert {other.source(*divmod(number, 9)) for number in range(45)} == set(sources)
     assert pairs.fingerprint() == other.fingerprint() != eight.fingerprint()

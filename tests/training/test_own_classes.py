@@ -57,27 +57,34 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "PREPARED"
 
 
-@pytest.fixture(scope="module")
-def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Both stages of mini by the real scripts; the folder of the decoder's run, that of stage 1 beside it."""
-    folder = tmp_path_factory.mktemp("runs")
+def train(script: str, prepared: Path, folder: Path, *keys: str) -> Path:
+    """A short run of mini by the real script; its output folder."""
     common = [
         "model=mini", "model.perceptual=none", "data=manifest", f"data.root={prepared}", f"data.size={SIZE}",
-        "train.num_workers=0", "train.global_batch_size=6", "train.lr=2e-3",
+        "train.num_workers=0", "train.global_batch_size=6", "train.lr=2e-3", f"output_dir={folder}",
     ]  # fmt: skip
-    own = [f"data.classes=[{','.join(CLASSES)}]", "train.max_steps=16", f"output_dir={folder}/stage1"]
-    runs.run("train_stage1.py", [*common, *own], folder / "log")
-    later = [f"stage1={folder}/stage1", "train.max_steps=1", f"output_dir={folder}/decoder"]
-    runs.run("train_decoder.py", [*common, *later], folder / "log")
-    return folder / "decoder"
+    runs.run(script, [*common, *keys], folder.with_suffix(".log"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stage1(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "stage1"
+    return train("train_stage1.py", prepared, folder, "train.max_steps=16", f"data.classes=[{','.join(CLASSES)}]")
+
+
+@pytest.fixture(scope="module")
+def trained(prepared: Path, stage1: Path) -> Path:
+    """The decoder's run after `stage1`."""
+    return train("train_decoder.py", prepared, stage1.with_name("decoder"), "train.max_steps=1", f"stage1={stage1}")
 
 
 @pytest.mark.slow
 def test_a_model_of_own_classes_detects_and_restores(
-    trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    stage1: Path, trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Photos that it was not trained on, one of each class."""
-    assert read_classes(find_model(trained.parent / "stage1")) == read_classes(find_model(trained)) == CLASSES
+    assert read_classes(find_model(stage1)) == read_classes(find_model(trained)) == CLASSES
     files = {
         "noise": degrade(scene(31), "noise", counter_rng(0, "test")),
         "sandstorm": sandstorm(scene(32)),
@@ -119,10 +126,9 @@ def test_a_folder_keeps_the_classes(trained: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_later_stage_keeps_the_classes(trained: Path, prepared: Path) -> None:
+def test_a_later_stage_keeps_the_classes(stage1: Path) -> None:
     def follow(*keys: str) -> DecoderConfig:
-        stage1 = f"stage1={trained.parent / 'stage1'}"
-        return follow_stage1(load("train_decoder", DecoderConfig, [stage1, f"data.root={prepared}", *keys]))
+        return follow_stage1(load("train_decoder", DecoderConfig, [f"stage1={stage1}", *keys]))
 
     assert follow().data.classes == follow("data.classes=[noise,sandstorm,clean]").data.classes == list(CLASSES)
     assert follow("data.degradations=[clean]").data.degradations == ["clean"]
