@@ -161,7 +161,8 @@ def test_an_image_enters_a_gpu_once(model: str, tile: Tile, tasks: dict[tuple[st
             sampled = pipeline.sample(lq, STEPS, tile=tile)
             images = [pipeline.decode(sampled, decoder) for decoder in ("refined", "sd")]
 
-    assert [(copied.file, copied.busy) for copied in traffic.copies] == [("pipeline.py", False)] * 2
+    copies = [(copied.file, copied.busy) for copied in traffic.copies]
+    assert copies == [("pipeline.py", False)] * 2, traffic.copies
     assert not traffic.returns + traffic.mixed
     assert all((image.device, image.dtype, image.shape) == (CUDA, torch.float32, lq.shape) for image in images)
     assert types == {name: {torch.bfloat16} for name in COMPONENTS}
@@ -204,7 +205,7 @@ def test_a_training_step_waits_for_nothing(
     batch, drawn = traffic.copies[:3], traffic.copies[3:]
     assert {copied.file for copied in batch} == {"data/pairs.py"}, "lq, gt and label"
     shapes = [f"{copied.file} {str(copied.dtype).removeprefix('torch.')} {copied.shape}" for copied in drawn]
-    assert sorted(shapes) == sorted(DRAWN[stage])
+    assert sorted(shapes) == sorted(DRAWN[stage]), drawn
     assert not [copied for copied in traffic.copies if copied.waits]
     assert not traffic.returns + traffic.mixed
     found = [losses.total, *losses.parts.values()]
