@@ -21,14 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import (
-    AutoencoderKL,
-    ControlNetModel,
-    StableDiffusionControlNetPipeline,
-    UNet2DConditionModel,
-    UniPCMultistepScheduler,
-)
-from torch import nn
+from diffusers import AutoencoderKL, UNet2DConditionModel, UniPCMultistepScheduler
+from peer import Peer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffrestorer.models.backbones import ImageEncoder
@@ -53,20 +47,7 @@ class Operations(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-class Embedding(nn.Module):
-    """Our control encoder where a ControlNet has its image embedding: run at every step, as diffusers does."""
-
-    def __init__(self, restorer: Restorer) -> None:
-        super().__init__()
-        self.restorer = [restorer]  # not a submodule
-        self.degradation_embedding = torch.zeros(1, 16)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Control features of images in [0, 1]."""
-        return self.restorer[0].control_encoder(images, self.degradation_embedding)
-
-
-def build() -> tuple[DiffRestorerPipeline, StableDiffusionControlNetPipeline]:
+def build() -> tuple[DiffRestorerPipeline, Peer]:
     """Both pipelines around the same networks with random weights."""
     torch.manual_seed(0)
     blocks = ["DownEncoderBlock2D"] * 4, ["UpDecoderBlock2D"] * 4
@@ -86,43 +67,14 @@ def build() -> tuple[DiffRestorerPipeline, StableDiffusionControlNetPipeline]:
     with torch.no_grad():
         for parameter in restorer.parameters():
             parameter.add_(0.02 * torch.randn(parameter.shape))
-    controlnet = ControlNetModel.from_unet(unet)
-    controlnet.controlnet_cond_embedding = Embedding(restorer)
-    controlnet.load_state_dict(restorer.control_network.state_dict())
     ours = DiffRestorerPipeline(**restorer.components(), scheduler=UniPCMultistepScheduler(**SCHEDULE))
-    peer = StableDiffusionControlNetPipeline(
-        vae=vae,
-        text_encoder=None,
-        tokenizer=None,
-        unet=unet,
-        controlnet=controlnet.eval(),
-        scheduler=UniPCMultistepScheduler(**SCHEDULE),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    for pipe in (ours, peer):
-        pipe.set_progress_bar_config(disable=True)
-    return ours, peer
+    ours.set_progress_bar_config(disable=True)
+    return ours, Peer(restorer, UniPCMultistepScheduler(**SCHEDULE))
 
 
 def run_ours(pipe: DiffRestorerPipeline, image: torch.Tensor, noise_seed: int, steps: int) -> torch.Tensor:
     """Latents of one image."""
     return pipe.sample(image, steps, torch.Generator().manual_seed(noise_seed)).latents
-
-
-def run_peer(
-    pipe: StableDiffusionControlNetPipeline, token: torch.Tensor, image: torch.Tensor, noise_seed: int, steps: int
-) -> torch.Tensor:
-    """Latents of one image."""
-    return pipe(
-        image=image,
-        prompt_embeds=token,
-        guidance_scale=1.0,
-        num_inference_steps=steps,
-        generator=torch.Generator().manual_seed(noise_seed),
-        output_type="latent",
-    ).images
 
 
 def seconds(run: Callable[[], object]) -> float:
@@ -138,10 +90,7 @@ def compare(rounds: int) -> dict[str, Any]:
     images = torch.rand(rounds, 1, 3, SIDE, SIDE)
     errors, ours_s, peer_s = [], [], []
     for round_, image in enumerate(images):
-        with torch.no_grad():
-            prompts = ours.restorer.read_prompts(image)
-        token = prompts.semantic_embedding
-        peer.controlnet.controlnet_cond_embedding.degradation_embedding = prompts.degradation_embedding
+        token = peer.read_prompts(image)
 
         def lean(steps: int, image: torch.Tensor = image, seed: int = round_) -> torch.Tensor:
             return run_ours(ours, image, seed, steps)
@@ -149,7 +98,7 @@ def compare(rounds: int) -> dict[str, Any]:
         def plain(
             steps: int, token: torch.Tensor = token, image: torch.Tensor = image, seed: int = round_
         ) -> torch.Tensor:
-            return run_peer(peer, token, image, seed, steps)
+            return peer.run(token, image, seed, steps)
 
         expected = plain(STEPS)
         errors.append(((lean(STEPS) - expected).abs().max() / expected.abs().max()).item())

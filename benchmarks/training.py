@@ -29,6 +29,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from plain_training import Step, batch_of, plain_decoder, plain_stage1, prepare_pairs
+from sections import PAGE, write_section
 
 from diffrestorer.config.composition import load
 from diffrestorer.config.hardware import HardwareConfig
@@ -43,7 +44,6 @@ from diffrestorer.training.stage1 import Stage1Task
 from diffrestorer.training.stopping import StopSignal
 from diffrestorer.training.task import Task
 
-ROOT = Path(__file__).resolve().parents[1]
 QUARTER_WIDTHS = [
     "model.vae.block_out_channels=[32,64,128,128]",
     "model.image_encoder.vision_cfg.width=256",
@@ -196,7 +196,7 @@ def main() -> None:
     results = {**environment(arguments), **measure(arguments, overrides)}
     arguments.output.parent.mkdir(exist_ok=True)
     arguments.output.write_text(json.dumps(results, indent=1) + "\n")
-    write_section(ROOT / "docs" / "performance.md", "training", table(results))
+    write_section(PAGE, "training", table(results))
 
 
 def measure(arguments: argparse.Namespace, overrides: list[str]) -> dict[str, Any]:
@@ -311,20 +311,6 @@ def table(results: dict[str, Any]) -> str:
     if "loop" in results:
         lines += ["", f"The loop's own share of a step: {100 * results['loop']['share']:.2f}% (goal: at most 5%)."]
     return "\n".join(lines)
-
-
-def write_section(path: Path, name: str, text: str) -> None:
-    """Puts a text between the marks of its section in a page, which is made where it is missing."""
-    begin, end = f"<!-- {name}: written by benchmarks/{name}.py -->", f"<!-- {name}: end -->"
-    page = path.read_text() if path.exists() else "# Performance\n\nMeasured, each by its command.\n"
-    section = f"{begin}\n{text}\n{end}"
-    if begin in page:
-        before, rest = page.split(begin, 1)
-        page = before + section + rest.split(end, 1)[1]
-    else:
-        page = f"{page.rstrip()}\n\n## {name.capitalize()}\n\n{section}\n"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(page)
 
 
 if __name__ == "__main__":
