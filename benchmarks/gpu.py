@@ -91,7 +91,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         session = Session(device, TINY if arguments.tiny else Sizes(), Path(folder), arguments.student)
         if not session.on_gpu:
-            compiling.use_backend(session, "aot_eager")
+            compiling.use_backend(session, "eager")  # captured, but no code is generated
         if any(row.name == "tests" for row in rows):
             proofs.start_tests(session)
         for row in rows:

@@ -41,7 +41,9 @@ TINY_WIDTHS = (
     "model.prompt_processor.semantic_dim=16",
     "model.prompt_processor.hidden_dim=16",
     "model.prompt_processor.degradation_dim=8",
-    "model.unet.block_out_channels=[8,16,16,16]",
+    "model.unet.down_block_types=[CrossAttnDownBlock2D,CrossAttnDownBlock2D,DownBlock2D]",
+    "model.unet.up_block_types=[UpBlock2D,CrossAttnUpBlock2D,CrossAttnUpBlock2D]",
+    "model.unet.block_out_channels=[8,16,16]",
     "model.unet.layers_per_block=1",
     "model.unet.attention_head_dim=1",
     "model.unet.norm_num_groups=4",
@@ -50,7 +52,7 @@ TINY_WIDTHS = (
     "model.control_encoder.degradation_dim=8",
     "model.control_encoder.norm_num_groups=4",
 )
-"""sd15's structure, as narrow as it goes: `--tiny`."""
+"""sd15's structure, narrow and a level less deep: `--tiny`."""
 
 
 @dataclass(frozen=True)
@@ -87,9 +89,9 @@ class Sizes:
 
 
 TINY = Sizes(
-    overrides=TINY_WIDTHS, side=64, bf16_side=64, steps=(3, 1), batches=(2,), contest_batches=(2,),
-    decoder_contest_batches=(2,), micro_batches=(1, 2), rounds=2, matrix=256, whole=64, tiled=320, tile=256,
-    tile_image=320, wait_steps=3, workers=1,
+    overrides=TINY_WIDTHS, side=64, bf16_side=64, steps=(2, 1), batches=(2,), contest_batches=(2,),
+    decoder_contest_batches=(2,), micro_batches=(1, 2), rounds=2, matrix=256, whole=64, tiled=160, tile=128,
+    tile_image=160, wait_steps=3, workers=1,
 )  # fmt: skip
 
 
