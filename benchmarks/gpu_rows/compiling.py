@@ -9,14 +9,11 @@ from typing import Any
 
 import torch
 
-from gpu_rows.proofs import decibels, restore
+from gpu_rows.proofs import BF16_BOUND, decibels, restore
 from gpu_rows.restoring import our_run, peer_run
 from gpu_rows.session import Rejected, Report, Session, ratios, spread
 
 COLD_START = Path(__file__).with_name("cold_start.py")
-
-COMPILED_BOUND = 10.0
-"""Decibels, of the compiled image against the eager one in bf16: fused operations round less often."""
 
 
 def compiled_pipeline(session: Session, engine: Any) -> Any:
@@ -47,7 +44,7 @@ def contest(session: Session, report: Report, engine: Any, goal: str) -> None:
     report.at_least(
         f"engine {engine} against eager code",
         decibels(restore(fast, image, steps), restore(pipe, image, steps)),
-        COMPILED_BOUND,
+        BF16_BOUND,
     )
 
 
@@ -119,7 +116,7 @@ def cold_start(session: Session, report: Report) -> None:
         f"{warm['first_compiled_image']:.1f} s, without {cold:.1f} s: {ratio:.2f}x",
         "G10: <= 0.25x",
     )
-    report.at_least("compiled out of the cache, against eager code", warm["decibels"], COMPILED_BOUND)
+    report.at_least("compiled out of the cache, against eager code", warm["decibels"], BF16_BOUND)
 
 
 def use_backend(session: Session, backend: str) -> None:

@@ -130,13 +130,17 @@ def _contest(
 
 def _count_flops(session: Session, build: Build) -> int:
     """Operations of a sample's forward and backward pass, with cached encodings, as PyTorch counts them."""
-    task = build(session.hardware())
-    batch = EncodedPairs(session, task, 1)[0, 0]
-    with FlopCounterMode(display=False) as counter:
-        with session.autocast():
-            losses = task(collate_pairs([batch]).to(session.device))
-        losses.total.backward()
-    return counter.get_total_flops()
+
+    def count() -> int:
+        task = build(session.hardware())
+        batch = collate_pairs([EncodedPairs(session, task, 1)[0, 0]])
+        with FlopCounterMode(display=False) as counter:
+            with session.autocast():
+                losses = task(batch.to(session.device))
+            losses.total.backward()
+        return counter.get_total_flops()
+
+    return session.keep(f"flops of {build.__name__}", count)
 
 
 def _sweep(session: Session, report: Report, build: Build, flops: int) -> None:
@@ -188,6 +192,8 @@ def _compiled(session: Session, report: Report, build: Build, counts: Sequence[i
 
 
 def _compiled_at(session: Session, report: Report, build: Build, count: int) -> None:
+    flops = report.data["flops_per_sample"] = _count_flops(session, build)
+    session.collect()
     base = session.allocated()
     task = build(session.hardware(compiled=True))
     pairs = EncodedPairs(session, task, count)
@@ -197,7 +203,6 @@ def _compiled_at(session: Session, report: Report, build: Build, count: int) -> 
     report.line("first step, compiling", f"{first:.1f} s")
     name = f"compiled, micro batch {count}"
     del step
-    flops = report.data["flops_per_sample"] = _count_flops(session, build)
     _measure(session, report, name, task, pairs, count, flops, base)
 
 

@@ -11,7 +11,7 @@ from diffrestorer.config.schema import EvaluateConfig
 from diffrestorer.evaluation.methods import Method
 from diffrestorer.evaluation.runners import open_runner
 from diffrestorer.pipeline import DiffRestorerPipeline
-from gpu_rows.proofs import decibels, restore
+from gpu_rows.proofs import BF16_BOUND, decibels, restore
 from gpu_rows.session import Report, Session, float32_products, gib, ratios, spread
 
 
@@ -80,7 +80,7 @@ def latency(session: Session, report: Report) -> None:
     images = session.images(1, 99)
     token = peer.read_prompts(images.to(session.device, session.dtype))
     theirs = peer.run(token, images.to(session.device, session.dtype), 0, first, "pt").float().cpu()
-    bound = 10.0 if session.on_gpu else 60.0  # bf16 in another order of operations, or float32
+    bound = BF16_BOUND if session.on_gpu else 60.0  # a CPU computes in float32
     report.at_least(
         "image against diffusers' pipeline", decibels(restore(pipe, images, first, decoder="sd"), theirs), bound
     )

@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from jaxtyping import Float
 from torch import Tensor
 
+from diffrestorer import __version__
 from diffrestorer.config.composition import differences, git_commit, save
 from diffrestorer.data.pairs import PairBatch, SynthesisedPairs
 from diffrestorer.data.prepared import PreparedPairs
@@ -203,9 +204,10 @@ def _give_root_a_handler() -> None:
 
 
 def _environment(config: Any, accelerator: Accelerator) -> dict[str, Any]:
-    packages = ("torch", "diffusers", "accelerate", "open_clip_torch", "diffrestorer")
+    packages = ("torch", "diffusers", "accelerate", "open_clip_torch")
+    own = {"diffrestorer": __version__, "python": platform.python_version()}  # a checkout need not be installed
     return {
-        "versions": {name: version(name) for name in packages} | {"python": platform.python_version()},
+        "versions": {name: version(name) for name in packages} | own,
         "git_commit": git_commit(),
         "seed": config.seed,
         "num_processes": accelerator.num_processes,

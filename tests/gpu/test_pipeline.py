@@ -84,7 +84,6 @@ def test_engines_restore_the_same(
         worst = (restore(pipe, 64, 64) - expected).abs().max().item()
         assert worst <= FLOAT32_BOUND
     record_property("greatest difference from eager code", f"{worst:.1e}")
-    assert (restore(pipe, 64, 96) - restore(pipe.prepare(device, dtype=torch.float32), 64, 96)).abs().max() <= 1e-3
 
 
 def test_the_noise_is_the_generator_s_wherever_it_lives(pipe: DiffRestorerPipeline, device: torch.device) -> None:

@@ -52,8 +52,11 @@ def test_a_step_is_the_cpu_s(
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize(
     "switches",
-    [{"channels_last": True}, {"checkpointing": "blocks"}, {"channels_last": True, "compile_blocks": True}],
-    ids=["channels_last", "checkpointing", "compiled"],
+    [
+        pytest.param({"channels_last": True}, id="channels_last"),
+        pytest.param({"checkpointing": "blocks"}, id="checkpointing"),
+        pytest.param({"channels_last": True, "compile_blocks": True}, id="compiled", marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.timeout(900)

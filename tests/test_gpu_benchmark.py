@@ -1,0 +1,47 @@
+"""benchmarks/gpu.py walks on a CPU: rows are saved one by one, one that fails leaves the others, runs add up."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from training_runs import ROOT
+
+
+def run(tmp_path: Path, *arguments: str) -> tuple[int, dict[str, dict], str]:
+    """The exit status, the rows of the JSON, and what was printed."""
+    output = tmp_path / "gpu.json"
+    command = [
+        sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--device", "cpu", "--tiny", "--minutes", "60",
+        "--output", str(output), "--page", str(tmp_path / "page.md"), *arguments,
+    ]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=1500)
+    assert output.is_file(), done.stderr
+    return done.returncode, json.loads(output.read_text())["rows"], done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_rows_are_saved_and_a_failed_one_can_be_run_again(tmp_path: Path) -> None:
+    status, rows, printed = run(
+        tmp_path, "--rows", "machine,one-step,data wait,graphs", "--student", str(tmp_path / "nothing")
+    )
+    found = {name: row["status"] for name, row in rows.items()}
+    assert found == {"machine": "done", "one step": "failed", "data wait": "done", "graphs": "skipped"}
+    assert status == 1
+    assert "ModelFolderError" in rows["one step"]["note"]
+    assert rows["graphs"]["note"] == "CUDA graphs need a GPU"
+    assert rows["machine"]["data"]["matrix_flops_per_second"] > 1e6
+    assert 0 <= rows["data wait"]["data"]["share"] < 1
+    assert "== one step (failed" in printed
+
+    status, again, _ = run(tmp_path, "--rows", "one step")
+    assert status == 0
+    assert again["one step"]["status"] == "done"
+    assert again["machine"] == rows["machine"], "the rows before are kept"
+    page = (tmp_path / "page.md").read_text()
+    assert page.count("<!-- gpu: written by benchmarks/gpu.py -->") == 1
+    assert "| one step | one step of today's sampler" in page
