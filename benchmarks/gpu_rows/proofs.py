@@ -1,6 +1,7 @@
 """Rows that prove: the device computes what a CPU computes in float32, and says how far bf16 is from that."""
 
 import copy
+import os
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -33,8 +34,9 @@ def start_tests(session: Session) -> None:
     if session.on_gpu and find_spec("xdist"):  # most of their time goes into imports and compiling
         options += ["-n", "3"]
     command = [sys.executable, "-m", "pytest", *options, "tests/gpu"]
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(session.folder / "compiled_by_tests")}
     session.background["tests"] = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
 
 

@@ -186,12 +186,21 @@ class Session:
 
     def stage1(self, hardware: HardwareConfig | None = None) -> Stage1Task:
         """Return stage 1 on the device with random weights, the same each time; plain without `hardware`."""
-        config = load("train_stage1", Stage1Config, [*self.overrides(), "model.perceptual=none"])
         torch.manual_seed(0)
         with self.device:
-            task = Stage1Task(config)
+            task = Stage1Task(self.config)
             fill_zeros(task)
+        task.scheduler = type(task.scheduler).from_config(task.scheduler.config)  # its tables lie on the CPU, as ever
         return self._set_up(task, hardware)
+
+    @property
+    def config(self) -> Stage1Config:
+        """Stage 1's configuration."""
+        return self.keep("config", lambda: load("train_stage1", Stage1Config, self.overrides()))
+
+    def scheduler(self) -> UniPCMultistepScheduler:
+        """Return a new sampler of the model's noise schedule."""
+        return UniPCMultistepScheduler(**self.config.model.scheduler)
 
     def decoder(self, hardware: HardwareConfig | None = None) -> DecoderTask:
         """Return the decoder stage on the device, on random weights; VGG-19's are random too."""
@@ -211,8 +220,7 @@ class Session:
 
     def _save_model(self) -> Path:
         task = self.stage1()
-        scheduler = UniPCMultistepScheduler(**task.config.model.scheduler)
-        save_model_folder(task.restorer, scheduler, self.folder / "model", torch.float16)
+        save_model_folder(task.restorer, self.scheduler(), self.folder / "model", torch.float16)
         return self.folder / "model"
 
     def _load_decoder(self) -> DecoderTask:
@@ -231,11 +239,9 @@ class Session:
         """Return ours and diffusers' own, in the device's precision, each with networks of its own, equal weights."""
 
         def build() -> tuple[DiffRestorerPipeline, Peer]:
-            task = self.stage1()
-            restorer = task.restorer.eval().to(self.dtype)
+            restorer = self.stage1().restorer.eval().to(self.dtype)
             own = copy.deepcopy(restorer)
-            peer = Peer(restorer, UniPCMultistepScheduler(**task.config.model.scheduler))
-            return self.pipeline(own, "eager", self.dtype), peer
+            return self.pipeline(own, "eager", self.dtype), Peer(restorer, self.scheduler())
 
         if "pipe" not in self.kept:
             self.kept["pipe"], self.kept["peer"] = build()
@@ -243,8 +249,7 @@ class Session:
 
     def pipeline(self, restorer: Restorer, engine: Any, dtype: torch.dtype) -> DiffRestorerPipeline:
         """Return a prepared pipeline around networks that lie where they shall run."""
-        scheduler = UniPCMultistepScheduler(**load("train_stage1", Stage1Config, self.overrides()).model.scheduler)
-        pipe = DiffRestorerPipeline(**restorer.eval().components(), scheduler=scheduler)
+        pipe = DiffRestorerPipeline(**restorer.eval().components(), scheduler=self.scheduler())
         pipe.set_progress_bar_config(disable=True)
         return pipe.prepare(next(restorer.parameters()).device, engine, dtype)
 
