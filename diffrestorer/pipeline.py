@@ -314,7 +314,7 @@ class DiffRestorerPipeline(DiffusionPipeline):
         shape = (self.unet.config.in_channels, padded.shape[-2] // PATCH, padded.shape[-1] // PATCH)
         sources = list(generator) if isinstance(generator, Sequence) else [generator] * len(padded)
         noise = [torch.randn(shape, generator=own, device=own.device if own else "cpu") for own in sources]
-        return self._to_device(torch.stack(noise))
+        return torch.stack(noise).to(self._execution_device)
 
     def _stages(self, lq: Float[Tensor, "b 3 hp wp"], side: int | None, batch_size: int | None) -> Stages:
         """For padded images, whole or by tiles of at most `side` pixels."""

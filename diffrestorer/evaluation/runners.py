@@ -125,7 +125,7 @@ class PipelineRunner:
         vae = self.consistency_decoder
         assert vae is not None
         images = []
-        for row in (latents / vae.config.scaling_factor).split(1):
+        for row in (latents / vae.config.scaling_factor).to(vae.dtype).split(1):
             generator = torch.Generator().manual_seed(self.config.seed)
             images.append(vae.decode(row, generator=generator).sample / 2 + 0.5)
         return torch.cat(images)

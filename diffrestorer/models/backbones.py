@@ -13,7 +13,7 @@ import open_clip
 import torch
 from diffusers import AutoencoderKL, ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
-from diffusers.models.autoencoders.vae import Decoder, Encoder
+from diffusers.models.autoencoders.vae import Decoder, DiagonalGaussianDistribution, Encoder
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -103,7 +103,7 @@ class EncodedImage:
     """An image through the VAE's encoder, once.
 
     Attributes:
-        latents: scaled mode of the posterior.
+        latents: scaled mode of the posterior, in float32.
         features: the encoder's features at 1/8 (after the mid block), 1/4 and 1/2 (before the downsamplers), and of a
             `PatchAutoencoderKL` the detail that its linear path loses, (b, 3, h, w); None for a large image, which is
             encoded by tiles, and again when it is decoded.
@@ -113,6 +113,15 @@ class EncodedImage:
     features: tuple[Float[Tensor, "b _ _ _"], ...] | None
 
 
+def encode_posterior(vae: AutoencoderKL, images: Float[Tensor, "b 3 h w"]) -> DiagonalGaussianDistribution:
+    """Encode images in [0, 1] (sides multiples of 8) to the distribution of their unscaled latents, in float32.
+
+    A VAE in half precision, its own or autocast's, gives rounded moments. They leave it as float32: schedulers compute
+    in the latents' type, and bfloat16 has no room for the noise of the first timesteps.
+    """
+    return DiagonalGaussianDistribution(vae.encode(images * 2 - 1).latent_dist.parameters.float())
+
+
 def encode_image(vae: AutoencoderKL, images: Float[Tensor, "b 3 h w"]) -> EncodedImage:
     """Encodes images in [0, 1] (sides multiples of 8): scaled latents, and the features the decoder refines with."""
     encoder = vae.encoder
@@ -120,7 +129,7 @@ def encode_image(vae: AutoencoderKL, images: Float[Tensor, "b 3 h w"]) -> Encode
     features: dict[nn.Module, Float[Tensor, "b _ _ _"]] = {}
     hooks = [tap.register_forward_hook(lambda tap, _, output: features.__setitem__(tap, output)) for tap in taps]
     try:
-        posterior = vae.encode(images * 2 - 1).latent_dist
+        posterior = encode_posterior(vae, images)
     finally:
         for hook in hooks:
             hook.remove()
@@ -132,7 +141,8 @@ def encode_image(vae: AutoencoderKL, images: Float[Tensor, "b 3 h w"]) -> Encode
 
 def decode_latents(vae: AutoencoderKL, latents: Float[Tensor, "b l h8 w8"]) -> Float[Tensor, "b 3 h w"]:
     """Decodes scaled latents with the VAE's own decoder to images in [0, 1] (not clamped), in float32."""
-    return vae.decode(latents / vae.config.scaling_factor).sample.float() / 2 + 0.5
+    unscaled = (latents / vae.config.scaling_factor).to(vae.dtype)
+    return vae.decode(unscaled).sample.float() / 2 + 0.5
 
 
 class ImageEncoder(ModelMixin, ConfigMixin):
@@ -162,8 +172,8 @@ class ImageEncoder(ModelMixin, ConfigMixin):
         self.image_size = vision_cfg["image_size"]
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
-        """P_CLIP of images in [0, 1]."""
-        return self.visual(self.prepare(images))
+        """P_CLIP of images in [0, 1], in float32 whatever the tower computes in."""
+        return self.visual(self.prepare(images)).float()
 
     def feature_maps(self, images: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b _ _ _"]]:
         """Return the features of images in [0, 1] after each quarter of the tower: for adversarial heads.

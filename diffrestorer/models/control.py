@@ -59,7 +59,8 @@ class ControlEncoder(ModelMixin, ConfigMixin):
         for block in self.blocks:
             features = block(features, degradation_embedding)
         if self.latents_in is not None:
-            features = features + self.latents_in(lq_latents)
+            assert lq_latents is not None, "a control encoder with latent_channels takes the degraded image's latents"
+            features = features + self.latents_in(lq_latents.to(self.dtype))
         return features
 
 

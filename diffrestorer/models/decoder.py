@@ -113,7 +113,7 @@ class DegradationAwareDecoder(ModelMixin, ConfigMixin):
             fidelity: weight of the refinement in [0, 1].
         """
         decoder = self.decoder
-        latents = latents / self.config.scaling_factor
+        latents = (latents / self.config.scaling_factor).to(self.dtype)
         if self.post_quant_conv is not None:
             latents = self.post_quant_conv(latents)
 

@@ -72,6 +72,7 @@ class ControlledUNet(nn.Module):
     ) -> Float[Tensor, "b l h8 w8"]:
         """The prediction. The control features and the degraded image's latents are `Conditioning`'s."""
         unet, control = self.unet, self.control_network
+        noisy_latents = noisy_latents.to(unet.conv_in.weight.dtype)
         given = Given(biases.split(self.widths), constants)
         controls, control_mid = self._encode(control, control.conv_in(noisy_latents) + control_features, given)
         skips, features = self._encode(unet, unet.conv_in(noisy_latents), given)

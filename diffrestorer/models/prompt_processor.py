@@ -89,6 +89,7 @@ class PromptProcessor(ModelMixin, ConfigMixin):
         return tuple(self.config.classes)
 
     def forward(self, clip_embedding: Float[Tensor, "b d"]) -> VisualPrompts:
+        clip_embedding = clip_embedding.to(self.dtype)
         degradation_embedding = self.degradation_branch(clip_embedding)
         if not self.config.degradation:
             degradation_embedding = torch.zeros_like(degradation_embedding)

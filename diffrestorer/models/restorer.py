@@ -74,9 +74,11 @@ class Restorer(nn.Module):
     ) -> Float[Tensor, "b l h8 w8"]:
         """The UNet under control: predicts what the scheduler's `prediction_type` says.
 
+        Latents come as float32 and are cast to the networks' own type here.
         With `control_encoder.latent_channels` (mini) the prediction is relative to the degraded image's latents.
         """
         token = condition.prompts.semantic_embedding
+        noisy_latents = noisy_latents.to(self.unet.dtype)
         down, mid = self.control_network(noisy_latents, timesteps, token, condition.control_features, return_dict=False)
         output = self.unet(
             noisy_latents,

@@ -23,7 +23,7 @@ from diffrestorer.data.counter import counter_normal, to_device
 from diffrestorer.data.pairs import PairBatch, collate_pairs
 from diffrestorer.data.prepared import open_pairs
 from diffrestorer.losses import contrastive_loss, degradation_loss, diffusion_loss
-from diffrestorer.models.backbones import decode_latents, encode_image
+from diffrestorer.models.backbones import decode_latents, encode_image, encode_posterior
 from diffrestorer.models.components import (
     build_image_encoder,
     build_unet,
@@ -56,7 +56,7 @@ class VAETask(Task):
 
     def forward(self, batch: PairBatch) -> Losses:
         images = self._images(batch)
-        posterior = self.vae.encode(images * 2 - 1).latent_dist
+        posterior = encode_posterior(self.vae, images)
         noise = counter_normal(
             posterior.mean.shape[1:], self.config.seed, "posterior", batch.step, batch.positions, images.device
         )
@@ -79,7 +79,7 @@ class VAETask(Task):
         """Standard deviation of clean crops' latents: what `scaling_factor` brings to 1 for the diffusion."""
         pairs = open_pairs(self.config.data, self.config.seed, num_crops)
         crops = [collate_pairs([pairs[0, position]]).gt.to(self.vae.device) for position in range(num_crops)]
-        latents = [self.vae.encode(to_unit(crop) * 2 - 1).latent_dist.mode() for crop in crops]
+        latents = [encode_posterior(self.vae, to_unit(crop)).mode() for crop in crops]
         return torch.cat(latents).std().item()
 
     def sample(self, batch: PairBatch) -> list[Float[Tensor, "b 3 h w"]]:

@@ -1,8 +1,9 @@
 """What frozen encoders say of prepared pairs, computed once and kept on disk: a training step reads it instead.
 
 Fixed pairs only: a pair and its mirror image are two variants, each with a row of its own. The cache's folder is named
-after all that its content follows from (pairs, encoders, settings), so a changed encoder or pair makes another one; and
-a few rows are computed anew at every start and compared, so a changed transform is found as well.
+after all that its content follows from (pairs, encoders, settings, precision), so a changed encoder or pair makes
+another one; and a few rows are computed again at every start and compared, so a changed transform is found as well.
+Encoders run in the run's mixed precision, as they do in a step without a cache, and rows are float32.
 """
 
 import hashlib
@@ -23,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from diffrestorer.data.pairs import Pair, SynthesisedPairs, collate_pairs, pair_loader
+from diffrestorer.data.pairs import Pair, PairBatch, SynthesisedPairs, collate_pairs, pair_loader
 from diffrestorer.data.prepared import PreparedPairs
 from diffrestorer.training.checkpoint import write_folder
 from diffrestorer.training.task import Task
@@ -31,8 +32,9 @@ from diffrestorer.training.task import Task
 FORMAT = 1
 CHUNK = 256
 """Variants a chunk: about 17 MB of sd15's stage 1."""
-TOLERANCE = 1e-3
-"""Of a row computed anew, relative to its largest value: batches and devices differ by less, other pixels by more."""
+TOLERANCES = {"no": 1e-3, "fp16": 4e-3, "bf16": 3e-2}
+"""By mixed precision, of a row computed again, relative to its largest value: batches and devices differ by less, other
+pixels by more."""
 
 
 class EncodingCache:
@@ -128,6 +130,8 @@ def open_cache(
             "data.size, or leave it null; pairs made on the fly are new each time"
         )
     key = {"format": FORMAT, "pairs": pairs.fingerprint(), "encoders": _weights_digest(modules), "settings": settings}
+    if accelerator.mixed_precision != "no":  # float32's caches keep the names they have always had
+        key["precision"] = accelerator.mixed_precision
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     cache = EncodingCache(root / name, pairs.num_variants)
     own = range(accelerator.process_index, cache.num_chunks, accelerator.num_processes)
@@ -138,21 +142,26 @@ def open_cache(
     quiet = not accelerator.is_main_process or not missing
     for chunk in track(missing, "encoding", console=Console(stderr=True), disable=quiet):
         variants = range(chunk * CHUNK, min((chunk + 1) * CHUNK, cache.num_variants))
-        cache.write(chunk, _encode(task, pairs, variants, accelerator.device, batch_size, num_workers))
+        cache.write(chunk, _encode(task, pairs, variants, accelerator, batch_size, num_workers))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        _compare(cache, task, pairs, accelerator.device)
+        _compare(cache, task, pairs, accelerator)
         (cache.folder / "key.json").write_text(json.dumps(key, indent=1) + "\n")
     return CachedPairs(pairs, cache)
 
 
 def _encode(
-    task: Task, pairs: PreparedPairs, variants: Sequence[int], device: torch.device, batch_size: int, num_workers: int
+    task: Task,
+    pairs: PreparedPairs,
+    variants: Sequence[int],
+    accelerator: Accelerator,
+    batch_size: int,
+    num_workers: int,
 ) -> dict[str, Tensor]:
     batches = [list(variants[start : start + batch_size]) for start in range(0, len(variants), batch_size)]
     rows: list[dict[str, Tensor]] = []
     for batch in pair_loader(_Variants(pairs), batches, num_workers):
-        rows.append({name: value.float().cpu() for name, value in task.encode(batch.to(device)).items()})
+        rows.append({name: value.cpu() for name, value in _encode_batch(task, batch, accelerator).items()})
     encodings = {name: torch.cat([row[name] for row in rows]).contiguous() for name in rows[0]}
     for name, value in encodings.items():
         if not value.isfinite().all():
@@ -160,13 +169,22 @@ def _encode(
     return encodings
 
 
-def _compare(cache: EncodingCache, task: Task, pairs: PreparedPairs, device: torch.device, num_rows: int = 3) -> None:
-    last = cache.num_variants - 1
+def _encode_batch(task: Task, batch: PairBatch, accelerator: Accelerator) -> dict[str, Tensor]:
+    """Return a batch's encodings in float32, computed in the precision of a training step."""
+    with accelerator.autocast():
+        encodings = task.encode(batch.to(accelerator.device))
+    return {name: value.float() for name, value in encodings.items()}
+
+
+def _compare(
+    cache: EncodingCache, task: Task, pairs: PreparedPairs, accelerator: Accelerator, num_rows: int = 3
+) -> None:
+    tolerance, last = TOLERANCES[accelerator.mixed_precision], cache.num_variants - 1
     for variant in sorted({round(i * last / max(1, num_rows - 1)) for i in range(num_rows)}):
-        now, kept = task.encode(collate_pairs([pairs.fixed(variant)]).to(device)), cache.read(variant)
+        now, kept = _encode_batch(task, collate_pairs([pairs.fixed(variant)]), accelerator), cache.read(variant)
         for name, value in now.items():
-            value = value[0].float().cpu()
-            if (value - kept[name]).abs().max() > TOLERANCE * value.abs().max():
+            value = value[0].cpu()
+            if (value - kept[name]).abs().max() > tolerance * value.abs().max():
                 raise ValueError(
                     f"cache {cache.folder} is not what the encoders say now ({name} of variant {variant}): how images "
                     "are read or encoded has changed; remove the folder, and it is computed anew"

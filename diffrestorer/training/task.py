@@ -37,7 +37,10 @@ class Task(nn.Module):
         """The losses of one process's share of a global batch."""
 
     def encode(self, batch: PairBatch) -> dict[str, Tensor]:
-        """What networks that never train say of the pairs' pixels, by name: what `train.cache_dir` keeps. None here."""
+        """Return the frozen encoders' outputs by name, in float32: what `train.cache_dir` keeps. None here.
+
+        A step without a cache calls it within its mixed precision, and the cache is written within the same.
+        """
         return {}
 
     def encoders(self) -> tuple[Sequence[nn.Module], dict[str, Any]]:
