@@ -22,8 +22,9 @@ class Embedding(nn.Module):
         self.degradation_embedding = torch.zeros(1, restorer.control_encoder.config.degradation_dim)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Control features of images in [0, 1]."""
-        return self.restorer[0].control_encoder(images, self.degradation_embedding)
+        """Return the control features of images in [0, 1], as the control network takes them."""
+        restorer = self.restorer[0]
+        return restorer.control_network.enter(restorer.control_encoder(images, self.degradation_embedding))
 
 
 class Peer:
@@ -38,8 +39,7 @@ class Peer:
         self.restorer = restorer
         self.embedding = Embedding(restorer)
         controlnet = copy.deepcopy(restorer.control_network)
-        # What the control network does with the features before it adds them stays behind the encoder.
-        controlnet.controlnet_cond_embedding = nn.Sequential(self.embedding, controlnet.controlnet_cond_embedding)
+        controlnet.controlnet_cond_embedding = self.embedding
         self.pipe = StableDiffusionControlNetPipeline(
             vae=restorer.vae,
             text_encoder=None,

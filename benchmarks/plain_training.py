@@ -68,8 +68,9 @@ def plain_stage1(task: Stage1Task, pairs: PreparedPairs, size: int, device: torc
         prompts = restorer.prompt_processor(clip_embedding)
         features = restorer.control_encoder(lq, prompts.degradation_embedding)
         token = prompts.semantic_embedding
+        entered = restorer.control_network.enter(features)
         down, mid = restorer.control_network(
-            noisy.noisy_latents, noisy.timesteps, token, features, return_dict=False
+            noisy.noisy_latents, noisy.timesteps, token, entered, return_dict=False
         )  # fmt: skip
         output = restorer.unet(
             noisy.noisy_latents, noisy.timesteps, token, down_block_additional_residuals=down,

@@ -37,7 +37,8 @@ class Stages:
         restorer, multiple = self.engine.restorer, self.multiple // PATCH
 
         def control(lq: Float[Tensor, "t 3 h w"], latents: Float[Tensor, "t l h8 w8"]) -> Float[Tensor, "t c h8 w8"]:
-            return restorer.control_encoder(lq, prompts.degradation_embedding.expand(len(lq), -1), latents)
+            features = restorer.control_encoder(lq, prompts.degradation_embedding.expand(len(lq), -1), latents)
+            return restorer.control_network.enter(features)
 
         latents = self.grid.run_shared(lambda own: encode_image(restorer.vae, own).latents, [lq], multiple)
         features = self.grid.run_shared(control, [lq, latents], multiple)

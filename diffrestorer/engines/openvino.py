@@ -52,7 +52,8 @@ class OpenVINOEngine(Engine):
         super().__init__(restorer)
         if openvino is None:
             raise ValueError("engine openvino needs OpenVINO: pip install 'diffrestorer[openvino]'")
-        self.encoder, self.refiner, self.sd_decoder = _Encoder(restorer), _Refiner(restorer), _Decoder(restorer)
+        self.encoder, self.control = _Encoder(restorer), _Control(restorer)
+        self.refiner, self.sd_decoder = _Refiner(restorer), _Decoder(restorer)
 
     def read_prompts(self, lq: Float[Tensor, "b 3 h w"]) -> VisualPrompts:
         """See `Restorer.read_prompts`."""
@@ -99,7 +100,7 @@ class OpenVINOEngine(Engine):
     def _control(self) -> Compiled:
         lq, condition = self._example
         inputs = (lq, condition.prompts.degradation_embedding, condition.encoded.latents)
-        return compile_network(self.restorer.control_encoder, *inputs)
+        return compile_network(self.control, *inputs)
 
     @functools.cached_property
     def _step(self) -> Compiled:
@@ -132,6 +133,22 @@ class _Encoder(nn.Module):
         encoded = encode_image(self.vae, images)
         assert encoded.features is not None
         return encoded.latents, *encoded.features
+
+
+class _Control(nn.Module):
+    """The control encoder, and the convolution through which its feature enters the control network."""
+
+    def __init__(self, restorer: Restorer) -> None:
+        super().__init__()
+        self.control_encoder, self.control_network = restorer.control_encoder, restorer.control_network
+
+    def forward(
+        self,
+        lq: Float[Tensor, "b 3 h w"],
+        degradation_embedding: Float[Tensor, "b d"],
+        lq_latents: Float[Tensor, "b l h8 w8"],
+    ) -> Float[Tensor, "b c h8 w8"]:
+        return self.control_network.enter(self.control_encoder(lq, degradation_embedding, lq_latents))
 
 
 class _Decoder(nn.Module):

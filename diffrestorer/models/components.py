@@ -181,6 +181,8 @@ def load_weights(component: ModelMixin, folder: Path) -> None:
         raise ModelFolderError(f"{folder.parent} holds no {folder.name} to begin with")
     source = load_component(folder)
     weights = source.state_dict()
+    if isinstance(component, ControlNetwork):
+        weights = component.complete(weights)
     try:  # what only the folder's has (prototypes) is left there
         if isinstance(component, PromptProcessor) and isinstance(source, PromptProcessor):
             weights |= component.classifier_of(source)

@@ -1,11 +1,13 @@
 """The Image-guided Control Module (section III-C): modulated encoder, decoder for supervision, control network."""
 
-import functools
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from diffusers import ConfigMixin, ControlNetModel, ModelMixin
+import torch
+from diffusers import ConfigMixin, ControlNetModel, ModelMixin, UNet2DConditionModel
 from diffusers.configuration_utils import register_to_config
+from diffusers.models.controlnets.controlnet import zero_module
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -96,12 +98,53 @@ class ControlDecoder(ModelMixin, ConfigMixin):
 class ControlNetwork(ControlNetModel):
     """Image Control Network: a ControlNet whose condition is already a feature.
 
-    The ControlNet's own image embedding is left out: the `ControlEncoder`'s feature is added after `conv_in`. Its
-    cross-attention takes P_S. `ControlNetwork.from_unet(unet)` copies the UNet's encoder and mid block; the 12 + 1
-    output convolutions start at zero, so the UNet is untouched at step 0.
+    In place of the ControlNet's own image embedding stands a 1x1 convolution that starts at zero, as the embedding's
+    last layer does: at step 0 the copied encoder sees what the UNet's sees. `enter` applies it, once per image;
+    `forward` adds the result after `conv_in`. Cross-attention takes P_S. `ControlNetwork.from_unet(unet)` copies the
+    UNet's encoder and mid block; the 12 + 1 output convolutions start at zero, so the UNet is untouched at step 0.
+
+    Args:
+        zero_convolution: whether there is that convolution; False in folders of models trained before there was.
+        args, kwargs: see `ControlNetModel`.
     """
 
-    @functools.wraps(ControlNetModel.__init__)  # type: ignore[misc] # diffusers reads the saved config off this signature
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, zero_convolution: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.controlnet_cond_embedding = nn.Identity()
+        self.zero_conv_in = _zero_convolution(self.config.block_out_channels[0]) if zero_convolution else None
+        self.register_to_config(zero_convolution=zero_convolution)
+
+    # diffusers reads off the signature what the saved config may say.
+    _inherited = inspect.signature(ControlNetModel.__init__)
+    _own = inspect.Parameter("zero_convolution", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=bool)
+    __init__.__signature__ = _inherited.replace(  # type: ignore[attr-defined]
+        parameters=[*_inherited.parameters.values(), _own]
+    )
+    del _inherited, _own
+
+    @classmethod
+    def from_unet(cls, unet: UNet2DConditionModel, **kwargs: Any) -> "ControlNetwork":
+        """Build the network at step 0 from a UNet; `kwargs` are `ControlNetModel.from_unet`'s."""
+        network = super().from_unet(unet, **kwargs)
+        network.zero_conv_in = _zero_convolution(network.config.block_out_channels[0])
+        network.register_to_config(zero_convolution=True)
+        return network
+
+    def enter(self, control_features: Float[Tensor, "b c h8 w8"]) -> Float[Tensor, "b c h8 w8"]:
+        """Return the control encoder's feature as `forward` takes it: through `zero_conv_in`, if there is one."""
+        return control_features if self.zero_conv_in is None else self.zero_conv_in(control_features)
+
+    def complete(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the weights of a network that may lack `zero_conv_in`, with those that change nothing there.
+
+        Without the convolution the feature is added as it is: that is the identity's weights.
+        """
+        if self.zero_conv_in is None:
+            return dict(weights)
+        identity = torch.eye(self.zero_conv_in.out_channels)[:, :, None, None]
+        bias = torch.zeros(self.zero_conv_in.out_channels)
+        return {"zero_conv_in.weight": identity, "zero_conv_in.bias": bias, **weights}
+
+
+def _zero_convolution(channels: int) -> nn.Conv2d:
+    return zero_module(nn.Conv2d(channels, channels, 1))

@@ -23,7 +23,8 @@ class Conditioning:
     Attributes:
         prompts: P_CLIP, P_S, P_D and the classifier's logits.
         encoded: the degraded image through the VAE's encoder.
-        control_features: the control encoder's output, added after the control network's `conv_in`.
+        control_features: the control encoder's output as `ControlNetwork.enter` gives it, added after the control
+            network's `conv_in`.
     """
 
     prompts: VisualPrompts
@@ -67,7 +68,7 @@ class Restorer(nn.Module):
         """Everything the denoising steps need of degraded images in [0, 1] whose sides are multiples of 8."""
         encoded = encoded or encode_image(self.vae, lq)
         features = self.control_encoder(lq, prompts.degradation_embedding, encoded.latents)
-        return Conditioning(prompts, encoded, features)
+        return Conditioning(prompts, encoded, self.control_network.enter(features))
 
     def denoise(
         self, noisy_latents: Float[Tensor, "b l h8 w8"], timesteps: Int[Tensor, "..."], condition: Conditioning

@@ -95,16 +95,16 @@ class Stage1Task(Task):
         encodings = batch.encodings or self.encode(batch)
         latents, lq_latents = encodings["latents"], encodings.get("lq_latents")
         prompts = restorer.prompt_processor(encodings["clip_embedding"])
-        control_features = restorer.control_encoder(lq, prompts.degradation_embedding, lq_latents)
+        features = restorer.control_encoder(lq, prompts.degradation_embedding, lq_latents)
         # Without a path for the degraded image's latents (the paper) nothing may read them: there are none.
         encoded_lq = EncodedImage(latents[:, :0] if lq_latents is None else lq_latents, None)
-        condition = Conditioning(prompts, encoded_lq, control_features)
+        condition = Conditioning(prompts, encoded_lq, restorer.control_network.enter(features))
         noisy = add_noise(self.scheduler, latents, self.config.seed, batch)
         model_output = restorer.denoise(noisy.noisy_latents, noisy.timesteps, condition)
 
         diff = diffusion_loss(model_output, noisy.target)
         deg = degradation_loss(prompts.degradation_logits, batch.label)
-        rec = reconstruction_loss(self.control_decoder(condition.control_features), gt)
+        rec = reconstruction_loss(self.control_decoder(features), gt)
         total = stage1_loss(diff, deg, rec, self.config.lambda_deg, self.config.lambda_rec)
         return Losses(total, {"diff": diff, "deg": deg, "rec": rec})
 
@@ -124,8 +124,11 @@ class Stage1Task(Task):
 
     def sample(self, batch: PairBatch) -> list[Float[Tensor, "b 3 h w"]]:
         """Degraded, the control decoder's image, restored with the VAE's decoder, clean."""
+        lq = to_unit(batch.lq)
         condition, restored = self._sample(batch)
-        return [to_unit(batch.lq), self.control_decoder(condition.control_features), restored, to_unit(batch.gt)]
+        embedding, latents = condition.prompts.degradation_embedding, condition.encoded.latents
+        features = self.restorer.control_encoder(lq, embedding, latents)
+        return [lq, self.control_decoder(features), restored, to_unit(batch.gt)]
 
     def _sample(self, batch: PairBatch) -> tuple[Conditioning, Float[Tensor, "b 3 h w"]]:
         lq = to_unit(batch.lq)

@@ -1,6 +1,9 @@
 """Control encoder, decoder and network: sizes of the paper, and an untouched UNet at step 0."""
 
 import copy
+import json
+from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +11,7 @@ import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 from torch import nn
 
+from diffrestorer.models.components import load_component, load_weights, save_component
 from diffrestorer.models.control import ControlDecoder, ControlEncoder, ControlNetwork
 from diffrestorer.models.restorer import build_control_decoder
 
@@ -46,6 +50,18 @@ def controlled(unet: UNet2DConditionModel, network: ControlNetwork, *inputs: tor
 
 def zero_convolutions(network: ControlNetwork) -> list[nn.Conv2d]:
     return [*network.controlnet_down_blocks, network.controlnet_mid_block]
+
+
+def first_features(network: UNet2DConditionModel | ControlNetwork, *inputs: Any) -> torch.Tensor:
+    """What the network's first block is given."""
+    seen: list[torch.Tensor] = []
+    hook = network.down_blocks[0].register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(kwargs.get("hidden_states", *args)), with_kwargs=True
+    )
+    with torch.no_grad():
+        network(*inputs, return_dict=False)
+    hook.remove()
+    return seen[0]
 
 
 def test_encoder_of_the_paper_takes_512_to_64() -> None:
@@ -112,7 +128,7 @@ def test_network_copies_the_unet_s_encoder(unet: UNet2DConditionModel) -> None:
     network = ControlNetwork.from_unet(unet)
     own, source = network.state_dict(), unet.state_dict()
     copied = {name for name in source if name.startswith(("conv_in", "time_embedding", "down_blocks", "mid_block"))}
-    assert copied == {name for name in own if not name.startswith("controlnet_")}
+    assert copied == {name for name in own if not name.startswith(("controlnet_", "zero_conv_in"))}
     assert all(torch.equal(own[name], source[name]) for name in copied)
 
 
@@ -120,7 +136,8 @@ def test_network_has_no_image_embedding(unet: UNet2DConditionModel) -> None:
     network, original = ControlNetwork.from_unet(unet), ControlNetModel.from_unet(unet)
     embedding = {name for name in original.state_dict() if name.startswith("controlnet_cond_embedding")}
     assert embedding
-    assert set(network.state_dict()) == set(original.state_dict()) - embedding
+    entrance = {"zero_conv_in.weight", "zero_conv_in.bias"}
+    assert set(network.state_dict()) == set(original.state_dict()) - embedding | entrance
 
 
 def test_unet_is_untouched_at_step_0(unet: UNet2DConditionModel) -> None:
@@ -129,23 +146,59 @@ def test_unet_is_untouched_at_step_0(unet: UNet2DConditionModel) -> None:
         assert torch.equal(controlled(unet, ControlNetwork.from_unet(unet), *inputs), unet(*inputs[:3]).sample)
 
 
+def test_at_step_0_the_copy_sees_what_the_unet_sees(unet: UNet2DConditionModel) -> None:
+    """Whatever the control encoder, untrained, makes of the degraded image."""
+    network = ControlNetwork.from_unet(unet)
+    *inputs, features = unet_inputs()
+    expected = unet.conv_in(inputs[0])
+    assert torch.equal(first_features(network, *inputs, network.enter(100 * features)), expected)
+    assert torch.equal(first_features(unet, *inputs), expected)
+
+
 def test_feature_is_added_after_conv_in(unet: UNet2DConditionModel) -> None:
     network = ControlNetwork.from_unet(unet)
-    seen: list[torch.Tensor] = []
-    network.down_blocks[0].register_forward_pre_hook(
-        lambda _, args, kwargs: seen.append(kwargs.get("hidden_states", *args)), with_kwargs=True
+    nn.init.normal_(network.zero_conv_in.weight)
+    *inputs, features = unet_inputs()
+    entered = network.enter(features)
+    expected = torch.einsum("oc,bchw->bohw", network.zero_conv_in.weight[..., 0, 0], features)
+    assert torch.allclose(entered, expected, atol=1e-5)
+    assert torch.equal(first_features(network, *inputs, entered), network.conv_in(inputs[0]) + entered)
+
+
+def test_networks_of_older_folders_have_no_convolution(unet: UNet2DConditionModel, tmp_path: Path) -> None:
+    """Their config.json does not name it; a run that goes on from one adds its feature as it was added."""
+    old = ControlNetwork(**{k: v for k, v in unet.config.items() if k in ControlNetwork._get_init_keys(ControlNetwork)})
+    features = unet_inputs()[3]
+    assert old.enter(features) is features
+    save_component(old, tmp_path / "control_network", torch.float32)
+    file = tmp_path / "control_network" / "config.json"
+    config = json.loads(file.read_text())
+    assert config.pop("zero_convolution") is False
+    file.write_text(json.dumps(config))
+    assert load_component(tmp_path / "control_network").zero_conv_in is None
+
+    new = ControlNetwork.from_unet(unet)
+    load_weights(new, tmp_path / "control_network")
+    assert torch.equal(new.enter(features), features)
+    for name, weight in old.state_dict().items():
+        assert torch.equal(new.state_dict()[name], weight), name
+
+
+def test_the_bundled_model_loads_as_it_was_trained() -> None:
+    folder = Path(str(files("diffrestorer"))) / "weights" / "mini" / "control_network"
+    network = load_component(folder)
+    assert ("zero_convolution" in json.loads((folder / "config.json").read_text())) == (
+        network.zero_conv_in is not None
     )
-    latents, _, _, features = inputs = unet_inputs()
-    with torch.no_grad():
-        network(*inputs, return_dict=False)
-        assert torch.equal(seen[0], network.conv_in(latents) + features)
 
 
 def test_control_matters_once_trained(unet: UNet2DConditionModel) -> None:
     network = ControlNetwork.from_unet(unet)
     for index, conv in enumerate(zero_convolutions(network)):
         nn.init.normal_(conv.weight, generator=torch.Generator().manual_seed(index))
+    nn.init.eye_(network.zero_conv_in.weight[:, :, 0, 0])
     latents, timesteps, token, features = unet_inputs()
+    features = network.enter(features).detach()
     with torch.no_grad():
         plain = unet(latents, timesteps, token).sample
         first = controlled(unet, network, latents, timesteps, token, features)
