@@ -1,6 +1,6 @@
 """How a task uses its machine: memory layout, attention, compilation, recomputation; the mathematics stay the same."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,11 @@ from diffrestorer.models.decoder import DegradationAwareDecoder
 COMPILER = "inductor"
 COMPILED = (BasicTransformerBlock, ResnetBlock2D, ResBlock)
 """The blocks that repeat: compiled one by one, a network of them costs a few compilations."""
+
+MAX_GRAPHS = 256
+"""Graphs that torch.compile may keep of one class's `forward`. Blocks of one class share them, and every combination of
+shapes and of frozen and trained inputs needs one: sd15's stage 1 has 52 in all. Beyond the limit (8 by default) calls
+run eagerly without a word."""
 
 
 class OneTokenAttnProcessor(AttnProcessor2_0):
@@ -71,12 +76,51 @@ def apply_hardware(task: nn.Module, hardware: HardwareConfig, device: torch.devi
         for module in task.modules():
             if isinstance(module, BasicTransformerBlock) and module.attn2 is not None:
                 module.attn2.set_processor(OneTokenAttnProcessor())
-    if hardware.checkpointing == "blocks":
-        _recompute_blocks(task)
     if hardware.compile_blocks:
-        for module in task.modules():
-            if isinstance(module, COMPILED):
-                module.compile(backend=COMPILER)
+        _compile_blocks(task)
+    if hardware.checkpointing == "blocks":  # around compiled blocks: their own backward pass stays one graph
+        _recompute_blocks(task)
+
+
+class _Step:
+    """Whether a task is computing the losses of a training step."""
+
+    def __init__(self, task: nn.Module) -> None:
+        self.running = False
+        task.register_forward_pre_hook(self._begin)
+        task.register_forward_hook(self._end, always_call=True)
+
+    def _begin(self, *_: Any) -> None:
+        self.running = torch.is_grad_enabled()
+
+    def _end(self, *_: Any) -> None:
+        self.running = False
+
+
+def _compile_blocks(task: nn.Module) -> None:
+    """Compiles the blocks for training steps only.
+
+    In a step the shapes and the precision of a block's inputs never change, so each block meets one graph. Samples and
+    validation have other batches, run in float32 or want no gradients: each would add graphs for a handful of calls.
+    """
+    from torch._dynamo import config as dynamo  # takes a second to import
+
+    dynamo.recompile_limit = max(dynamo.recompile_limit, MAX_GRAPHS)
+    dynamo.optimize_ddp = False  # it splits graphs to overlap communication: a block is small enough by itself
+
+    blocks = [module for module in task.modules() if isinstance(module, COMPILED)]
+    kinds = {type(block) for block in blocks}
+    compiled = {kind: torch.compile(kind.forward, backend=COMPILER, dynamic=False) for kind in kinds}
+    step = _Step(task)
+    for block in blocks:
+        block.forward = partial(_forward, step, compiled[type(block)], block)
+
+
+def _forward(step: _Step, compiled: Callable[..., Any], block: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """A block's compiled forward in a training step (frozen encoders, too) and in recomputations; else its own."""
+    if step.running or torch.is_grad_enabled():
+        return compiled(block, *args, **kwargs)
+    return type(block).forward(block, *args, **kwargs)
 
 
 def _recompute_blocks(task: nn.Module) -> None:
