@@ -1,5 +1,7 @@
 """One-step sampling: a student's clean estimate from the degraded image's latents, in a single network call."""
 
+import math
+
 import torch
 from diffusers import ConfigMixin, DDPMScheduler, SchedulerMixin, UniPCMultistepScheduler
 from diffusers.configuration_utils import register_to_config
@@ -41,7 +43,7 @@ class OneStepScheduler(SchedulerMixin, ConfigMixin):
         if prediction_type not in ("epsilon", "sample", "v_prediction"):
             raise ValueError(f"prediction_type={prediction_type}: choose epsilon, sample or v_prediction")
         schedule = DDPMScheduler(num_train_timesteps, beta_start, beta_end, beta_schedule)
-        self.alphas_cumprod = schedule.alphas_cumprod
+        self.alpha_bar = schedule.alphas_cumprod[tau].item()
         self.timesteps = torch.tensor([tau])
 
     @classmethod
@@ -64,8 +66,7 @@ class OneStepScheduler(SchedulerMixin, ConfigMixin):
 
     def coefficients(self) -> tuple[float, float]:
         """Return the factors of starting latents and network output in the clean estimate."""
-        alpha_bar = self.alphas_cumprod[self.config.tau].double()
-        a, b = alpha_bar.sqrt().item(), (1 - alpha_bar).sqrt().item()
+        a, b = math.sqrt(self.alpha_bar), math.sqrt(1 - self.alpha_bar)
         match self.config.prediction_type:
             case "epsilon":
                 return 1 / a, -b / a

@@ -51,6 +51,30 @@ TINY_MODEL = (
 )
 """Overrides that shrink the real mini config; append them to any script's command line."""
 
+TINY_SD15 = (
+    "model=sd15",
+    "model.base=none",
+    "model.vae.block_out_channels=[8,16,16,16]",
+    "model.vae.layers_per_block=1",
+    "model.vae.norm_num_groups=4",
+    "model.image_encoder.vision_cfg={image_size: 28, layers: 4, width: 64, patch_size: 14}",
+    "model.image_encoder.embed_dim=12",
+    "model.prompt_processor.clip_dim=12",
+    "model.prompt_processor.semantic_dim=12",
+    "model.prompt_processor.hidden_dim=10",
+    "model.prompt_processor.degradation_dim=6",
+    "model.unet.block_out_channels=[8,8,16,16]",
+    "model.unet.layers_per_block=1",
+    "model.unet.norm_num_groups=4",
+    "model.unet.cross_attention_dim=12",
+    "model.unet.attention_head_dim=2",
+    "model.control_encoder.block_out_channels=[4,8,8,8]",
+    "model.control_encoder.degradation_dim=6",
+    "model.control_encoder.norm_num_groups=4",
+    "model.perceptual=none",
+)
+"""The same of sd15: Stable Diffusion's blocks and CLIP's tower, noise prediction, no path for the image's latents."""
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--record-golden` writes the golden losses anew instead of comparing with them."""
@@ -90,6 +114,12 @@ Module = TypeVar("Module", bound="nn.Module")
 def tiny_overrides() -> list[str]:
     """The command line that turns a training script's config into that of a tiny model."""
     return list(TINY_MODEL)
+
+
+@pytest.fixture(scope="session")
+def tiny_sd15_overrides() -> list[str]:
+    """The same for a tiny model of Stable Diffusion's kind."""
+    return list(TINY_SD15)
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import (
 )
 
 from diffrestorer.config.composition import load
-from diffrestorer.config.schema import BaseConfig, DataConfig, DecoderConfig, Stage1Config
+from diffrestorer.config.schema import BaseConfig, DataConfig, DecoderConfig, Stage1Config, StudentConfig
 from diffrestorer.data.pairs import PairBatch, SynthesisedPairs, collate_pairs
 from diffrestorer.models.components import COMPONENTS, save_component
 from diffrestorer.pipeline import DiffRestorerPipeline
@@ -25,40 +25,17 @@ from diffrestorer.tiling import Tile
 from diffrestorer.training.base import PARTS
 from diffrestorer.training.decoder import DecoderTask
 from diffrestorer.training.stage1 import Stage1Task
+from diffrestorer.training.student import StudentTask
 from diffrestorer.training.task import Task
 
 STEPS = 2
-
-TINY_SD15 = (
-    "model=sd15",
-    "model.base=none",
-    "model.vae.block_out_channels=[8,16,16,16]",
-    "model.vae.layers_per_block=1",
-    "model.vae.norm_num_groups=4",
-    "model.image_encoder.vision_cfg={image_size: 28, layers: 2, width: 64, patch_size: 14}",
-    "model.image_encoder.embed_dim=12",
-    "model.prompt_processor.clip_dim=12",
-    "model.prompt_processor.semantic_dim=12",
-    "model.prompt_processor.hidden_dim=10",
-    "model.prompt_processor.degradation_dim=6",
-    "model.unet.block_out_channels=[8,8,16,16]",
-    "model.unet.layers_per_block=1",
-    "model.unet.norm_num_groups=4",
-    "model.unet.cross_attention_dim=12",
-    "model.unet.attention_head_dim=2",
-    "model.control_encoder.block_out_channels=[4,8,8,8]",
-    "model.control_encoder.degradation_dim=6",
-    "model.control_encoder.norm_num_groups=4",
-    "model.perceptual=none",
-)
-"""Stable Diffusion's blocks and CLIP's tower, with tiny widths."""
 
 EFFICIENTNET = "model.perceptual=efficientnet_lite0"
 
 
 @pytest.fixture(scope="module")
-def models(tiny_overrides: list[str]) -> dict[str, list[str]]:
-    return {"mini": tiny_overrides, "sd15": list(TINY_SD15)}
+def models(tiny_overrides: list[str], tiny_sd15_overrides: list[str]) -> dict[str, list[str]]:
+    return {"mini": tiny_overrides, "sd15": tiny_sd15_overrides}
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +53,8 @@ def tasks(
         for z0 in ("hq", "sampled"):
             keys = [*model, *data, EFFICIENTNET, f"stage1={folder}", f"z0={z0}", f"z0_steps={STEPS}"]
             found[name, f"decoder z0={z0}"] = DecoderTask(load("train_decoder", DecoderConfig, keys))
+        keys = [*model, *data, EFFICIENTNET, f"teacher={folder}", "lora_rank=2", "lambda_adversarial=0.5"]
+        found[name, "student"] = StudentTask(load("train_student", StudentConfig, keys))
     base = load("train_base", BaseConfig, [*models["mini"], *data[1:], f"output_dir={folder}/base"])
     for part, task_class in PARTS.items():
         task = found["mini", part] = task_class(base)
@@ -174,6 +153,7 @@ DRAWN = {
     "stage1": ["data/counter.py float32 (2, 4, 8, 8)", "data/counter.py int64 (2,)"],
     "decoder z0=hq": [],
     "decoder z0=sampled": ["data/counter.py float32 (2, 4, 8, 8)"],
+    "student": [],
     "vae": ["data/counter.py bool (2,)", "data/counter.py float32 (2, 4, 8, 8)"],
     "image_encoder": [],
     "unet": ["data/counter.py float32 (2, 4, 8, 8)", "data/counter.py int64 (2,)"],

@@ -180,8 +180,8 @@ class ImageEncoder(ModelMixin, ConfigMixin):
 
         Of ViT-L/14 these are blocks 6, 12, 18 and 24, of a timm tower its last four stages.
         """
-        blocks = len(self.visual.transformer.resblocks) if hasattr(self.visual, "transformer") else 4
-        indices = [blocks * quarter // 4 - 1 for quarter in range(1, 5)] if blocks > 4 else 4
+        tower = getattr(self.visual, "transformer", None)
+        indices = 4 if tower is None else [len(tower.resblocks) * quarter // 4 - 1 for quarter in range(1, 5)]
         found = self.visual.forward_intermediates(
             self.prepare(images), indices=indices, intermediates_only=True, output_fmt="NCHW"
         )
