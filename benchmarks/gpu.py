@@ -39,7 +39,8 @@ from typing import Any
 
 import torch
 from gpu_rows import compiling, learning, proofs, restoring
-from gpu_rows.session import TINY, Rejected, Report, Session, Sizes
+from gpu_rows.report import Rejected, Report
+from gpu_rows.session import TINY, Session, Sizes
 from gpu_rows.tables import page_section, short_table
 from sections import PAGE, ROOT, write_section
 
@@ -93,22 +94,28 @@ def main() -> int:
     results = previous(arguments.output, environment(arguments))
     with tempfile.TemporaryDirectory() as folder:
         session = Session(device, TINY if arguments.tiny else Sizes(), Path(folder), arguments.student)
-        if not session.on_gpu:
-            compiling.use_backend(session, "eager")  # captured, but no code is generated
-        if any(row.name == "tests" for row in rows):
-            proofs.start_tests(session)
-        for row in rows:
-            left = 60 * arguments.minutes - (time.monotonic() - STARTED)
-            if row.seconds * (0.1 if arguments.tiny else 1) > left:
-                results["rows"].setdefault(row.name, {"status": "not started", "left": round(left), "lines": []})
-                print(f"{row.name}: not started, {left:.0f} s are left of the budget", flush=True)
-            else:
-                results["rows"][row.name] = run_row(row, session)
-            save(results, arguments)
-        for process in session.background.values():
-            process.kill()
+        try:
+            run_rows(rows, session, results, arguments)
+        finally:
+            session.close()
     print(short_table(results))
     return int(any(results["rows"][row.name]["status"] == "failed" for row in rows))
+
+
+def run_rows(rows: Sequence[Row], session: Session, results: dict[str, Any], arguments: argparse.Namespace) -> None:
+    """Run row after row while the budget lasts, and save after each."""
+    if not session.on_gpu:
+        compiling.use_backend(session, "eager")  # captured, but no code is generated
+    if any(row.name == "tests" for row in rows):
+        proofs.start_tests(session)
+    for row in rows:
+        left = 60 * arguments.minutes - (time.monotonic() - STARTED)
+        if row.seconds * (0.1 if arguments.tiny else 1) > left:
+            results["rows"].setdefault(row.name, {"status": "not started", "left": round(left), "lines": []})
+            print(f"{row.name}: not started, {left:.0f} s are left of the budget", flush=True)
+        else:
+            results["rows"][row.name] = run_row(row, session)
+        save(results, arguments)
 
 
 def parse() -> argparse.Namespace:

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from gpu_rows.proofs import BF16_BOUND, decibels, restore
+from gpu_rows.report import Rejected, Report, ratios, spread
 from gpu_rows.restoring import our_run, peer_run
-from gpu_rows.session import Rejected, Report, Session, ratios, spread
+from gpu_rows.session import Session
 
 COLD_START = Path(__file__).with_name("cold_start.py")
 

@@ -15,8 +15,9 @@ from training import Contest, our_step
 from diffrestorer.data.pairs import Pair, StepBatches, collate_pairs, pair_loader
 from diffrestorer.training.record import TimedBatches
 from diffrestorer.training.task import Task
+from gpu_rows.report import Rejected, Report, gib, spread
 from gpu_rows.restoring import matrix_rate
-from gpu_rows.session import Rejected, Report, Session, gib, spread
+from gpu_rows.session import Session
 
 Build = Callable[..., Any]
 

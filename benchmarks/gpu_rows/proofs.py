@@ -15,7 +15,8 @@ from diffrestorer.data.pairs import PairBatch
 from diffrestorer.models.restorer import Restorer
 from diffrestorer.pipeline import DiffRestorerPipeline
 from diffrestorer.training.task import Task
-from gpu_rows.session import Report, Session, float32_products
+from gpu_rows.report import Report
+from gpu_rows.session import Session, float32_products
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -12,7 +12,8 @@ from diffrestorer.evaluation.methods import Method
 from diffrestorer.evaluation.runners import open_runner
 from diffrestorer.pipeline import DiffRestorerPipeline
 from gpu_rows.proofs import BF16_BOUND, decibels, restore
-from gpu_rows.session import Report, Session, float32_products, gib, ratios, spread
+from gpu_rows.report import Report, gib, ratios, spread
+from gpu_rows.session import Session, float32_products
 
 
 def matrix_rate(session: Session) -> float:
