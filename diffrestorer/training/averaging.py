@@ -1,6 +1,6 @@
 """Exponential moving average of the weights (diffusers' `EMAModel`), with its place in a checkpoint."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from diffusers.training_utils import EMAModel
@@ -33,10 +33,10 @@ class WeightAverage:
         """The averaged parameters by name."""
         return dict(zip(self.names, self.average.shadow_params, strict=True))
 
-    def load(self, state: dict[str, Tensor], step: int) -> None:
-        """Goes on from a checkpoint made after `step` updates."""
+    def load(self, read: Callable[[str], Tensor], step: int) -> None:
+        """Goes on from a checkpoint made after `step` updates; `read` returns an averaged parameter by name."""
         for name, average in self.state().items():
-            average.copy_(state[name])
+            average.copy_(read(name))
         self.average.optimization_step = step
 
     @contextmanager

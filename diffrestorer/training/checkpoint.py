@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 from jaxtyping import Float, Int
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from diffrestorer.training.averaging import WeightAverage
@@ -150,69 +152,123 @@ def load_newest(
     optimizers: Sequence[torch.optim.Optimizer],
     log: logging.Logger,
     average: WeightAverage | None = None,
+    accelerator: Accelerator | None = None,
 ) -> int:
     """Restores the newest sound checkpoint in place; damaged ones are passed over with a warning.
+
+    A node's first process verifies for all of them. Each then maps the files, whose pages the node's processes share,
+    and copies tensor by tensor to where its own lie: no process holds a second copy.
+
+    Args:
+        accelerator: the processes that resume together; None: this one alone.
 
     Returns:
         The number of steps it had done; 0: there is none.
 
     Raises:
-        CheckpointError: checkpoints exist and none can be read, or they are another model's.
+        CheckpointError: checkpoints exist and none can be read, they are another model's, or the nodes of a run do not
+            see the same ones.
     """
+    verifies = accelerator is None or accelerator.is_local_main_process
+    found = _newest_sound(folder, log) if verifies else None
+    if accelerator is not None:
+        found = _outcome_of_the_node(found, folder, accelerator)
+    assert found is not None, "a node's first process looks"
+    if found.error:
+        raise CheckpointError(found.error)
+    if not found.name:
+        return 0
+
+    checkpoint = folder / found.name
+    state = _read_state(checkpoint)
+    _restore_weights(checkpoint, task)
+    for i, optimizer in enumerate(optimizers):
+        _restore_optimizer(checkpoint / f"optimizer_{i}.safetensors", state["param_groups"][i], optimizer)
+    if average is not None:
+        with safe_open(checkpoint / AVERAGE, "pt") as file:
+            average.load(file.get_tensor, state["step"])
+    return state["step"]
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The newest sound checkpoint's name, empty if there is none; or why a run cannot go on."""
+
+    name: str = ""
+    error: str = ""
+
+
+def _newest_sound(folder: Path, log: logging.Logger) -> _Found:
     damaged: list[CheckpointError] = []
     for checkpoint in reversed(list_checkpoints(folder)):
         try:
-            state = _verified_state(checkpoint)
+            _verify(checkpoint)
         except CheckpointError as error:
             log.warning("%s; going back to an older one", error)
             damaged.append(error)
             continue
-        _restore(checkpoint, state, task, optimizers)
-        if average is not None:
-            average.load(load_file(checkpoint / AVERAGE), state["step"])
-        return state["step"]
+        return _Found(checkpoint.name)
     if damaged:
-        raise CheckpointError(f"{damaged[0]}; no older checkpoint is left: remove {folder} to start again")
-    return 0
+        return _Found(error=f"{damaged[0]}; no older checkpoint is left: remove {folder} to start again")
+    return _Found()
 
 
-def _verified_state(checkpoint: Path) -> dict:
+def _outcome_of_the_node(found: _Found | None, folder: Path, accelerator: Accelerator) -> _Found:
+    """What this node's first process found; the nodes must agree, or some would train from other weights."""
+    outcomes: list[_Found | None] = gather_object([found])
+    if len({outcome for outcome in outcomes if outcome is not None}) > 1:
+        raise CheckpointError(
+            f"the nodes of this run see different checkpoints in {folder}: output_dir must be a folder that all share"
+        )
+    own = outcomes[accelerator.process_index - accelerator.local_process_index]
+    assert own is not None, "local process 0 verified"
+    return own
+
+
+def _read_state(checkpoint: Path) -> dict[str, Any]:
+    return json.loads((checkpoint / STATE).read_text())
+
+
+def _verify(checkpoint: Path) -> None:
     try:
-        state = json.loads((checkpoint / STATE).read_text())
-        for name, digest in state["sha256"].items():
+        for name, digest in _read_state(checkpoint)["sha256"].items():
             if _digest(checkpoint / name) != digest:
                 raise CheckpointError(f"checkpoint {checkpoint} is damaged: {name} does not match its checksum")
     except (OSError, KeyError, json.JSONDecodeError) as error:
         raise CheckpointError(f"checkpoint {checkpoint} is damaged: {error}") from None
-    return state
 
 
-def _restore(checkpoint: Path, state: dict, task: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-    saved, present = load_file(checkpoint / WEIGHTS), _trained_state(task)
-    differing = sorted(
-        name
-        for name in {*saved, *present}
-        if name not in saved or name not in present or saved[name].shape != present[name].shape
-    )
-    if differing:
-        raise CheckpointError(
-            f"checkpoint {checkpoint} is of another model: {len(differing)} tensors differ, first {differing[0]}"
-        )
-    with torch.no_grad():
-        for name, parameter in present.items():
-            parameter.copy_(saved[name])
-    for i, optimizer in enumerate(optimizers):
+def _restore_weights(checkpoint: Path, task: nn.Module) -> None:
+    present = _trained_state(task)
+    with safe_open(checkpoint / WEIGHTS, "pt") as file:
+        saved = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no dict
+        wanted = {name: list(tensor.shape) for name, tensor in present.items()}
+        differing = sorted(name for name in {*saved, *wanted} if saved.get(name) != wanted.get(name))
+        if differing:
+            raise CheckpointError(
+                f"checkpoint {checkpoint} is of another model: {len(differing)} tensors differ, first {differing[0]}"
+            )
+        with torch.no_grad():
+            for name, parameter in present.items():
+                parameter.copy_(file.get_tensor(name))
+
+
+def _restore_optimizer(path: Path, saved_groups: list[dict[str, Any]], optimizer: torch.optim.Optimizer) -> None:
+    own = [{name: group[name] for name in OF_THE_MACHINE if name in group} for group in optimizer.param_groups]
+    groups = [{**group, **options} for group, options in zip(saved_groups, own, strict=True)]
+    with safe_open(path, "pt") as file:
+        # On a CPU these are views of the mapped file, which the loop below replaces one by one.
         entries: dict[int, dict[str, Tensor]] = {}
-        for key, value in load_file(checkpoint / f"optimizer_{i}.safetensors").items():
+        for key in file.keys():  # noqa: SIM118 - no dict
             index, name = key.split(".", 1)
-            entries.setdefault(int(index), {})[name] = value
-        own = [{name: group[name] for name in OF_THE_MACHINE if name in group} for group in optimizer.param_groups]
-        groups = [{**group, **options} for group, options in zip(state["param_groups"][i], own, strict=True)]
+            entries.setdefault(int(index), {})[name] = file.get_tensor(key)
         optimizer.load_state_dict({"state": entries, "param_groups": groups})
+
+        # In the parameter's own memory layout: a fused kernel assumes it.
         for parameter, entry in optimizer.state.items():
-            for name, value in entry.items():  # in the parameter's own memory layout: a fused kernel assumes it
-                if value.shape == parameter.shape:
-                    entry[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+            for name, value in entry.items():
+                like = parameter if value.shape == parameter.shape else value
+                entry[name] = torch.empty_like(like, dtype=value.dtype).copy_(value)
 
 
 def _trained_state(task: nn.Module) -> dict[str, Tensor]:

@@ -91,12 +91,13 @@ class _Run:
         self.source: Dataset[Pair] = self.dataset
         if settings.cache_dir is not None:
             self.source = self._cached_pairs(Path(settings.cache_dir), micro_batch_size)
+        self.task.to(accelerator.device)  # a checkpoint is then copied straight to it
         apply_hardware(self.task, settings.hardware, accelerator.device)
         optimizers = list(self.task.optimizers())
         self.peak_rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
         self.average = WeightAverage(self.task, settings.ema_decay) if settings.ema_decay is not None else None
         checkpoints = output_dir / "checkpoints"
-        first_step = load_newest(checkpoints, self.task, optimizers, self.log, self.average)
+        first_step = load_newest(checkpoints, self.task, optimizers, self.log, self.average, accelerator)
         self.batches = StepBatches(first_step, settings.max_steps, *division)
         self.model, *self.optimizers = accelerator.prepare(self.task, *optimizers)
         self.record = LossRecord(

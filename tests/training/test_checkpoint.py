@@ -1,12 +1,20 @@
 """Checkpoints: whole or not at all, verified, rotated, and everything needed to go on is in them."""
 
+import json
 import logging
+import os
+import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import training_runs as runs
+from accelerate import Accelerator
 from torch import nn
 
+from diffrestorer.training import checkpoint as checkpoint_module
+from diffrestorer.training.averaging import WeightAverage
 from diffrestorer.training.checkpoint import (
     CheckpointError,
     list_checkpoints,
@@ -85,3 +93,78 @@ def test_another_model_is_refused(tmp_path: Path) -> None:
     other = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5))
     with pytest.raises(CheckpointError, match=r"another model: \d+ tensors differ, first 0.bias"):
         load_newest(tmp_path, other, [torch.optim.AdamW(other.parameters())], LOG)
+
+
+def test_a_restored_run_holds_nothing_of_the_files(tmp_path: Path) -> None:
+    """Weights, moments, counts and averages are copies: what was mapped may go, and files may be overwritten."""
+    module, optimizer = network(0)
+    average = WeightAverage(module, 0.9)
+    train(module, optimizer, 2)
+    average.update()
+    folder = save_checkpoint(tmp_path, take_snapshot(2, module, [optimizer], average), keep=2)
+    other, other_optimizer = network(0)
+    other_average = WeightAverage(other, 0.9)
+    assert load_newest(tmp_path, other, [other_optimizer], LOG, other_average) == 2
+    for path in folder.glob("*.safetensors"):
+        path.write_bytes(b"\xff" * path.stat().st_size)  # the same inode: a view of the mapping would see it
+    pairs = [(module.state_dict(), other.state_dict()), (average.state(), other_average.state())]
+    for index, entry in optimizer.state_dict()["state"].items():
+        pairs.append((entry, other_optimizer.state_dict()["state"][index]))
+    for expected, found in pairs:
+        for name, value in expected.items():
+            assert torch.equal(value, found[name]), name
+
+
+def _resume_as_a_rank(rank: int, port: int, folder: Path, out: Path) -> None:
+    """A process of two on a node: resumes, and writes what it hashed, what it was told and its weights."""
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1")
+    os.environ.update(MASTER_PORT=str(port), LOCAL_WORLD_SIZE="2")
+    hashed: list[str] = []
+    digest = checkpoint_module._digest
+    checkpoint_module._digest = lambda path: (hashed.append(f"{path.parent.name}/{path.name}"), digest(path))[1]
+    accelerator = Accelerator(cpu=True)
+    module, optimizer = network(rank)
+    try:
+        told = str(load_newest(folder, module, [optimizer], LOG, accelerator=accelerator))
+    except CheckpointError as error:
+        told = str(error)
+    weights = module.state_dict()["0.weight"].flatten().tolist()
+    (out / str(rank)).write_text(json.dumps([sorted(hashed), told, weights]))
+
+
+def resume_on_two(folder: Path, out: Path) -> list[list[Any]]:
+    """What two processes of a node wrote."""
+    out.mkdir()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = [runs.context.Process(target=_resume_as_a_rank, args=(rank, port, folder, out)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(1000)
+        assert process.exitcode == 0
+    return [json.loads((out / str(rank)).read_text()) for rank in range(2)]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_node_s_first_process_verifies_for_all(tmp_path: Path) -> None:
+    """A damaged checkpoint is passed over by both, and refused by both where none is left."""
+    folder = tmp_path / "checkpoints"
+    module, optimizer = network(0)
+    for step in (1, 2):
+        train(module, optimizer, 1)
+        save_checkpoint(folder, take_snapshot(step, module, [optimizer]), keep=2)
+        if step == 1:
+            expected = module.state_dict()["0.weight"].flatten().tolist()
+    (folder / "step_2" / "weights.safetensors").write_bytes(b"")
+    first, second = resume_on_two(folder, tmp_path / "sound")
+    files = ["step_1/optimizer_0.safetensors", "step_1/weights.safetensors", "step_2/weights.safetensors"]
+    assert first == [files, "1", expected]
+    assert second == [[], "1", expected]
+
+    (folder / "step_1" / "state.json").write_text("{")
+    first, second = resume_on_two(folder, tmp_path / "damaged")
+    assert "no older checkpoint is left" in first[1]
+    assert first[1] == second[1]
