@@ -104,8 +104,3 @@ class OneStepScheduler(SchedulerMixin, ConfigMixin):
 
 Scheduler = UniPCMultistepScheduler | OneStepScheduler
 """How a model samples: from noise in several steps, or from the degraded image's latents in one."""
-
-
-def default_steps(scheduler: Scheduler, steps: int) -> int:
-    """Return the number of steps a model takes unless told otherwise: 1 for a student, else `steps`."""
-    return 1 if isinstance(scheduler, OneStepScheduler) else steps

@@ -22,15 +22,12 @@ from diffrestorer.models.control import ControlEncoder, ControlNetwork
 from diffrestorer.models.decoder import DegradationAwareDecoder
 from diffrestorer.models.prompt_processor import PromptProcessor, VisualPrompts
 from diffrestorer.models.restorer import Conditioning, Restorer
-from diffrestorer.one_step import Scheduler, default_steps
+from diffrestorer.one_step import OneStepScheduler, Scheduler
 from diffrestorer.sampler import sampling_table, starting_latents
 from diffrestorer.stages import Stages
 from diffrestorer.tiling import Grid, Tile, smaller_sides, tile_side, until_it_fits
 
 Decoder = Literal["refined", "sd"]
-
-PAPER_STEPS = 20
-"""Denoising steps of the paper (section IV-A)."""
 
 
 @dataclass
@@ -224,8 +221,8 @@ class DiffRestorerPipeline(DiffusionPipeline):
 
     @property
     def default_steps(self) -> int:
-        """Denoising steps unless told otherwise: 1 for a one-step student, else the paper's 20."""
-        return default_steps(self.scheduler, PAPER_STEPS)
+        """Denoising steps unless told otherwise: 1 for a one-step student, else the paper's 20 (section IV-A)."""
+        return 1 if isinstance(self.scheduler, OneStepScheduler) else 20
 
     @torch.no_grad()
     def detect(self, image: ImageInput | Sequence[ImageInput]) -> Float[Tensor, "b k"]:

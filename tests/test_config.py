@@ -32,8 +32,10 @@ from diffrestorer.config.schema import (
     DecoderConfig,
     EvaluateConfig,
     FiguresConfig,
+    MiniConfig,
     PrepareConfig,
     Stage1Config,
+    StudentConfig,
 )
 from diffrestorer.config.synthesis import Jpeg, Noise, Snow, SnowLayer, Synthesis
 from diffrestorer.degradations import DEGRADATIONS
@@ -42,6 +44,8 @@ SCHEMAS: dict[str, type] = {
     "train_base": BaseConfig,
     "train_stage1": Stage1Config,
     "train_decoder": DecoderConfig,
+    "train_student": StudentConfig,
+    "train_mini": MiniConfig,
     "train_baseline": BaselineConfig,
     "evaluate": EvaluateConfig,
     "make_figures": FiguresConfig,
@@ -360,7 +364,7 @@ def test_run_hands_over_the_typed_config(monkeypatch: pytest.MonkeyPatch, capsys
     monkeypatch.setattr(sys, "argv", ["evaluate.py", "--help"])
     run("evaluate", EvaluateConfig, seen.append, flags=("suite", "method"))
     assert len(seen) == 1, "--help runs nothing"
-    assert "steps=20" in capsys.readouterr().out
+    assert "steps=null" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("arguments", [["stepz=3"], ["--nothing"], ["steps=many"], []])

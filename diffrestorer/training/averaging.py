@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from diffusers.training_utils import EMAModel
+from jaxtyping import Float
 from torch import Tensor, nn
 
 
@@ -33,7 +34,7 @@ class WeightAverage:
         """The averaged parameters by name."""
         return dict(zip(self.names, self.average.shadow_params, strict=True))
 
-    def load(self, read: Callable[[str], Tensor], step: int) -> None:
+    def load(self, read: Callable[[str], Float[Tensor, "..."]], step: int) -> None:
         """Goes on from a checkpoint made after `step` updates; `read` returns an averaged parameter by name."""
         for name, average in self.state().items():
             average.copy_(read(name))
