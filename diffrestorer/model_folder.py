@@ -1,7 +1,7 @@
 """A model folder is a diffusers pipeline on disk: where it is found, and how it is written."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -9,12 +9,12 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ModelMixin
 from diffusers.utils import logging
 
 from diffrestorer.degradations import CLEAN
-from diffrestorer.models.components import ModelFolderError, save_component
-from diffrestorer.models.restorer import Restorer
+from diffrestorer.models.components import COMPONENTS, ModelFolderError, load_component, save_component
+from diffrestorer.models.restorer import DecodingNetworks, Restorer
 from diffrestorer.one_step import Scheduler
 
 
@@ -51,32 +51,61 @@ def no_loading_bar() -> Iterator[None]:
 
 
 def save_model_folder(
-    restorer: Restorer, scheduler: Scheduler, folder: Path, dtype: torch.dtype = torch.float32
+    networks: DecodingNetworks,
+    scheduler: Scheduler,
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    rest: Path | None = None,
 ) -> None:
-    """Writes a model folder with a card, its weights of `dtype`; `DiffRestorerPipeline.from_pretrained` reads it."""
-    components = restorer.components()
-    index: dict[str, Any] = {"_class_name": "DiffRestorerPipeline", "_diffusers_version": diffusers.__version__}
-    for name, part in {**components, "scheduler": scheduler}.items():
-        module, name_of_class = type(part).__module__, type(part).__name__
-        index[name] = ["diffusers" if module.startswith("diffusers.") else module, name_of_class]
+    """Writes a model folder with a card, its weights of `dtype`; `DiffRestorerPipeline.from_pretrained` reads it.
+
+    Args:
+        rest: model folder from which the networks that are not there are read, one at a time.
+
+    Raises:
+        ModelFolderError: one of those is missing or damaged.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "model_index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+    index: dict[str, Any] = {"_class_name": "DiffRestorerPipeline", "_diffusers_version": diffusers.__version__}
+    index["scheduler"] = _class_entry(scheduler)
     scheduler.save_config(folder / "scheduler")
-    for name, component in components.items():
+
+    held, rows = networks.components(), []
+    for name in COMPONENTS:
+        if name in held:
+            component = held[name]
+        elif rest is not None:
+            component = load_component(rest / name)
+        else:
+            raise ValueError(f"a model folder needs its {name}: there is none, and no folder to take it from")
+        index[name] = _class_entry(component)
         save_component(component, folder / name, dtype)
-    write_model_card(restorer, folder)
+        rows.append(_card_row(name, component))
+
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+    _write_card(folder, networks.prompt_processor.classes, rows)
 
 
 def write_model_card(restorer: Restorer, folder: Path) -> None:
     """Writes README.md, the model card that hubs show, where there is none."""
+    rows = [_card_row(name, part) for name, part in restorer.components().items()]
+    _write_card(folder, restorer.prompt_processor.classes, rows)
+
+
+def _class_entry(part: Any) -> list[str]:
+    """Where diffusers finds a part's class: its library or module, and its name."""
+    module, name = type(part).__module__, type(part).__name__
+    return ["diffusers" if module.startswith("diffusers.") else module, name]
+
+
+def _card_row(name: str, part: ModelMixin) -> str:
+    return f"| `{name}` | {type(part).__name__} | {sum(p.numel() for p in part.parameters()) / 1e6:.2f} M |"
+
+
+def _write_card(folder: Path, classes: Sequence[str], rows: Sequence[str]) -> None:
     path = folder / "README.md"
     if path.exists():
         return
-    rows = [
-        f"| `{name}` | {type(part).__name__} | {sum(p.numel() for p in part.parameters()) / 1e6:.2f} M |"
-        for name, part in restorer.components().items()
-    ]
-    classes = restorer.prompt_processor.classes
     degradations = ", ".join(name for name in classes if name != CLEAN)
     clean = " It also tells photos that are clean." if CLEAN in classes else ""
     path.write_text(_CARD.format(degradations=degradations, clean=clean, components="\n".join(rows)))

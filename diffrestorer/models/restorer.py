@@ -32,7 +32,32 @@ class Conditioning:
     control_features: Float[Tensor, "b c h8 w8"]
 
 
-class Restorer(nn.Module):
+class DecodingNetworks(nn.Module):
+    """Diff-Restorer's networks but for those that sample latents: all that the paper's decoder stage runs."""
+
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        image_encoder: ImageEncoder,
+        prompt_processor: PromptProcessor,
+        decoder: DegradationAwareDecoder,
+    ) -> None:
+        super().__init__()
+        self.vae = vae
+        self.image_encoder = image_encoder
+        self.prompt_processor = prompt_processor
+        self.decoder = decoder
+
+    def components(self) -> dict[str, ModelMixin]:
+        """The networks that are there by their names in a model folder."""
+        return {name: getattr(self, name) for name in COMPONENTS if name in self._modules}
+
+    def read_prompts(self, lq: Float[Tensor, "b 3 h w"]) -> VisualPrompts:
+        """What the image encoder and the Prompt Processor see in degraded images in [0, 1] of any size."""
+        return self.prompt_processor(self.image_encoder(lq))
+
+
+class Restorer(DecodingNetworks):
     """Diff-Restorer's networks and how they are joined (Fig. 4). No sampling and no losses: see pipeline, training."""
 
     def __init__(
@@ -45,22 +70,10 @@ class Restorer(nn.Module):
         control_network: ControlNetwork,
         decoder: DegradationAwareDecoder,
     ) -> None:
-        super().__init__()
-        self.vae = vae
-        self.image_encoder = image_encoder
-        self.prompt_processor = prompt_processor
+        super().__init__(vae, image_encoder, prompt_processor, decoder)
         self.unet = unet
         self.control_encoder = control_encoder
         self.control_network = control_network
-        self.decoder = decoder
-
-    def components(self) -> dict[str, ModelMixin]:
-        """The networks by their names in a model folder."""
-        return {name: getattr(self, name) for name in COMPONENTS}
-
-    def read_prompts(self, lq: Float[Tensor, "b 3 h w"]) -> VisualPrompts:
-        """What the image encoder and the Prompt Processor see in degraded images in [0, 1] of any size."""
-        return self.prompt_processor(self.image_encoder(lq))
 
     def condition(
         self, lq: Float[Tensor, "b 3 h w"], prompts: VisualPrompts, encoded: EncodedImage | None = None

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import UniPCMultistepScheduler
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -16,14 +17,35 @@ from diffrestorer.data.pairs import PairBatch
 from diffrestorer.losses import decoder_loss, discriminator_hinge_loss, generator_hinge_loss, psnr_loss
 from diffrestorer.model_folder import find_model, save_model_folder
 from diffrestorer.models.backbones import EncodedImage, decode_latents, encode_image
-from diffrestorer.models.components import load_weights
+from diffrestorer.models.components import check_finite, check_model_folder, load_component, load_weights
 from diffrestorer.models.decoder import DegradationAwareDecoder
 from diffrestorer.models.discriminator import PatchDiscriminator
 from diffrestorer.models.perceptual import PerceptualLoss
 from diffrestorer.models.prompt_processor import VisualPrompts
+from diffrestorer.models.restorer import DecodingNetworks, Restorer
 from diffrestorer.pipeline import DiffRestorerPipeline
 from diffrestorer.sampler import sample_latents
 from diffrestorer.training.task import Losses, Task, adamw, to_unit
+
+
+def load_stage1(folder: Path, samples: bool) -> tuple[DecodingNetworks, UniPCMultistepScheduler]:
+    """Loads what the decoder stage runs of a model, in float32, after checking every file of it.
+
+    Args:
+        samples: whether latents are sampled, which takes all networks (a `Restorer`); else UNet and control module,
+            by far the largest, stay on the disk.
+
+    Raises:
+        ModelFolderError: a file is missing, truncated or does not fit, or a network holds a NaN.
+    """
+    if samples:
+        pipeline = DiffRestorerPipeline.from_pretrained(folder)
+        return pipeline.restorer, pipeline.scheduler
+    check_model_folder(folder)
+    names = ("vae", "image_encoder", "prompt_processor", "decoder")
+    networks = DecodingNetworks(**{name: load_component(folder / name) for name in names})
+    check_finite(folder, networks.components())
+    return networks, UniPCMultistepScheduler.from_pretrained(folder, subfolder="scheduler")
 
 
 class DecoderTask(Task):
@@ -38,8 +60,8 @@ class DecoderTask(Task):
         if not config.stage1:
             raise ValueError("stage1 is not set: give stage1=OUTPUT_DIR of train_stage1.py (or a model folder)")
         self.config = config
-        pipeline = DiffRestorerPipeline.from_pretrained(config.stage1)
-        self.restorer, self.scheduler = pipeline.restorer, pipeline.scheduler
+        self.stage1 = find_model(config.stage1)
+        self.restorer, self.scheduler = load_stage1(self.stage1, samples=config.z0 == "sampled")
         self.restorer.requires_grad_(False).eval()
         degradation_dim = self.restorer.prompt_processor.config.degradation_dim
         decoder = DegradationAwareDecoder.from_vae(self.restorer.vae, degradation_dim, config.model.refine)
@@ -62,6 +84,7 @@ class DecoderTask(Task):
         if self.config.z0 == "hq":
             latents = encode_image(restorer.vae, to_unit(batch.gt)).latents
         else:
+            assert isinstance(restorer, Restorer), "z0=sampled loads all networks"
             condition = restorer.condition(lq, restorer.prompt_processor(clip_embedding), encoded_lq)
             shape = condition.encoded.latents.shape[1:]
             noise = counter_normal(shape, self.config.seed, "z0", batch.step, batch.positions, lq.device)
@@ -115,8 +138,8 @@ class DecoderTask(Task):
         return optimizers
 
     def save_model(self, folder: Path, dtype: torch.dtype) -> None:
-        """The whole pipeline: stage 1's networks and the new decoder."""
-        save_model_folder(self.restorer, self.scheduler, folder, dtype)
+        """The whole pipeline: stage 1's networks, those not loaded from its folder, and the new decoder."""
+        save_model_folder(self.restorer, self.scheduler, folder, dtype, rest=self.stage1)
 
     def restore(self, batch: PairBatch) -> Float[Tensor, "b 3 h w"]:
         """z_0 decoded by the refined decoder."""

@@ -1,13 +1,18 @@
-"""The decoder stage's adversary: when it starts, and that a run without it has none."""
+"""The decoder stage: its adversary, which may wait or be absent, and the networks it loads and saves."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from training_runs import files_of
 
 from diffrestorer.config.composition import load
 from diffrestorer.config.schema import DataConfig, DecoderConfig, Stage1Config
 from diffrestorer.data.pairs import PairBatch, SynthesisedPairs, collate_pairs
+from diffrestorer.models.components import COMPONENTS, WEIGHTS_NAME, ModelFolderError
+from diffrestorer.pipeline import DiffRestorerPipeline
+from diffrestorer.training.checkpoint import _trained_state
 from diffrestorer.training.decoder import DecoderTask
 from diffrestorer.training.stage1 import Stage1Task
 
@@ -44,3 +49,46 @@ def test_without_its_weight_there_is_none(keys: list[str], photos_dir: Path) -> 
     assert losses.total.item() == losses.parts["pixel"].item()
     assert len(task.optimizers()) == 1
     assert not any("discriminator" in name for name in task.state_dict())
+
+
+SAMPLING = {"unet", "control_encoder", "control_network"}
+
+
+def tasks(keys: list[str]) -> tuple[DecoderTask, DecoderTask]:
+    """A run on encoded latents and one on sampled latents, with the same decoder, which has been trained somewhat."""
+    hq, sampled = (DecoderTask(load("train_decoder", DecoderConfig, [*keys, f"z0={z0}"])) for z0 in ("hq", "sampled"))
+    with torch.no_grad():
+        for parameter in sampled.restorer.decoder.parameters():
+            parameter.add_(0.01)
+    hq.restorer.decoder.load_state_dict(sampled.restorer.decoder.state_dict())
+    return hq, sampled
+
+
+def test_what_samples_latents_stays_on_the_disk_where_none_are_sampled(keys: list[str]) -> None:
+    hq, sampled = tasks(keys)
+    assert set(sampled.restorer.components()) - set(hq.restorer.components()) == SAMPLING
+    assert not any(name.split(".")[1] in SAMPLING for name, _ in hq.named_parameters() if "restorer" in name)
+    trained = [name for name, parameter in sampled.named_parameters() if parameter.requires_grad]
+    assert [name for name, parameter in hq.named_parameters() if parameter.requires_grad] == trained
+    assert set(_trained_state(hq)) == set(_trained_state(sampled)), "a checkpoint of either fits the other"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_the_model_is_whole_all_the_same(dtype: torch.dtype, keys: list[str], tmp_path: Path) -> None:
+    """Byte for byte what a run saves that holds all networks."""
+    hq, sampled = tasks(keys)
+    hq.save_model(tmp_path / "hq", dtype)
+    sampled.save_model(tmp_path / "sampled", dtype)
+    found = files_of(tmp_path / "hq")
+    assert found == files_of(tmp_path / "sampled")
+    assert {f"{name}/config.json" for name in COMPONENTS} < set(found)
+    DiffRestorerPipeline.from_pretrained(tmp_path / "hq")
+
+
+def test_networks_left_on_the_disk_are_checked_at_the_start(keys: list[str], tmp_path: Path) -> None:
+    (stage1,) = [key.removeprefix("stage1=") for key in keys if key.startswith("stage1=")]
+    shutil.copytree(stage1, tmp_path / "copy")
+    file = tmp_path / "copy" / "model" / "unet" / WEIGHTS_NAME
+    file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(ModelFolderError, match=f"{file} is damaged or truncated"):
+        DecoderTask(load("train_decoder", DecoderConfig, [*keys, f"stage1={tmp_path}/copy"]))
