@@ -20,7 +20,7 @@ CHOICES = {
     "split": ("train", "test"),
     "fit": ("auto", "resize", "crop"),
     "haze": ("OTS", "ITS"),
-    "dtype": ("float32", "bfloat16", "float16"),
+    "dtype": ("float32", "tf32", "bfloat16", "float16"),
     "only": ("restore", "score"),
     "part": ("all", "vae", "image_encoder", "unet"),
     "loss": ("l1", "smooth_l1", "psnr"),
@@ -339,7 +339,8 @@ class EvaluateConfig:
     batch_size: int = 4
     device: str = "auto"
     dtype: str = "float32"
-    """Of the models; scores are always computed in float32."""
+    """Of diff_restorer's models; compared methods run in float32, or in `tf32` too. `tf32` is float32 whose products a
+    GPU computes in TF32; otherwise none is. Scores are always computed in float32."""
     size: int = 256
     """Side of the open photos in pixels."""
     images: int | None = None

@@ -16,6 +16,7 @@ from torch import Tensor
 from diffrestorer.config.schema import EvaluateConfig
 from diffrestorer.evaluation.files import as_batch, digest, made_by, read_pixels, write_output
 from diffrestorer.evaluation.methods import Method
+from diffrestorer.evaluation.precision import gpu_products
 from diffrestorer.evaluation.runners import Runner, UnavailableError, open_runner
 from diffrestorer.evaluation.scoring import batches_of_one_size
 from diffrestorer.evaluation.suites import Item, Suite
@@ -53,9 +54,10 @@ def restore_suite(
             continue
         bar = progress.add_task(f"restore: {', '.join(method.title for method in group)}", total=sum(map(len, mine)))
         work = _Work(runner, group, Path(config.output_dir))
-        for batch in mine:
-            work.restore(batch)
-            progress.advance(bar, len(batch))
+        with gpu_products(config.dtype):
+            for batch in mine:
+                work.restore(batch)
+                progress.advance(bar, len(batch))
         for method in group:
             counts = [sum(column) for column in zip(*gather_object([work.counts[method.name]]), strict=True)]
             seconds = counts[2] / max(1, counts[0] + counts[1])

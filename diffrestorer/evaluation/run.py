@@ -22,6 +22,7 @@ from diffrestorer.evaluation.fid import FidScorer, fid_warning
 from diffrestorer.evaluation.files import made_by, write_text
 from diffrestorer.evaluation.methods import Method, collect_outputs, parse_methods
 from diffrestorer.evaluation.paper import PAPER_TABLES
+from diffrestorer.evaluation.precision import check_precision, gpu_products
 from diffrestorer.evaluation.prepared import build_suite
 from diffrestorer.evaluation.report import Report, write_page
 from diffrestorer.evaluation.scores import Score, Summary, nan_counts, summarise, write_scores, write_summaries
@@ -85,6 +86,7 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> list[Sco
     metrics = select_metrics(config.metrics or suite_metrics(config.suite))
     state = PartialState(cpu=config.device == "cpu")
     device = _device(config.device, state)
+    check_precision(config.dtype, device)
     console = console or Console(quiet=not state.is_main_process)
     with state.main_process_first():
         suite = build_suite(config)
@@ -107,7 +109,8 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> list[Sco
             state.wait_for_everyone()
         if config.only == "restore":
             return []
-        found = _score(config, suite, methods, metrics, restoring, device, state, progress)
+        with gpu_products("float32"):
+            found = _score(config, suite, methods, metrics, restoring, device, state, progress)
     if state.is_main_process:
         _write(found, console, state, device)
     return found.scores
@@ -256,6 +259,7 @@ def _write_run(path: Path, found: Evaluation, state: PartialState, device: torch
         "not_prepared": found.suite.missing,
         "seed": config.seed,
         "steps": config.steps,
+        "dtype": config.dtype,
         "batch_size": config.batch_size,
         "methods": found.restoring,
         "unavailable_methods": {method.name: method.reason for method in found.methods if method.reason},

@@ -19,6 +19,7 @@ from diffrestorer.baselines.protocol import Pass, whole
 from diffrestorer.config.schema import EvaluateConfig
 from diffrestorer.evaluation.ablations import ABLATIONS
 from diffrestorer.evaluation.methods import Method
+from diffrestorer.evaluation.precision import DTYPES, place_network, precision_of
 from diffrestorer.pipeline import DiffRestorerPipeline
 from diffrestorer.tiling import WHOLE_PIXELS, Grid, smaller_sides, tile_side, until_it_fits
 
@@ -64,8 +65,8 @@ class PipelineRunner:
     """DiffRestorerPipeline: samples once, then decodes with each method's decoder."""
 
     def __init__(self, methods: Sequence[Method], config: EvaluateConfig, device: torch.device) -> None:
-        dtype = getattr(torch, config.dtype)
-        self.pipe = DiffRestorerPipeline.from_pretrained(methods[0].source, dtype=dtype).to(device)
+        self.pipe = DiffRestorerPipeline.from_pretrained(methods[0].source, dtype=DTYPES[config.dtype]).to(device)
+        place_network(self.pipe.restorer, device)
         self.pipe.set_progress_bar_config(disable=True)
         self.config = config
         self.steps = self.pipe.default_steps if config.steps is None else config.steps
@@ -90,7 +91,7 @@ class PipelineRunner:
             "steps": self.steps,
             "seed": self.config.seed,
             "sampler": type(self.pipe.scheduler).__name__,
-            "dtype": str(self.pipe.dtype).removeprefix("torch."),
+            "dtype": precision_of(self.config.dtype, self.pipe.dtype),
         }
 
     @torch.no_grad()
@@ -132,12 +133,13 @@ class PipelineRunner:
 
 
 class BaselineRunner:
-    """A compared method: one network, one output."""
+    """A compared method: one network, one output, in float32 (or TF32)."""
 
     def __init__(self, method: Method, config: EvaluateConfig, device: torch.device) -> None:
         source = Path(method.source)
-        self.network = load_baseline(source, method.name if source.is_file() else None).to(device).eval()
-        self.seed = config.seed
+        self.network = load_baseline(source, method.name if source.is_file() else None).eval()
+        place_network(self.network, device)
+        self.seed, self.dtype = config.seed, config.dtype
 
     @cached_property
     def _weights(self) -> str:
@@ -145,7 +147,8 @@ class BaselineRunner:
 
     def settings(self, method: Method) -> dict[str, Any]:
         """Weights, seed and dtype."""
-        return {"weights": self._weights, "seed": self.seed, "dtype": str(self.network.dtype).removeprefix("torch.")}
+        dtype = precision_of(self.dtype, self.network.dtype)
+        return {"weights": self._weights, "seed": self.seed, "dtype": dtype}
 
     def restore(self, lq: Float[Tensor, "b 3 h w"], methods: Sequence[Method]) -> dict[str, Restored]:
         """The same for every method of this source; large images one by one, by tiles."""
@@ -199,7 +202,8 @@ def load_consistency_decoder(source: str, pipe: DiffRestorerPipeline) -> Consist
             f"the Consistency Decoder reads latents of {vae.config.latent_channels} channels, Stable Diffusion's; this "
             f"model's have {pipe.vae.config.latent_channels}"
         )
-    return vae.to(pipe.device).eval()
+    place_network(vae, pipe.device)
+    return vae.eval()
 
 
 def check_ablation(method: Method, pipe: DiffRestorerPipeline) -> None:
