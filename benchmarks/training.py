@@ -28,6 +28,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from cpu_precision import bf16_table, contestants, processor_flags
 from plain_training import Step, batch_of, plain_decoder, plain_stage1, prepare_pairs
 from sections import PAGE, write_section
 
@@ -115,7 +116,7 @@ def our_step(task: Task, pairs: Any, size: int, device: torch.device, autocast: 
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        return {name: value.item() for name, value in losses.parts.items()}
+        return {name: value.item() for name, value in {**losses.parts, "total": losses.total}.items()}
 
     step.losses = lambda: task(batches[0].to(device)).total  # type: ignore[attr-defined]
     return step
@@ -190,10 +191,16 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="(default: cpu)")
     parser.add_argument("--precision", choices=["no", "bf16"], default="no", help="(default: no)")
     parser.add_argument("--machine", help="how the table names it (default: by the number of cores, or the GPU's name)")
+    parser.add_argument("--only", choices=["G14"], help="leave the other rows as they were measured before")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("results") / "training.json")
     arguments = parser.parse_args()
     overrides = ["model.base=none", "model.perceptual=none"] + (QUARTER_WIDTHS if arguments.widths == "quarter" else [])
-    results = {**environment(arguments), **measure(arguments, overrides)}
+    if arguments.only is None:
+        results = {**environment(arguments), **measure(arguments, overrides)}
+    else:
+        results = json.loads(arguments.output.read_text())
+    if arguments.device == "cpu":
+        results["G14"] = measure_bf16(arguments.rounds)
     arguments.output.parent.mkdir(exist_ok=True)
     arguments.output.write_text(json.dumps(results, indent=1) + "\n")
     write_section(PAGE, "training", table(results))
@@ -252,6 +259,15 @@ def measure(arguments: argparse.Namespace, overrides: list[str]) -> dict[str, An
     return results
 
 
+def measure_bf16(rounds: int) -> dict[str, Any]:
+    """mini's steps, bf16 against float32."""
+    with tempfile.TemporaryDirectory() as folder:
+        rows: dict[str, Any] = {"processor_flags": processor_flags(), "threads": torch.get_num_threads()}
+        for name, (plain, ours) in contestants(Path(folder), our_step).items():
+            rows[name] = Contest(f"G14 {name}", plain, ours, rounds, torch.device("cpu")).run()
+        return rows
+
+
 def loop_logger() -> Any:
     """The training's own log, silent here."""
     import logging
@@ -308,6 +324,8 @@ def table(results: dict[str, Any]) -> str:
         "|---|---|---|",
         *(f"| {n} | {memory[n] / 2**20:.0f} | {memory[n] / memory['plain']:.2f}x |" for n in memory),
     ]
+    if "G14" in results:
+        lines += bf16_table(results["G14"])
     if "loop" in results:
         lines += ["", f"The loop's own share of a step: {100 * results['loop']['share']:.2f}% (goal: at most 5%)."]
     return "\n".join(lines)

@@ -102,7 +102,7 @@ def test_every_combination_of_groups_composes(root: str, chosen: tuple[str, ...]
         for line in chosen:
             group, name = line.split("=")
             if group == "hardware":
-                assert config.train.hardware.name == (detect_hardware() if name == "auto" else name)
+                assert config.train.hardware.name == (detect_hardware().preset if name == "auto" else name)
             elif group != "ablation":
                 value = getattr(config, group)
                 assert getattr(value, "name", value) == name

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from diffrestorer.config.classes import check_classes, resolve_classes
-from diffrestorer.config.hardware import detect_hardware
+from diffrestorer.config.hardware import REFUSED, detect_hardware
 from diffrestorer.config.schema import CHOICES, DataConfig
 from diffrestorer.degradations import nearest
 
@@ -68,11 +68,16 @@ def load(root: str, schema: type[Config], overrides: Sequence[str] = ()) -> Conf
     chosen = [line for line, override in zip(overrides, parsed, strict=True) if override.key_or_group in groups]
     for line in chosen:
         _check_group(*line.split("=", 1))
+    precision = None
     if "hardware" in groups and not any(line.startswith("hardware=") and line != "hardware=auto" for line in chosen):
-        chosen = [line for line in chosen if line != "hardware=auto"] + [f"hardware={detect_hardware()}"]
+        detected = detect_hardware()
+        precision = detected.mixed_precision
+        chosen = [line for line in chosen if line != "hardware=auto"] + [f"hardware={detected.preset}"]
     try:
         with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
             merged = OmegaConf.merge(_settable(schema), compose(root, chosen))
+        if precision is not None:
+            OmegaConf.update(merged, "train.mixed_precision", precision)
         known = list(_flatten(OmegaConf.to_container(merged)))
         for override in parsed:
             key = override.key_or_group
@@ -214,6 +219,8 @@ def _check_choices(config: DictConfig | ListConfig) -> None:
     for key, names in CHOICES.items():
         value = OmegaConf.select(config, key)
         for item in value if OmegaConf.is_list(value) else [value]:
+            if reason := REFUSED.get(f"{key}={item}"):
+                raise ValueError(f"{key}={item} is refused: {reason}")
             if item is not None and item not in names:
                 raise ValueError(f"{key}={item} is not valid{nearest(item, names)}; choose from {', '.join(names)}")
 

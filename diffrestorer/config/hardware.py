@@ -6,13 +6,28 @@ from dataclasses import dataclass
 from pathlib import Path
 
 GIB = 2**30
-MIN_FREE_OF_GPU80 = 60 * GIB
-"""Free memory from which `gpu80` is picked: an 80 GB card that little else uses."""
+
+LIBRARIES = 4 * GIB
+"""What a process takes beside its tensors: CUDA's context, workspaces of kernels, fragments between blocks."""
+
+NEEDED = {
+    "gpu80": {"bf16": 58.1, "no": 70.8},
+    "gpu40": {"bf16": 32.6, "no": 38.9},
+    "gpu24": {"bf16": 18.1, "no": 20.2},
+}
+"""GiB of tensors that a step of sd15 holds by preset, largest first, and precision; counted by
+benchmarks/training_memory.py, the larger of both stages at the preset's micro batch."""
+
+REFUSED = {
+    "train.mixed_precision=fp16": "it needs loss scaling, which skips steps where gradients overflow and whose state "
+    "checkpoints do not hold; take bf16, or no (float32) on a GPU without bf16",
+}
+"""Values that one may expect, and why they are not there."""
 
 
 @dataclass
 class HardwareConfig:
-    """How a run uses its machine (`hardware=cpu|gpu24|gpu80|auto` sets all of it).
+    """How a run uses its machine (`hardware=cpu|gpu24|gpu40|gpu80|auto` sets all of it).
 
     Nothing here changes what is learned. Tolerances on the losses are in docs/training.md and tested.
     """
@@ -34,14 +49,38 @@ class HardwareConfig:
     """`blocks`: activations inside a block are computed again in the backward pass instead of kept."""
 
 
-def detect_hardware() -> str:
-    """`cpu`, `gpu24` or `gpu80`, by the memory that is free on this process's GPU."""
+@dataclass(frozen=True)
+class Detected:
+    """The preset that fits this process's device, and the precision if not the preset's own."""
+
+    preset: str
+    mixed_precision: str | None = None
+
+
+def choose_preset(free: int, has_bf16: bool) -> Detected:
+    """Return the largest preset whose counted need and the libraries fit; the smallest where none does.
+
+    A GPU without bf16 (before NVIDIA's Ampere: T4, V100) computes in float32, whose activations are larger.
+
+    Args:
+        free: bytes.
+    """
+    precision = "bf16" if has_bf16 else "no"
+    fitting = [name for name, gib in NEEDED.items() if gib[precision] * GIB + LIBRARIES <= free]
+    return Detected([*fitting, list(NEEDED)[-1]][0], None if has_bf16 else precision)
+
+
+def detect_hardware() -> Detected:
+    """Return `cpu`, or the GPU preset for the memory that is free on this process's GPU."""
     drivers = (shutil.which("nvidia-smi"), Path("/dev/nvidiactl").exists(), Path("/dev/kfd").exists())
     if not any(drivers):
-        return "cpu"  # without importing torch, so that a typo on the command line is refused at once
+        return Detected("cpu")  # without importing torch, so that a typo on the command line is refused at once
     import torch
 
     if not torch.cuda.is_available():
-        return "cpu"
-    free, _ = torch.cuda.mem_get_info(int(os.environ.get("LOCAL_RANK", "0")))
-    return "gpu80" if free >= MIN_FREE_OF_GPU80 else "gpu24"
+        return Detected("cpu")
+    index = int(os.environ.get("LOCAL_RANK", "0"))
+    free, _ = torch.cuda.mem_get_info(index)
+    with torch.cuda.device(index):
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    return choose_preset(free, has_bf16)

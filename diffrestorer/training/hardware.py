@@ -53,6 +53,35 @@ class OneTokenAttnProcessor(AttnProcessor2_0):
         return (constant + 0 * idle).expand(-1, hidden_states.shape[1], -1)
 
 
+def check_precision(mixed_precision: str, device: torch.device) -> str | None:
+    """Refuse bf16 where the device computes it slowly or not at all.
+
+    Returns:
+        What a user should know about the precision, for the log; None: nothing.
+
+    Raises:
+        ValueError: naming the reason and what to take instead.
+    """
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return None
+        name = torch.cuda.get_device_name(device)
+        if mixed_precision == "bf16":
+            raise ValueError(f"{name} has no bf16: take train.mixed_precision=no (float32) or hardware=auto")
+        return f"training in float32: {name} has no bf16"
+    if mixed_precision == "no" or device.type != "cpu" or torch.cpu._is_amx_tile_supported():
+        return None
+    if not torch.cpu._is_avx512_bf16_supported():
+        raise ValueError(
+            "train.mixed_precision=bf16 is slower than float32 on a CPU with neither AMX nor AVX512-BF16, as this one: "
+            "take train.mixed_precision=no"
+        )
+    return (
+        "bf16 on a CPU with AVX512-BF16 but without AMX: a step of mini took 1.3 times as long as in float32 where it "
+        "was measured (docs/performance.md); train.mixed_precision=no is likely faster"
+    )
+
+
 def apply_hardware(task: nn.Module, hardware: HardwareConfig, device: torch.device) -> None:
     """Sets a task's networks up as the preset says, before they are trained on `device`.
 

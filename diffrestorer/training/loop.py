@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from torch.utils.data import Dataset
 from torchvision.utils import make_grid, save_image
 
+from diffrestorer.config.hardware import GIB
 from diffrestorer.config.schema import RunConfig, TrainConfig
 from diffrestorer.data.files import NO_SPACE, whole_file
 from diffrestorer.data.pairs import Pair, PairBatch, StepBatches, pair_loader
@@ -20,8 +21,8 @@ from diffrestorer.data.prepared import open_pairs
 from diffrestorer.training.averaging import WeightAverage
 from diffrestorer.training.cache import CachedPairs, open_cache
 from diffrestorer.training.checkpoint import CheckpointWriter, load_newest, take_snapshot, write_folder
-from diffrestorer.training.hardware import apply_hardware
-from diffrestorer.training.memory import GIB, count_memory, count_saved_bytes, explain_out_of_memory, peak_memory
+from diffrestorer.training.hardware import apply_hardware, check_precision
+from diffrestorer.training.memory import count_memory, count_saved_bytes, explain_out_of_memory, peak_memory
 from diffrestorer.training.record import LossRecord, TimedBatches, check_data, prepare_output
 from diffrestorer.training.stopping import StopSignal
 from diffrestorer.training.task import Losses, Task
@@ -78,11 +79,14 @@ class _Run:
             log_with=None if settings.tracker == "none" else settings.tracker,
             project_dir=output_dir,
         )
+        precision = check_precision(settings.mixed_precision, accelerator.device)
         self.dataset = open_pairs(config.data, config.seed, settings.global_batch_size)
         micro_batch_size = choose_micro_batch(settings, accelerator.num_processes)
         division = (settings.global_batch_size, accelerator.process_index, accelerator.num_processes, micro_batch_size)
         StepBatches(0, settings.max_steps, *division)  # refuses a batch that does not divide before anything is written
         self.log = prepare_output(output_dir, config, accelerator)
+        if precision is not None:
+            self.log.info("%s", precision)
         if accelerator.is_main_process:
             check_data(output_dir, self.dataset.fingerprint(), settings.allow_changed_data, self.log)
         self.validation = Validation(config, output_dir) if settings.validate_every else None

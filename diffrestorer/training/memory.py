@@ -5,15 +5,15 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
 from jaxtyping import Shaped
 from torch import Tensor, nn
 
+from diffrestorer.config.hardware import GIB, NEEDED
 from diffrestorer.config.schema import TrainConfig
-
-GIB = 2**30
 
 
 @dataclass
@@ -36,13 +36,13 @@ def count_saved_bytes(module: nn.Module) -> Iterator[SavedBytes]:
         yield saved
         saved.total = torch.cuda.memory_allocated(device) - before
         return
-    seen = {tensor.untyped_storage().data_ptr() for tensor in (*module.parameters(), *module.buffers())}
-    alive: list[Any] = []  # keeps addresses from being given out twice
+    seen = {tensor.untyped_storage()._cdata for tensor in (*module.parameters(), *module.buffers())}
+    alive: list[Any] = []  # keeps identities from being given out twice
 
     def pack(tensor: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in seen:
-            seen.add(storage.data_ptr())
+        if storage._cdata not in seen:  # not its address: tensors without data, of FakeTensorMode, have none
+            seen.add(storage._cdata)
             alive.append(tensor.detach())
             saved.total += storage.nbytes()
         return tensor
@@ -112,8 +112,9 @@ def explain_out_of_memory(settings: TrainConfig, micro_batch_size: int, processe
 
 def _smaller(settings: TrainConfig, micro_batch_size: int) -> Sequence[str]:
     advice = []
-    if settings.hardware.name == "gpu80":
-        advice.append("hardware=gpu24")
+    smaller_presets = dict(pairwise(NEEDED))
+    if settings.hardware.name in smaller_presets:
+        advice.append(f"hardware={smaller_presets[settings.hardware.name]}")
     elif settings.hardware.checkpointing == "none":
         advice.append("train.hardware.checkpointing=blocks")
     if micro_batch_size > 1:

@@ -160,8 +160,9 @@ def test_memory_is_counted() -> None:
         (
             HardwareConfig("gpu80"),
             8,
-            "take hardware=gpu24 or train.micro_batch_size=4 (now 8); the losses stay the same",
+            "take hardware=gpu40 or train.micro_batch_size=4 (now 8); the losses stay the same",
         ),
+        (HardwareConfig("gpu40"), 1, "take hardware=gpu24; the losses"),
         (HardwareConfig("cpu"), 1, "take train.hardware.checkpointing=blocks; the losses"),
         (HardwareConfig("gpu24", checkpointing="blocks"), 9, "take train.micro_batch_size=3 (now 9)"),
         (HardwareConfig("gpu24", checkpointing="blocks"), 1, "take more processes (now 2), a smaller data.size"),
