@@ -86,7 +86,7 @@ def parse() -> argparse.Namespace:
 def device() -> str:
     """Return the hardware preset that the training scripts would pick here: `cpu`, or one of a GPU."""
     # In a process of its own: asking a GPU takes memory on it until the end.
-    program = "from diffrestorer.config.hardware import detect_hardware; print(detect_hardware())"
+    program = "from diffrestorer.config.hardware import detect_hardware; print(detect_hardware().preset)"
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
     return answer.stdout.split()[-1]
 

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from diffrestorer import DiffRestorerPipeline
-from diffrestorer.config.schema import EvaluateConfig, TestDataConfig
+from diffrestorer.config.evaluating import EvaluateConfig, TestDataConfig
 from diffrestorer.evaluation.files import read_pixels
 from diffrestorer.evaluation.prepared import build_suite
 

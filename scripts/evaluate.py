@@ -1,7 +1,7 @@
 """Restores a suite with several methods and compares them. See configs/evaluate.yaml."""
 
 from diffrestorer.config.composition import run
-from diffrestorer.config.schema import EvaluateConfig
+from diffrestorer.config.evaluating import EvaluateConfig
 
 
 def main(config: EvaluateConfig) -> None:

@@ -1,7 +1,7 @@
 """Makes a picture of the documentation. See configs/make_figures.yaml, or --help."""
 
 from diffrestorer.config.composition import run
-from diffrestorer.config.schema import FiguresConfig
+from diffrestorer.config.evaluating import FiguresConfig
 
 
 def main(config: FiguresConfig) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
-from diffrestorer.config.schema import EvaluateConfig, TestDataConfig
+from diffrestorer.config.evaluating import EvaluateConfig, TestDataConfig
 
 
 def settings(folder: Path, method: list[str], **keys: Any) -> EvaluateConfig:

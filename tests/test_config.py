@@ -24,14 +24,13 @@ from diffrestorer.config.composition import (
     run,
     save,
 )
+from diffrestorer.config.evaluating import EvaluateConfig, FiguresConfig
 from diffrestorer.config.hardware import detect_hardware
 from diffrestorer.config.schema import (
     CHOICES,
     BaseConfig,
     BaselineConfig,
     DecoderConfig,
-    EvaluateConfig,
-    FiguresConfig,
     MiniConfig,
     PrepareConfig,
     Stage1Config,

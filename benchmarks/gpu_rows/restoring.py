@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from peer import Peer
 
-from diffrestorer.config.schema import EvaluateConfig
+from diffrestorer.config.evaluating import EvaluateConfig
 from diffrestorer.evaluation.methods import Method
 from diffrestorer.evaluation.runners import open_runner
 from diffrestorer.pipeline import DiffRestorerPipeline

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from diffrestorer.config.schema import FiguresConfig
+from diffrestorer.config.evaluating import FiguresConfig
 from diffrestorer.config.synthesis import Blur, Jpeg, Noise, Synthesis, at_strength
 from diffrestorer.data.counter import counter_rng
 from diffrestorer.data.images import Photo, write_photo

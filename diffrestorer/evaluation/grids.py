@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from omegaconf import OmegaConf
 
-from diffrestorer.config.schema import EvaluateConfig, FiguresConfig
+from diffrestorer.config.evaluating import EvaluateConfig, FiguresConfig
 from diffrestorer.evaluation.files import read_pixels
 from diffrestorer.evaluation.methods import Method
 from diffrestorer.evaluation.paper import PAPER_TABLES

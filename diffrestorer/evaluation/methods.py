@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from diffrestorer.config.schema import EvaluateConfig
+from diffrestorer.config.evaluating import EvaluateConfig
 from diffrestorer.evaluation.ablations import ABLATIONS, Decoder
 from diffrestorer.evaluation.files import image_size, write_bytes
 from diffrestorer.evaluation.suites import Item, Suite

@@ -21,7 +21,7 @@ from sklearn.metrics import silhouette_score
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
-from diffrestorer.config.schema import EvaluateConfig, FiguresConfig, TestDataConfig
+from diffrestorer.config.evaluating import EvaluateConfig, FiguresConfig, TestDataConfig
 from diffrestorer.data.counter import counter_rng
 from diffrestorer.data.synthesis import degrade
 from diffrestorer.degradations import is_synthesised

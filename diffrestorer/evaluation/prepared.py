@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from diffrestorer.config.schema import EvaluateConfig
+from diffrestorer.config.evaluating import EvaluateConfig
 from diffrestorer.data.manifest import list_test_pairs
 from diffrestorer.evaluation.suites import (
     REAL,

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from rich.progress import Progress
 from torch import Tensor
 
-from diffrestorer.config.schema import EvaluateConfig
+from diffrestorer.config.evaluating import EvaluateConfig
 from diffrestorer.evaluation.files import as_batch, digest, made_by, read_pixels, write_output
 from diffrestorer.evaluation.methods import Method
 from diffrestorer.evaluation.precision import gpu_products

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from diffrestorer import __version__
 from diffrestorer.config.composition import git_commit, save
-from diffrestorer.config.schema import EvaluateConfig
+from diffrestorer.config.evaluating import EvaluateConfig
 from diffrestorer.evaluation.comparison import compare
 from diffrestorer.evaluation.export import write_comparison
 from diffrestorer.evaluation.fid import FidScorer, fid_warning

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from diffrestorer.baselines.catalog import load_baseline
 from diffrestorer.baselines.protocol import Pass, whole
-from diffrestorer.config.schema import EvaluateConfig
+from diffrestorer.config.evaluating import EvaluateConfig
 from diffrestorer.evaluation.ablations import ABLATIONS
 from diffrestorer.evaluation.methods import Method
 from diffrestorer.evaluation.precision import DTYPES, place_network, precision_of

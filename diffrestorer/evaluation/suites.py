@@ -12,7 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from diffrestorer.config.schema import EvaluateConfig
+from diffrestorer.config.evaluating import EvaluateConfig
 from diffrestorer.data.counter import counter_rng
 from diffrestorer.data.images import ImageError, Photo, read_photo, write_photo
 from diffrestorer.data.synthesis import degrade

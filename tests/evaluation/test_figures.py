@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffrestorer.config.schema import FiguresConfig
+from diffrestorer.config.evaluating import FiguresConfig
 from diffrestorer.evaluation.figures import FIGURES, make_figure
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"

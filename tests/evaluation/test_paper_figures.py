@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from miniatures import make, photos
 from PIL import Image
 
-from diffrestorer.config.schema import FiguresConfig, TestDataConfig
+from diffrestorer.config.evaluating import FiguresConfig, TestDataConfig
 from diffrestorer.degradations import DEGRADATIONS
 from diffrestorer.evaluation.figures import make_figure
 from diffrestorer.evaluation.grids import GRIDS, differing_region, read_evaluation, typical

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffrestorer.config.schema import EvaluateConfig
+from diffrestorer.config.evaluating import EvaluateConfig
 from diffrestorer.degradations import DEGRADATIONS, MIXTURES
 from diffrestorer.evaluation.prepared import build_suite
 from diffrestorer.evaluation.suites import DEMO_PHOTOS
