@@ -180,7 +180,8 @@ def test_sd15_has_stable_diffusion_s_sizes(sd15: ModelConfig) -> None:
     assert count(vae) == 83_653_863
     assert count(original) == 361_279_120
     assert count(original.controlnet_cond_embedding) == 1_086_480
-    assert count(network) == 361_279_120 - 1_086_480
+    assert count(network.zero_conv_in) == 320 * 320 + 320
+    assert count(network) == 361_279_120 - 1_086_480 + 320 * 320 + 320
     assert len(network.controlnet_down_blocks) == 12
 
 
