@@ -42,7 +42,8 @@ DISK = {"full": 22 * GB, "full, kept": 46 * GB, "tiny": 2 * GB, "tiny, kept": 2 
 """Bytes at the fullest moment, by count: the decoder stage's model folder 6.6 GB, a checkpoint of the student 6.5 GB,
 its model folder 6.6 GB, VGG-19 0.6 GB."""
 MEMORY = {"full": 18 * GIB, "tiny": 3 * GIB}
-"""Bytes of main memory at the fullest moment: stage 1 on a CPU while a checkpoint is copied."""
+"""Bytes of main memory at the fullest moment, by count: the student on a CPU holds weights 6.9, AdamW's state 4.0, the
+copy of a checkpoint 6.0 and libraries 1 GiB."""
 LAST_LINES = 15
 """Of a failed stage's log, that are shown."""
 
