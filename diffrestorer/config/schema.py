@@ -67,14 +67,14 @@ class DataConfig:
     """Side of the training crop in pixels, a multiple of 8."""
     degradations: list[str] | None = None
     """Classes that are trained on; null: all. `data=photos` makes the more of one the more often it is named."""
-    classes: list[str] | None = None
-    """The model's classes, in the order of its probabilities. Null: the paper's eight, in later stages stage 1's."""
     synthesis: Synthesis = field(default_factory=Synthesis)
     """How strong the synthesised degradations are, such as data.synthesis.noise.sigma=[10,50]."""
     views: Views = field(default_factory=Views)
     """What is seen of the clean photos, such as data.views.scale=[0.5,1]."""
     validation_root: str | None = None
     """Folder of clean photos that are not trained on, for `train.validate_every`; degraded on the fly, once for all."""
+    classes: list[str] | None = None
+    """The model's classes, in the order of its probabilities. Null: the paper's eight, in later stages stage 1's."""
 
 
 @dataclass

@@ -129,7 +129,7 @@ def test_other_settings_in_the_same_folder(lol: Path, tmp_path: Path) -> None:
         ({"size": 20}, "size=20 is not a multiple of 8"),
         ({"budget": 0}, "budget=0"),
         ({"num_workers": 0}, "num_workers=0"),
-        ({"degradations": ["fog"]}, "degradations=fog is not valid; choose from noise"),
+        ({"degradations": ["fog"]}, "degradations=fog is not valid, did you mean"),
         ({"root": None}, "root is not set"),
         ({"out": None}, "out is not set"),
         ({"set": "photos", "out": "photos/out"}, "lies in root"),

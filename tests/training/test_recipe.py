@@ -24,11 +24,11 @@ def recipe(photos_dir: Path, output_dir: Path, minutes: float) -> MiniConfig:
 def test_each_stage_goes_on_from_the_one_before(photos_dir: Path, tmp_path: Path) -> None:
     config = recipe(photos_dir, tmp_path / "a folder, with = signs", 1)
     stage1 = _stage_config(config, "stage1", 7, tmp_path / "stage1", None)
-    decoder = _stage_config(config, "decoder", 8, tmp_path / "decoder", str(tmp_path / "stage1"))
+    decoder = _stage_config(config, "decoder", 8, tmp_path / "decoder", "mini")
     student = _stage_config(config, "student", 9, tmp_path / "student", str(tmp_path / "decoder"))
     assert (stage1.train.max_steps, decoder.train.max_steps, student.train.max_steps) == (7, 8, 9)
     assert (stage1.init, decoder.init, student.init) == ("mini", "mini", None)
-    assert (decoder.stage1, student.teacher) == (str(tmp_path / "stage1"), str(tmp_path / "decoder"))
+    assert (decoder.stage1, student.teacher) == ("mini", str(tmp_path / "decoder"))
     assert {run.train.save_dtype for run in (stage1, decoder, student)} == {"float16"}
     assert sum(config.shares.values()) == pytest.approx(1)
 
