@@ -137,7 +137,7 @@ def _compile_blocks(task: nn.Module) -> None:
     dynamo.recompile_limit = max(dynamo.recompile_limit, MAX_GRAPHS)
     dynamo.optimize_ddp = False  # it splits graphs to overlap communication: a block is small enough by itself
 
-    blocks = [module for module in task.modules() if isinstance(module, COMPILED)]
+    blocks: list[nn.Module] = [module for module in task.modules() if isinstance(module, COMPILED)]
     kinds = {type(block) for block in blocks}
     compiled = {kind: torch.compile(kind.forward, backend=COMPILER, dynamic=False) for kind in kinds}
     step = _Step(task)
