@@ -1,16 +1,13 @@
 r"""What a GPU proves and measures, at Stable Diffusion 1.5's widths with random weights, in about six minutes.
 
 Whoever has a GPU for fifteen minutes gives two commands, with `$OUT` a folder that outlives the machine. The first
-proves and measures; the second trains mini's stage 1 on for seven minutes, and packs the model, or where it was stopped
-before its last step the newest checkpoint (the same command goes on from there):
+proves and measures; the second trains mini on for seven minutes, stage 1, decoder and student, and packs models and
+newest checkpoints (unpacked there, the same command goes on where it stopped):
 
     python benchmarks/gpu.py --minutes 6 --output "$OUT/gpu.json" --page "$OUT/performance.md"
 
-    timeout -s TERM 420 python scripts/train_stage1.py model=mini init=mini seed=4 data=photos data.root=PHOTOS \
-        data.size=256 train.global_batch_size=64 train.micro_batch_size=64 train.hardware.compile_blocks=false \
-        train.max_steps=2000 train.lr=5e-4 train.lr_schedule=cosine train.num_workers=15 train.save_dtype=float16 \
-        train.checkpoint_every=200 train.keep_checkpoints=1 output_dir=outputs/mini_gpu; \
-        cd outputs/mini_gpu && tar -czf "$OUT/mini.tar.gz" *.csv *.yaml $(ls -d model 2>/dev/null || echo checkpoints)
+    python scripts/train_mini.py root=PHOTOS minutes=7 output_dir=outputs/mini_gpu; \
+        tar -czf "$OUT/mini.tar.gz" -C outputs/mini_gpu .
 
 Where the package is not installed, `export PYTHONPATH=$PWD` comes first. Nothing is downloaded. At home
 `cp "$OUT/gpu.json" benchmarks/results/` and `python benchmarks/gpu.py --page-only` write the section of
