@@ -76,11 +76,11 @@ def check_options(pipe: Any, options: Options) -> Options:
     """
     from diffrestorer.sampler import sampling_table
 
-    options = replace(options, steps=pipe.default_steps if options.steps is None else options.steps)
-    sampling_table(pipe.scheduler, options.steps)
+    steps = pipe.default_steps if options.steps is None else options.steps
+    sampling_table(pipe.scheduler, steps)
     if options.degradation is not None:
         pipe.prompt_processor.prototype(options.degradation)
-    return options
+    return replace(options, steps=steps)
 
 
 def read(path: str | Path, max_pixels: int = LARGEST_PHOTO) -> Photo:

@@ -207,7 +207,7 @@ class StudentTask(Task):
         config, decoder = self.config, {id(parameter) for parameter in self.restorer.decoder.parameters()}
         trained = [(name, p) for name, p in self.restorer.named_parameters() if p.requires_grad]
         adapters = [p for name, p in trained if ".lora_" in name]
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"params": [p for name, p in trained if ".lora_" not in name and id(p) not in decoder]},
             {"params": adapters, "lr": config.lora_lr},
             {"params": [p for _, p in trained if id(p) in decoder], "start_step": config.decoder_start},

@@ -1,7 +1,7 @@
 """What the loop knows of a stage: a task owns models and losses, and turns a batch into numbers."""
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,7 @@ class Task(nn.Module):
 
 
 def adamw(
-    parameters: Iterable[nn.Parameter] | Sequence[Mapping[str, Any]], settings: TrainConfig, lr: float | None = None
+    parameters: Iterable[nn.Parameter] | Sequence[dict[str, Any]], settings: TrainConfig, lr: float | None = None
 ) -> torch.optim.AdamW:
     """Return AdamW as the run's settings say.
 
