@@ -32,6 +32,8 @@ from diffrestorer.training.task import Task
 FORMAT = 1
 CHUNK = 256
 """Variants a chunk: about 17 MB of sd15's stage 1."""
+SHARED_ENCODINGS = ["clip_embedding", "latents"]
+"""What sd15's stage 1 and the decoder stage keep alike, so that one cache serves both."""
 TOLERANCES = {"no": 1e-3, "fp16": 4e-3, "bf16": 3e-2}
 """By mixed precision, of a row computed again, relative to its largest value: batches and devices differ by less, other
 pixels by more."""
@@ -132,6 +134,9 @@ def open_cache(
     key = {"format": FORMAT, "pairs": pairs.fingerprint(), "encoders": _weights_digest(modules), "settings": settings}
     if accelerator.mixed_precision != "no":  # float32's caches keep the names they have always had
         key["precision"] = accelerator.mixed_precision
+    names = sorted(task.encode(collate_pairs([pairs.fixed(0)]).to(accelerator.device)))
+    if names != SHARED_ENCODINGS:  # stages whose encoders are the same may keep other things of them
+        key["encodings"] = names
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     cache = EncodingCache(root / name, pairs.num_variants)
     own = range(accelerator.process_index, cache.num_chunks, accelerator.num_processes)

@@ -12,13 +12,14 @@ from miniatures import make as make_pairs
 from miniatures import photos
 
 from diffrestorer.config.composition import load
-from diffrestorer.config.schema import DataConfig, DecoderConfig, Stage1Config
+from diffrestorer.config.schema import DataConfig, DecoderConfig, Stage1Config, StudentConfig
 from diffrestorer.data.pairs import PairBatch, SynthesisedPairs, collate_pairs
 from diffrestorer.data.prepared import PreparedPairs
 from diffrestorer.training import cache as cache_module
 from diffrestorer.training.cache import CachedPairs, open_cache
 from diffrestorer.training.decoder import DecoderTask
 from diffrestorer.training.stage1 import Stage1Task
+from diffrestorer.training.student import StudentTask
 from diffrestorer.training.task import Task
 
 LOG = logging.getLogger("diffrestorer.training")
@@ -164,3 +165,19 @@ def test_what_cannot_be_cached_is_refused(task: Stage1Task, photos_dir: Path, pr
     for changing in (SynthesisedPairs(data, 0, 2), PreparedPairs(cropped, 0, 2)):
         with pytest.raises(ValueError, match=r"train\.cache_dir needs pairs that are the same in every epoch"):
             make(tmp_path, task, changing)
+
+
+def test_stages_that_keep_other_encodings_have_other_caches(
+    tiny_sd15_overrides: list[str], pairs: PreparedPairs, prepared: Path, tmp_path: Path
+) -> None:
+    """In one folder, with the same encoders: stage 1 and the decoder share a cache, the student has its own."""
+    keys = [*tiny_sd15_overrides, "data=manifest", f"data.root={prepared}", "data.size=32"]
+    keys += ["data.degradations=[noise,rain]"]
+    torch.manual_seed(0)
+    stage1 = Stage1Task(load("train_stage1", Stage1Config, keys))
+    stage1.save_model(tmp_path / "stage1" / "model", torch.float32)
+    decoder = DecoderTask(load("train_decoder", DecoderConfig, [*keys, f"stage1={tmp_path}/stage1"]))
+    student_keys = [*keys, f"teacher={tmp_path}/stage1", "lora_rank=2", "lambda_adversarial=0"]
+    student = StudentTask(load("train_student", StudentConfig, student_keys))
+    caches = [make(tmp_path / "cache", task, pairs).cache.folder for task in (stage1, decoder, student, stage1)]
+    assert caches[0] == caches[1] == caches[3] != caches[2]
