@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from diffrestorer import DiffRestorerPipeline
 from diffrestorer.config.evaluating import EvaluateConfig, TestDataConfig
@@ -43,12 +44,16 @@ def main() -> None:
     )
     parser.add_argument("--images", type=int, help="use the first so many photos per degradation (default: all)")
     parser.add_argument("--rounds", type=int, default=9, help="of the timing (default: 9)")
+    parser.add_argument("--sheet", type=Path, help="picture of the first photo: a row per degradation (default: none)")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("results") / "student.json")
     arguments = parser.parse_args()
 
     teacher, student = (load(model) for model in (arguments.teacher, arguments.student))
     runs = {f"teacher, {steps} steps": (teacher, steps) for steps in arguments.steps} | {"student": (student, 1)}
-    scores = score(read_pairs(arguments.data, arguments.images), runs)
+    pairs = read_pairs(arguments.data, arguments.images)
+    if arguments.sheet:
+        save_sheet(pairs, teacher, student, max(arguments.steps), arguments.sheet)
+    scores = score(pairs, runs)
     seconds = race(teacher, student, max(arguments.steps), arguments.rounds)
 
     print(table(scores))
@@ -105,6 +110,21 @@ def restore(pipe: DiffRestorerPipeline, lq: np.ndarray, steps: int) -> np.ndarra
     generator = torch.Generator().manual_seed(0)
     image = pipe(lq, num_inference_steps=steps, generator=generator, output_type="np").images[0]
     return np.rint(255 * image).astype(np.uint8)
+
+
+def save_sheet(
+    pairs: dict[str, list[tuple[np.ndarray, np.ndarray]]],
+    teacher: DiffRestorerPipeline,
+    student: DiffRestorerPipeline,
+    steps: int,
+    path: Path,
+) -> None:
+    """Save a picture: degraded, by the teacher, by the student, clean; a row per degradation, clean photos last."""
+    rows = [
+        np.concatenate([lq, restore(teacher, lq, steps), restore(student, lq, 1), gt], axis=1)
+        for (lq, gt), *_ in pairs.values()
+    ]
+    Image.fromarray(np.concatenate(rows)).save(path, quality=85)
 
 
 def psnr(image: np.ndarray, gt: np.ndarray) -> float:
