@@ -29,8 +29,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import deform_conv2d
 
 from diffrestorer.baselines.airnet import deformable_convolution
-from diffrestorer.baselines.catalog import BASELINES, build_baseline
 from diffrestorer.baselines.da_clip.model import DaClip
+from diffrestorer.baselines.registry import BASELINES, build_baseline
 from diffrestorer.config.composition import load
 from diffrestorer.config.schema import BaselineConfig
 from diffrestorer.data.pairs import PairBatch

@@ -26,9 +26,9 @@ import skimage.data
 import torch
 from PIL import Image
 
-from diffrestorer import photos
 from diffrestorer.cli import main as command_line
 from diffrestorer.data.synthesis import degrade
+from diffrestorer.inference import photos
 
 PHOTOS = ("astronaut", "coffee", "chelsea", "rocket")
 SIDE = 256
@@ -129,7 +129,7 @@ def command(folder: Path, steps: int, batch_size: int, device: str) -> tuple[lis
     typed = ["restore", str(folder / "in"), "-o", str(folder / "out"), "--steps", str(steps)]
     typed += ["--batch-size", str(batch_size), "--device", device]
     started = time.perf_counter()
-    with mock.patch("diffrestorer.cli.run.load_pipeline", load), contextlib.redirect_stderr(io.StringIO()):
+    with mock.patch("diffrestorer.cli.job.load_pipeline", load), contextlib.redirect_stderr(io.StringIO()):
         status = command_line(typed)
     seconds = time.perf_counter() - started - loading[0]
     assert status == 0, status

@@ -11,7 +11,7 @@ from plain_training import Step, prepare_pairs
 
 from diffrestorer.config.composition import load
 from diffrestorer.config.schema import DecoderConfig, Stage1Config
-from diffrestorer.training.decoder import DecoderTask
+from diffrestorer.training.decoder_stage import DecoderTask
 from diffrestorer.training.stage1 import Stage1Task
 from diffrestorer.training.task import Task
 

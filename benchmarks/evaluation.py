@@ -25,17 +25,17 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from PIL import Image
+from random_metric_weights import RANDOM_METRICS, write_random_weights
 from rich.console import Console
 from rich.progress import Progress
 
 from diffrestorer.config.composition import git_commit
 from diffrestorer.data.synthesis import degrade
 from diffrestorer.evaluation.methods import Method
-from diffrestorer.evaluation.random_weights import RANDOM_METRICS, write_random_weights
-from diffrestorer.evaluation.scores import Score
-from diffrestorer.evaluation.scoring import ScoreStore, Scoring
+from diffrestorer.evaluation.scoring.metrics import DEFAULT_METRICS, METRICS, Scorer, create
+from diffrestorer.evaluation.scoring.scorer import ScoreStore, Scoring
+from diffrestorer.evaluation.scoring.scores import Score
 from diffrestorer.evaluation.suites import DEMO_PHOTOS, Item, Suite, open_photo
-from diffrestorer.metrics import DEFAULT_METRICS, METRICS, Scorer, create
 
 METRIC_NAMES = (*DEFAULT_METRICS, *(name for name in RANDOM_METRICS if name != "fid"))
 

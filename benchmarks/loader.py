@@ -26,13 +26,13 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from diffrestorer.config.degradations import DEGRADATIONS, degradation_index
 from diffrestorer.config.schema import DataConfig, PrepareConfig
 from diffrestorer.data.counter import counter_rng
 from diffrestorer.data.manifest import open_shard
 from diffrestorer.data.pairs import Pair, StepBatches, pair_loader
-from diffrestorer.data.preparation import prepare
 from diffrestorer.data.prepared import PreparedPairs
-from diffrestorer.degradations import DEGRADATIONS, degradation_index
+from diffrestorer.preparation.prepare import prepare
 
 PHOTOS = ("astronaut", "coffee", "chelsea", "rocket")
 BATCH = 16

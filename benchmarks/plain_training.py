@@ -10,12 +10,15 @@ import skimage.data
 import torch
 from torch.nn import functional as F
 
+from diffrestorer.config.degradations import DEGRADATIONS
 from diffrestorer.config.schema import DataConfig, PrepareConfig
 from diffrestorer.data.pairs import PairBatch, collate_pairs
-from diffrestorer.data.preparation import prepare
 from diffrestorer.data.prepared import PreparedPairs
-from diffrestorer.degradations import DEGRADATIONS
-from diffrestorer.losses import (
+from diffrestorer.models.backbones import encode_image
+from diffrestorer.preparation.prepare import prepare
+from diffrestorer.training.decoder_stage import DecoderTask
+from diffrestorer.training.diffusion import add_noise
+from diffrestorer.training.losses import (
     decoder_loss,
     degradation_loss,
     diffusion_loss,
@@ -24,9 +27,6 @@ from diffrestorer.losses import (
     reconstruction_loss,
     stage1_loss,
 )
-from diffrestorer.models.backbones import encode_image
-from diffrestorer.training.decoder import DecoderTask
-from diffrestorer.training.diffusion import add_noise
 from diffrestorer.training.stage1 import Stage1Task
 
 PHOTOS = ("astronaut", "coffee", "chelsea", "rocket")

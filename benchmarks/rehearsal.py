@@ -35,7 +35,7 @@ from typing import Any
 from rehearsal_stages import ROOT, Rehearsal, Stage, StageError
 from watch import Watched, size_of, watch
 
-from diffrestorer.memory import free_memory
+from diffrestorer.inference.memory import free_memory
 
 GB, GIB = 1e9, 2**30
 DISK = {"full": 22 * GB, "full, kept": 46 * GB, "tiny": 2 * GB, "tiny, kept": 2 * GB}
@@ -87,7 +87,7 @@ def parse() -> argparse.Namespace:
 def device() -> str:
     """Return the hardware preset that the training scripts would pick here: `cpu`, or one of a GPU."""
     # In a process of its own: asking a GPU takes memory on it until the end.
-    program = "from diffrestorer.config.hardware import detect_hardware; print(detect_hardware().preset)"
+    program = "from diffrestorer.config.hardware_presets import detect_hardware; print(detect_hardware().preset)"
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
     return answer.stdout.split()[-1]
 

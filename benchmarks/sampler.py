@@ -25,13 +25,13 @@ from diffusers import AutoencoderKL, UNet2DConditionModel, UniPCMultistepSchedul
 from peer import Peer
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from diffrestorer.inference.pipeline import DiffRestorerPipeline
+from diffrestorer.inference.sampler import sampling_table
 from diffrestorer.models.backbones import ImageEncoder
 from diffrestorer.models.control import ControlEncoder, ControlNetwork
 from diffrestorer.models.decoder import DegradationAwareDecoder
 from diffrestorer.models.prompt_processor import PromptProcessor
 from diffrestorer.models.restorer import Restorer
-from diffrestorer.pipeline import DiffRestorerPipeline
-from diffrestorer.sampler import sampling_table
 
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "prediction_type": "epsilon"}
 SIDE, STEPS = 64, 20

@@ -25,8 +25,8 @@ from PIL import Image
 
 from diffrestorer import DiffRestorerPipeline
 from diffrestorer.config.evaluating import EvaluateConfig, TestDataConfig
-from diffrestorer.evaluation.files import read_pixels
-from diffrestorer.evaluation.prepared import build_suite
+from diffrestorer.evaluation.paper_suites import build_suite
+from diffrestorer.evaluation.restoring.outputs import read_pixels
 
 CLEAN = "clean"
 HARM = 0.5

@@ -20,8 +20,8 @@ import cv2
 import numpy as np
 import skimage.data
 
+from diffrestorer.config.degradations import DEGRADATIONS, MIXTURES
 from diffrestorer.data.synthesis import degrade
-from diffrestorer.degradations import DEGRADATIONS, MIXTURES
 
 PHOTOS = ("astronaut", "coffee", "chelsea", "rocket")
 WANTED = 20.0

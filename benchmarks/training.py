@@ -33,15 +33,15 @@ from plain_training import Step, batch_of, plain_decoder, plain_stage1, prepare_
 from sections import PAGE, write_section
 
 from diffrestorer.config.composition import load
-from diffrestorer.config.hardware import HardwareConfig
+from diffrestorer.config.hardware_presets import HardwareConfig
 from diffrestorer.config.schema import DecoderConfig, Stage1Config
 from diffrestorer.data.pairs import PairBatch
 from diffrestorer.training import loop
 from diffrestorer.training.cache import open_cache
-from diffrestorer.training.decoder import DecoderTask
+from diffrestorer.training.decoder_stage import DecoderTask
 from diffrestorer.training.hardware import apply_hardware
-from diffrestorer.training.memory import count_saved_bytes
 from diffrestorer.training.stage1 import Stage1Task
+from diffrestorer.training.step_memory import count_saved_bytes
 from diffrestorer.training.stopping import StopSignal
 from diffrestorer.training.task import Task
 

@@ -25,13 +25,13 @@ from torch.utils._pytree import tree_leaves
 from training import write_section
 
 from diffrestorer.config.composition import load
-from diffrestorer.config.hardware import HardwareConfig
+from diffrestorer.config.hardware_presets import HardwareConfig
 from diffrestorer.config.schema import DecoderConfig, Stage1Config
 from diffrestorer.data.pairs import PairBatch
-from diffrestorer.training.decoder import DecoderTask
+from diffrestorer.training.decoder_stage import DecoderTask
 from diffrestorer.training.hardware import apply_hardware
-from diffrestorer.training.memory import count_memory, count_saved_bytes
 from diffrestorer.training.stage1 import Stage1Task
+from diffrestorer.training.step_memory import count_memory, count_saved_bytes
 from diffrestorer.training.task import Task
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -157,7 +157,7 @@ def decoder() -> Task:
 
     pipeline = mock.Mock(restorer=stage1("none").restorer)
     with (
-        mock.patch("diffrestorer.training.decoder.DiffRestorerPipeline.from_pretrained", return_value=pipeline),
+        mock.patch("diffrestorer.training.decoder_stage.DiffRestorerPipeline.from_pretrained", return_value=pipeline),
         mock.patch("torchvision.models.get_model_weights") as weights,
         tempfile.TemporaryDirectory() as folder,
     ):

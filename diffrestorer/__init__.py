@@ -12,5 +12,5 @@ logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # diffusers imports i
 
 def __getattr__(name: str) -> Any:
     if name == "DiffRestorerPipeline":  # imported on first use: it needs torch, which takes seconds
-        return import_module("diffrestorer.pipeline").DiffRestorerPipeline
+        return import_module("diffrestorer.inference.pipeline").DiffRestorerPipeline
     raise AttributeError(f"module 'diffrestorer' has no attribute {name!r}")

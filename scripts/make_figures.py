@@ -6,7 +6,7 @@ from diffrestorer.config.evaluating import FiguresConfig
 
 def main(config: FiguresConfig) -> None:
     """Writes `output_dir`/`figure`.png."""
-    from diffrestorer.evaluation.figures import make_figure
+    from diffrestorer.evaluation.figures.drawing import make_figure
 
     make_figure(config)
 

@@ -2,12 +2,12 @@
 
 from diffrestorer.config.composition import run
 from diffrestorer.config.schema import PrepareConfig
-from diffrestorer.data.catalog import explain
+from diffrestorer.preparation.catalog import explain
 
 
 def main(config: PrepareConfig) -> None:
     """Writes the pairs and their manifest below `out`."""
-    from diffrestorer.data.preparation import prepare
+    from diffrestorer.preparation.prepare import prepare
 
     prepare(config)
 

@@ -6,7 +6,7 @@ from diffrestorer.config.schema import BaseConfig
 
 def main(config: BaseConfig) -> None:
     """Trains the parts one after the other; finished ones are recognised by their `model/` folder."""
-    from diffrestorer.training.base import train_base
+    from diffrestorer.training.mini_base import train_base
 
     train_base(config)
 

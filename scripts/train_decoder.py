@@ -9,7 +9,7 @@ from diffrestorer.config.schema import DecoderConfig
 def main(config: DecoderConfig) -> None:
     """Hands the task, with the classes of the model at `stage1`, to the training loop."""
     from diffrestorer.training.classes import follow_stage1
-    from diffrestorer.training.decoder import DecoderTask
+    from diffrestorer.training.decoder_stage import DecoderTask
     from diffrestorer.training.loop import train
 
     train(DecoderTask, follow_stage1(config), Path(config.output_dir))

@@ -85,7 +85,7 @@ def _count(stage: str, checkpointing: str, distributed: bool, photos: Path, fold
     import torch
     from torch.nn.parallel import DistributedDataParallel
 
-    from diffrestorer.config.hardware import HardwareConfig
+    from diffrestorer.config.hardware_presets import HardwareConfig
     from diffrestorer.data.pairs import SynthesisedPairs, collate_pairs
     from diffrestorer.training import hardware
     from diffrestorer.training.validation import Validation
@@ -147,7 +147,7 @@ def _build(stage: str, photos: Path, folder: Path) -> Any:
 
     from diffrestorer.config.composition import load
     from diffrestorer.config.schema import DecoderConfig, Stage1Config
-    from diffrestorer.training.decoder import DecoderTask
+    from diffrestorer.training.decoder_stage import DecoderTask
     from diffrestorer.training.stage1 import Stage1Task
 
     overrides = [

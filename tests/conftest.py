@@ -151,9 +151,9 @@ def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from diffusers import UniPCMultistepScheduler
 
     from diffrestorer.config.composition import load
+    from diffrestorer.config.degradations import DEGRADATIONS
     from diffrestorer.config.schema import Stage1Config
-    from diffrestorer.degradations import DEGRADATIONS
-    from diffrestorer.model_folder import save_model_folder
+    from diffrestorer.inference.model_folder import save_model_folder
     from diffrestorer.models.pretrained import load_base
     from diffrestorer.models.restorer import build_restorer
 

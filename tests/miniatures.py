@@ -11,8 +11,8 @@ from PIL import Image
 
 from diffrestorer.config.schema import PrepareConfig
 from diffrestorer.data.manifest import MANIFEST
-from diffrestorer.data.preparation import prepare
 from diffrestorer.data.synthesis import degrade
+from diffrestorer.preparation.prepare import prepare
 
 WIDTH, HEIGHT = 56, 48
 SIZE = 16  # of what is prepared

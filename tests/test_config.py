@@ -24,8 +24,9 @@ from diffrestorer.config.composition import (
     run,
     save,
 )
+from diffrestorer.config.degradations import DEGRADATIONS
 from diffrestorer.config.evaluating import EvaluateConfig, FiguresConfig
-from diffrestorer.config.hardware import detect_hardware
+from diffrestorer.config.hardware_presets import detect_hardware
 from diffrestorer.config.schema import (
     CHOICES,
     BaseConfig,
@@ -36,8 +37,7 @@ from diffrestorer.config.schema import (
     Stage1Config,
     StudentConfig,
 )
-from diffrestorer.config.synthesis import Jpeg, Noise, Snow, SnowLayer, Synthesis
-from diffrestorer.degradations import DEGRADATIONS
+from diffrestorer.config.synthesis_ranges import Jpeg, Noise, Snow, SnowLayer, Synthesis
 
 SCHEMAS: dict[str, type] = {
     "train_base": BaseConfig,

@@ -18,12 +18,12 @@ from torch._subclasses.fake_tensor import (
 from diffrestorer.config.composition import load
 from diffrestorer.config.schema import BaseConfig, DataConfig, DecoderConfig, Stage1Config, StudentConfig
 from diffrestorer.data.pairs import PairBatch, SynthesisedPairs, collate_pairs
+from diffrestorer.inference.pipeline import DiffRestorerPipeline
+from diffrestorer.inference.sampler import sampling_table
+from diffrestorer.inference.tiling import Tile
 from diffrestorer.models.components import COMPONENTS, save_component
-from diffrestorer.pipeline import DiffRestorerPipeline
-from diffrestorer.sampler import sampling_table
-from diffrestorer.tiling import Tile
-from diffrestorer.training.base import PARTS
-from diffrestorer.training.decoder import DecoderTask
+from diffrestorer.training.decoder_stage import DecoderTask
+from diffrestorer.training.mini_base import PARTS
 from diffrestorer.training.stage1 import Stage1Task
 from diffrestorer.training.student import StudentTask
 from diffrestorer.training.task import Task

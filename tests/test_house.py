@@ -18,18 +18,11 @@ PACKAGE = ROOT / "diffrestorer"
 # Top to bottom. A room imports rooms of lower rows and itself, never its neighbours in the row.
 ROWS = (
     ("cli",),
-    ("app",),
-    ("training", "evaluation", "photos"),
-    ("pipeline",),
-    ("stages",),
-    ("engines",),
-    ("sampler",),
-    ("baselines",),
-    ("model_folder",),
-    ("models", "data", "tiling"),
-    ("losses", "metrics", "one_step"),
-    ("config", "memory"),
-    ("degradations",),
+    ("app", "evaluation"),
+    ("training",),
+    ("inference", "baselines", "preparation"),
+    ("models", "data"),
+    ("config",),
 )
 ROW_OF = {room: row for row, rooms in enumerate(ROWS) for room in rooms}
 

@@ -12,8 +12,8 @@ from xml.etree import ElementTree
 import torch
 
 from diffrestorer.data.pairs import PairBatch
+from diffrestorer.inference.pipeline import DiffRestorerPipeline
 from diffrestorer.models.restorer import Restorer
-from diffrestorer.pipeline import DiffRestorerPipeline
 from diffrestorer.training.task import Task
 from gpu_rows.report import Report
 from gpu_rows.session import Session, float32_products

@@ -9,8 +9,8 @@ from peer import Peer
 
 from diffrestorer.config.evaluating import EvaluateConfig
 from diffrestorer.evaluation.methods import Method
-from diffrestorer.evaluation.runners import open_runner
-from diffrestorer.pipeline import DiffRestorerPipeline
+from diffrestorer.evaluation.restoring.runners import open_runner
+from diffrestorer.inference.pipeline import DiffRestorerPipeline
 from gpu_rows.proofs import BF16_BOUND, decibels, restore
 from gpu_rows.report import Report, gib, ratios, spread
 from gpu_rows.session import Session, float32_products

@@ -18,17 +18,17 @@ from plain_training import batch_of, prepare_pairs
 from torch import nn
 
 from diffrestorer.config.composition import load
-from diffrestorer.config.hardware import HardwareConfig
+from diffrestorer.config.hardware_presets import HardwareConfig
 from diffrestorer.config.schema import DecoderConfig, Stage1Config
 from diffrestorer.data.pairs import PairBatch
 from diffrestorer.data.prepared import PreparedPairs
-from diffrestorer.model_folder import save_model_folder
+from diffrestorer.inference.model_folder import save_model_folder
+from diffrestorer.inference.pipeline import DiffRestorerPipeline
 from diffrestorer.models.restorer import Restorer
-from diffrestorer.pipeline import DiffRestorerPipeline
-from diffrestorer.training.decoder import DecoderTask
+from diffrestorer.training.decoder_stage import DecoderTask
 from diffrestorer.training.hardware import apply_hardware
-from diffrestorer.training.memory import peak_memory
 from diffrestorer.training.stage1 import Stage1Task
+from diffrestorer.training.step_memory import peak_memory
 from diffrestorer.training.task import Task
 
 TINY_WIDTHS = (

@@ -10,9 +10,9 @@ from typing import Any, Literal
 import gradio as gr
 from PIL import Image
 
+from diffrestorer.config.degradations import CLEAN
 from diffrestorer.data.images import IMAGE_SUFFIXES, Photo, write_photo
-from diffrestorer.degradations import CLEAN
-from diffrestorer.photos import Options, check_options, detect, read, reason, restore
+from diffrestorer.inference.photos import Options, check_options, detect, read, reason, restore
 
 LARGEST_PHOTO = 25_000_000  # pixels, width x height
 KEEP_SECONDS = 3600  # what visitors have uploaded and received

@@ -10,8 +10,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from diffrestorer.cli.job import EXIT_FAILURES, EXIT_STOPPED, Run, StopError
 from diffrestorer.cli.parser import parse
-from diffrestorer.cli.run import EXIT_FAILURES, EXIT_STOPPED, Run, StopError
 
 _COMMANDS = {"restore": "restoring", "detect": "detecting", "app": "serving"}
 

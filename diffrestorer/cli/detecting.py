@@ -2,9 +2,9 @@
 
 from typing import Any
 
+from diffrestorer.cli.job import EXIT_FAILURES, Job, Run
 from diffrestorer.cli.planning import search
-from diffrestorer.cli.run import EXIT_FAILURES, Job, Run
-from diffrestorer.photos import detect, printable, read, reason
+from diffrestorer.inference.photos import detect, printable, read, reason
 
 
 def main(run: Run) -> int:

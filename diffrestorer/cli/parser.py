@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from diffrestorer import __version__
+from diffrestorer.config.degradations import DEGRADATIONS
 from diffrestorer.data.images import FORMATS
-from diffrestorer.degradations import DEGRADATIONS
 
 ENGINES = ("eager", "compile", "graphs", "openvino")
-"""As `diffrestorer.engines.choice.EngineName`, which can't be imported without torch."""
+"""As `diffrestorer.inference.engines.choice.EngineName`, which can't be imported without torch."""
 
 SMALLEST_TILE = 256
 """Pixels; what the UNet of Stable Diffusion needs."""

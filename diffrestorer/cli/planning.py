@@ -4,9 +4,9 @@ import os
 from collections import Counter
 from pathlib import Path
 
-from diffrestorer.cli.run import EXIT_FAILURES, EXIT_USAGE, Job, Run, StopError
+from diffrestorer.cli.job import EXIT_FAILURES, EXIT_USAGE, Job, Run, StopError
 from diffrestorer.data.images import find_images
-from diffrestorer.photos import printable
+from diffrestorer.inference.photos import printable
 
 
 def search(run: Run, without: Path | None = None) -> list[tuple[Path, Path]]:

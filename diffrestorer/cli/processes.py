@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from diffrestorer.cli.run import StopError
+from diffrestorer.cli.job import StopError
 
 Result = TypeVar("Result")
 

@@ -11,12 +11,12 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from diffrestorer.cli.job import EXIT_FAILURES, EXIT_USAGE, Job, Run, StopError
 from diffrestorer.cli.planning import plan
 from diffrestorer.cli.processes import Processes
-from diffrestorer.cli.run import EXIT_FAILURES, EXIT_USAGE, Job, Run, StopError
 from diffrestorer.cli.writing import Writer
 from diffrestorer.data.images import ImageError, Photo
-from diffrestorer.photos import Options, check_options, printable, read, reason, restore
+from diffrestorer.inference.photos import Options, check_options, printable, read, reason, restore
 
 
 def main(run: Run) -> int:

@@ -1,7 +1,7 @@
 """`diffrestorer app`: the web page."""
 
 from diffrestorer.app.server import serve
-from diffrestorer.cli.run import EXIT_USAGE, Run, StopError
+from diffrestorer.cli.job import EXIT_USAGE, Run, StopError
 
 
 def main(run: Run) -> int:

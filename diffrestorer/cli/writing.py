@@ -4,10 +4,10 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
-from diffrestorer.cli.run import Job, Run
-from diffrestorer.data.files import NO_SPACE
+from diffrestorer.cli.job import Job, Run
 from diffrestorer.data.images import Photo, write_photo
-from diffrestorer.photos import Restored, reason
+from diffrestorer.data.storage import NO_SPACE
+from diffrestorer.inference.photos import Restored, reason
 
 
 class Writer:

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from diffrestorer.config.degradations import DEGRADATIONS, check_class_names, nearest
 from diffrestorer.config.schema import DataConfig
-from diffrestorer.degradations import DEGRADATIONS, check_class_names, nearest
 
 
 def model_classes(data: DataConfig) -> tuple[str, ...]:

@@ -19,9 +19,9 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from diffrestorer.config.classes import check_classes, resolve_classes
-from diffrestorer.config.hardware import REFUSED, detect_hardware
+from diffrestorer.config.degradations import nearest
+from diffrestorer.config.hardware_presets import REFUSED, detect_hardware
 from diffrestorer.config.schema import CHOICES, DataConfig
-from diffrestorer.degradations import nearest
 
 CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
 

@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from diffrestorer.config.hardware import HardwareConfig
-from diffrestorer.config.synthesis import Synthesis
-from diffrestorer.config.views import Views
+from diffrestorer.config.hardware_presets import HardwareConfig
+from diffrestorer.config.synthesis_ranges import Synthesis
+from diffrestorer.config.view_ranges import Views
 
 CHOICES = {
     "train.mixed_precision": ("no", "bf16"),

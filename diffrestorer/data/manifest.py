@@ -23,9 +23,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.table import Table
 
-from diffrestorer.data.files import whole_file
 from diffrestorer.data.images import ImageError, read_photo
-from diffrestorer.data.inventory import CleanImage
+from diffrestorer.data.storage import whole_file
 
 MANIFEST = "manifest.parquet"
 SCHEMA = pa.schema(
@@ -85,6 +84,16 @@ def pair_hash(*images: np.ndarray) -> str:
     for image in images:
         digest.update(np.ascontiguousarray(image).data)
     return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class CleanImage:
+    """What tells a clean image from any other: size and SHA-256 of its file. `split` is `train` or a test split."""
+
+    name: str
+    split: str
+    size: int
+    sha256: str
 
 
 def write_manifest(folder: Path) -> int:

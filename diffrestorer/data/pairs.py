@@ -18,12 +18,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from diffrestorer.config.classes import check_classes, model_classes, trained_classes
+from diffrestorer.config.degradations import CLEAN, DEGRADATIONS, degradation_index, is_synthesised
 from diffrestorer.config.schema import DataConfig
 from diffrestorer.data.counter import counter_rng
 from diffrestorer.data.images import ImageError, find_images, read_photo
 from diffrestorer.data.synthesis import degrade
 from diffrestorer.data.views import crop, vary
-from diffrestorer.degradations import CLEAN, DEGRADATIONS, degradation_index, is_synthesised
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from diffrestorer.config.classes import model_classes, trained_classes
+from diffrestorer.config.degradations import CLEAN, DEGRADATIONS, degradation_index
 from diffrestorer.config.schema import DataConfig
-from diffrestorer.config.synthesis import Synthesis
-from diffrestorer.config.views import Views
+from diffrestorer.config.synthesis_ranges import Synthesis
+from diffrestorer.config.view_ranges import Views
 from diffrestorer.data.counter import counter_rng, shuffled
 from diffrestorer.data.manifest import MANIFEST, open_shard, read_batches, split_address
 from diffrestorer.data.pairs import Pair, SynthesisedPairs, check_data
-from diffrestorer.degradations import CLEAN, DEGRADATIONS, degradation_index
 
 _OPEN_SHARDS = 512  # each holds a file descriptor, of which a process usually has 1024
 

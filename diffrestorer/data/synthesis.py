@@ -1,7 +1,7 @@
 """Synthesis of the eight degradations from clean photos, fast enough to run while training: a small camera model each.
 
 Images are uint8 sRGB arrays (h, w, 3) at this boundary, float32 in [0, 1] inside. How strong, how many, how large:
-`diffrestorer.config.synthesis`.
+`diffrestorer.config.synthesis_ranges`.
 """
 
 import math
@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from diffrestorer.config.synthesis import (
+from diffrestorer.config.degradations import degradation_steps
+from diffrestorer.config.synthesis_ranges import (
     REFERENCE_SIDE,
     Blur,
     Haze,
@@ -25,7 +26,6 @@ from diffrestorer.config.synthesis import (
     Snow,
     Synthesis,
 )
-from diffrestorer.degradations import degradation_steps
 
 Image = NDArray[np.uint8]
 Field = NDArray[np.float32]

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from diffrestorer.config.views import Views
+from diffrestorer.config.view_ranges import Views
 from diffrestorer.data.synthesis import draw
 
 Pixels = NDArray[np.uint8]

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Literal
 
 from diffrestorer.config.evaluating import EvaluateConfig
+from diffrestorer.data.storage import write_bytes
 from diffrestorer.evaluation.ablations import ABLATIONS, Decoder
-from diffrestorer.evaluation.files import image_size, write_bytes
+from diffrestorer.evaluation.restoring.outputs import image_size
 from diffrestorer.evaluation.suites import Item, Suite
 
 BUILT_IN: dict[str, str] = {
@@ -153,7 +154,7 @@ def _holds(folder: Path, file: str) -> bool:
 
 
 def _check_baseline(name: str, folder: str) -> None:
-    from diffrestorer.baselines.catalog import find_baseline  # brings the networks, which take seconds
+    from diffrestorer.baselines.registry import find_baseline  # brings the networks, which take seconds
 
     found = next(filter(None, (find_baseline(Path(folder) / inner) for inner in ("", "model"))), None)
     if found is None or (name in BASELINES and name != found):

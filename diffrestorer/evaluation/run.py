@@ -16,21 +16,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from diffrestorer import __version__
 from diffrestorer.config.composition import git_commit, save
 from diffrestorer.config.evaluating import EvaluateConfig
-from diffrestorer.evaluation.comparison import compare
-from diffrestorer.evaluation.export import write_comparison
-from diffrestorer.evaluation.fid import FidScorer, fid_warning
-from diffrestorer.evaluation.files import made_by, write_text
+from diffrestorer.data.storage import write_text
 from diffrestorer.evaluation.methods import Method, collect_outputs, parse_methods
-from diffrestorer.evaluation.paper import PAPER_TABLES
-from diffrestorer.evaluation.precision import check_precision, gpu_products
-from diffrestorer.evaluation.prepared import build_suite
-from diffrestorer.evaluation.report import Report, write_page
-from diffrestorer.evaluation.scores import Score, Summary, nan_counts, summarise, write_scores, write_summaries
-from diffrestorer.evaluation.scoring import ScoreStore, Scoring
-from diffrestorer.evaluation.sheet import write_contact_sheet
-from diffrestorer.evaluation.suites import SUITES, Suite
-from diffrestorer.evaluation.tables import build_tables, markdown, rich_table, summary_sentences
-from diffrestorer.metrics import (
+from diffrestorer.evaluation.paper_suites import build_suite
+from diffrestorer.evaluation.report.comparison import compare
+from diffrestorer.evaluation.report.export import write_comparison
+from diffrestorer.evaluation.report.paper import PAPER_TABLES
+from diffrestorer.evaluation.report.report_page import Report, write_page
+from diffrestorer.evaluation.report.sheet import write_contact_sheet
+from diffrestorer.evaluation.report.tables import build_tables, markdown, rich_table, summary_sentences
+from diffrestorer.evaluation.restoring.outputs import made_by
+from diffrestorer.evaluation.restoring.precision import check_precision, gpu_products
+from diffrestorer.evaluation.scoring.fid import FidScorer, fid_warning
+from diffrestorer.evaluation.scoring.metrics import (
     DEFAULT_METRICS,
     METRICS,
     PAPER_METRICS,
@@ -40,6 +38,9 @@ from diffrestorer.metrics import (
     metric_version,
     select_metrics,
 )
+from diffrestorer.evaluation.scoring.scorer import ScoreStore, Scoring
+from diffrestorer.evaluation.scoring.scores import Score, Summary, nan_counts, summarise, write_scores, write_summaries
+from diffrestorer.evaluation.suites import SUITES, Suite
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,9 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> list[Sco
     with Progress(*columns, console=console) as progress:
         restoring: dict[str, dict[str, Any]] = {}
         if config.only != "score" and any(method.kind in ("model", "baseline") for method in methods):
-            from diffrestorer.evaluation.restore import restore_suite  # brings the networks, which take seconds
+            from diffrestorer.evaluation.restoring.restore_suite import (
+                restore_suite,  # brings the networks, which take seconds
+            )
 
             methods, restoring = restore_suite(methods, suite, config, device, state, progress)
             state.wait_for_everyone()

@@ -12,11 +12,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from diffrestorer.config.degradations import DEGRADATIONS, MIXTURES
 from diffrestorer.config.evaluating import EvaluateConfig
 from diffrestorer.data.counter import counter_rng
 from diffrestorer.data.images import ImageError, Photo, read_photo, write_photo
 from diffrestorer.data.synthesis import degrade
-from diffrestorer.degradations import DEGRADATIONS, MIXTURES
 
 DEMO_PHOTOS: tuple[str, ...] = ("astronaut", "coffee", "chelsea", "rocket", "motorcycle")
 """Photos in scikit-image's wheel (CC0 or public domain), in the order of their index in the random streams."""

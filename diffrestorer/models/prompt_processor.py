@@ -9,7 +9,7 @@ from diffusers.configuration_utils import register_to_config
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from diffrestorer.degradations import DEGRADATIONS, check_class_names, nearest
+from diffrestorer.config.degradations import DEGRADATIONS, check_class_names, nearest
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from diffusers import AutoencoderKL, ModelMixin, UNet2DConditionModel
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from diffrestorer.config.degradations import DEGRADATIONS
 from diffrestorer.config.schema import ModelConfig
-from diffrestorer.degradations import DEGRADATIONS
 from diffrestorer.models.backbones import EncodedImage, ImageEncoder, decode_latents, encode_image
 from diffrestorer.models.components import COMPONENTS, build_component, check_networks
 from diffrestorer.models.control import ControlDecoder, ControlEncoder, ControlNetwork

@@ -12,19 +12,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diffrestorer.baselines.airnet import AirNet, KeyQueue, update_momentum
-from diffrestorer.baselines.catalog import build_baseline, load_baseline
 from diffrestorer.baselines.da_clip.model import DaClip
 from diffrestorer.baselines.protocol import Baseline
+from diffrestorer.baselines.registry import build_baseline, load_baseline
 from diffrestorer.config.classes import model_classes
 from diffrestorer.config.schema import BaselineConfig
 from diffrestorer.data.counter import counter_normal, counter_rng, to_device
 from diffrestorer.data.pairs import PairBatch
-from diffrestorer.losses import psnr_loss
 from diffrestorer.models.blocks import pad_to_multiple
 from diffrestorer.models.components import save_component
-from diffrestorer.models.perceptual import PerceptualLoss
 from diffrestorer.models.pretrained import load_clip_weights
 from diffrestorer.training.loop import train
+from diffrestorer.training.losses import psnr_loss
+from diffrestorer.training.perceptual import PerceptualLoss
 from diffrestorer.training.task import Losses, Task, to_unit
 
 PIXEL_LOSSES: dict[str, Callable[[Float[Tensor, "b 3 h w"], Float[Tensor, "b 3 h w"]], Float[Tensor, ""]]] = {

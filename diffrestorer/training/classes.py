@@ -5,7 +5,7 @@ from typing import TypeVar
 
 from diffrestorer.config.classes import follow_classes, resolve_classes
 from diffrestorer.config.schema import DecoderConfig, StudentConfig
-from diffrestorer.model_folder import find_model
+from diffrestorer.inference.model_folder import find_model
 from diffrestorer.models.components import read_classes
 
 LaterStage = TypeVar("LaterStage", bound=DecoderConfig)

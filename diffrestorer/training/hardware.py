@@ -13,8 +13,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from diffrestorer.config.hardware import HardwareConfig
-from diffrestorer.memory import keep_freed_memory
+from diffrestorer.config.hardware_presets import HardwareConfig
+from diffrestorer.inference.memory import keep_freed_memory
 from diffrestorer.models.blocks import ResBlock
 from diffrestorer.models.control import ControlDecoder, ControlEncoder
 from diffrestorer.models.decoder import DegradationAwareDecoder

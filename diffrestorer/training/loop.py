@@ -13,17 +13,17 @@ from accelerate import Accelerator
 from torch.utils.data import Dataset
 from torchvision.utils import make_grid, save_image
 
-from diffrestorer.config.hardware import GIB
+from diffrestorer.config.hardware_presets import GIB
 from diffrestorer.config.schema import RunConfig, TrainConfig
-from diffrestorer.data.files import NO_SPACE, whole_file
 from diffrestorer.data.pairs import Pair, PairBatch, StepBatches, pair_loader
 from diffrestorer.data.prepared import open_pairs
+from diffrestorer.data.storage import NO_SPACE, whole_file
 from diffrestorer.training.averaging import WeightAverage
 from diffrestorer.training.cache import CachedPairs, open_cache
 from diffrestorer.training.checkpoint import CheckpointWriter, load_newest, take_snapshot, write_folder
 from diffrestorer.training.hardware import apply_hardware, check_precision
-from diffrestorer.training.memory import count_memory, count_saved_bytes, explain_out_of_memory, peak_memory
 from diffrestorer.training.record import LossRecord, TimedBatches, check_data, prepare_output
+from diffrestorer.training.step_memory import count_memory, count_saved_bytes, explain_out_of_memory, peak_memory
 from diffrestorer.training.stopping import StopSignal
 from diffrestorer.training.task import Losses, Task
 from diffrestorer.training.validation import Validation

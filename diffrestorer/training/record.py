@@ -19,10 +19,10 @@ from torch import Tensor
 
 from diffrestorer import __version__
 from diffrestorer.config.composition import differences, git_commit, save
-from diffrestorer.config.hardware import GIB
+from diffrestorer.config.hardware_presets import GIB
 from diffrestorer.data.pairs import PairBatch, SynthesisedPairs
 from diffrestorer.data.prepared import PreparedPairs
-from diffrestorer.training.memory import peak_memory
+from diffrestorer.training.step_memory import peak_memory
 
 FREE_KEYS = (
     "output_dir",

@@ -14,14 +14,14 @@ from diffrestorer.config.schema import Stage1Config
 from diffrestorer.data.counter import counter_normal
 from diffrestorer.data.pairs import PairBatch, collate_pairs
 from diffrestorer.data.prepared import open_pairs
-from diffrestorer.losses import degradation_loss, diffusion_loss, reconstruction_loss, stage1_loss
-from diffrestorer.model_folder import find_model, save_model_folder
+from diffrestorer.inference.model_folder import find_model, save_model_folder
+from diffrestorer.inference.sampler import sample_latents
 from diffrestorer.models.backbones import EncodedImage, encode_image
 from diffrestorer.models.components import load_weights
 from diffrestorer.models.pretrained import load_base
 from diffrestorer.models.restorer import Conditioning, Restorer, build_control_decoder, build_restorer
-from diffrestorer.sampler import sample_latents
 from diffrestorer.training.diffusion import add_noise
+from diffrestorer.training.losses import degradation_loss, diffusion_loss, reconstruction_loss, stage1_loss
 from diffrestorer.training.task import Losses, Task, adamw, select_unet, to_unit
 
 SAMPLE_STEPS = 10

@@ -14,18 +14,18 @@ from torch.nn import functional as F
 from diffrestorer.config.schema import StudentConfig
 from diffrestorer.data.counter import counter_normal
 from diffrestorer.data.pairs import PairBatch
-from diffrestorer.losses import discriminator_hinge_loss, generator_hinge_loss, psnr_loss
-from diffrestorer.model_folder import find_model, save_model_folder
+from diffrestorer.inference.model_folder import find_model, save_model_folder
+from diffrestorer.inference.one_step import OneStepScheduler
+from diffrestorer.inference.pipeline import DiffRestorerPipeline
+from diffrestorer.inference.sampler import sample_latents
 from diffrestorer.models.backbones import EncodedImage, decode_latents, encode_image
 from diffrestorer.models.components import load_weights
 from diffrestorer.models.decoder import DegradationAwareDecoder
-from diffrestorer.models.discriminator import StudentDiscriminator
 from diffrestorer.models.lora import add_lora, merged
-from diffrestorer.models.perceptual import PerceptualLoss
 from diffrestorer.models.restorer import Conditioning, Restorer
-from diffrestorer.one_step import OneStepScheduler
-from diffrestorer.pipeline import DiffRestorerPipeline
-from diffrestorer.sampler import sample_latents
+from diffrestorer.training.discriminator import StudentDiscriminator
+from diffrestorer.training.losses import discriminator_hinge_loss, generator_hinge_loss, psnr_loss
+from diffrestorer.training.perceptual import PerceptualLoss
 from diffrestorer.training.task import Losses, Task, adamw, select_unet, to_unit
 
 TRAINED = ("control_encoder", "control_network", "unet", "decoder")

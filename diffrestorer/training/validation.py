@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torchvision.utils import make_grid, save_image
 
 from diffrestorer.config.classes import trained_classes
+from diffrestorer.config.degradations import is_synthesised
 from diffrestorer.config.schema import RunConfig
-from diffrestorer.data.files import whole_file
 from diffrestorer.data.pairs import PairBatch, SynthesisedPairs, collate_pairs
-from diffrestorer.degradations import is_synthesised
+from diffrestorer.data.storage import whole_file
 from diffrestorer.training.task import Task, to_unit
 
 VALIDATION_SEED = 1_000_003

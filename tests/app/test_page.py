@@ -17,9 +17,9 @@ from photo_files import RNG, claim
 
 import diffrestorer
 from diffrestorer.app.server import LONGEST_QUEUE
+from diffrestorer.config.degradations import DEGRADATIONS
 from diffrestorer.data.images import read_photo
-from diffrestorer.degradations import DEGRADATIONS
-from diffrestorer.photos import Options, load_pipeline, read, restore
+from diffrestorer.inference.photos import Options, load_pipeline, read, restore
 
 if TYPE_CHECKING:
     from browser import Browser

@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffrestorer.baselines.catalog import BASELINES, build_baseline, find_baseline, load_baseline
 from diffrestorer.baselines.da_clip.model import DaClip
 from diffrestorer.baselines.protocol import Baseline, whole
+from diffrestorer.baselines.registry import BASELINES, build_baseline, find_baseline, load_baseline
 from diffrestorer.config.composition import load
 from diffrestorer.config.schema import BaselineConfig
 from diffrestorer.models.components import ModelFolderError, save_component

@@ -17,8 +17,8 @@ from diffrestorer.baselines.da_clip.unet import ContentAttention
 from diffrestorer.baselines.promptir import PromptIR
 from diffrestorer.baselines.restormer import Restormer, TransposedAttention
 from diffrestorer.baselines.transweather import Attention
-from diffrestorer.losses import psnr_loss
 from diffrestorer.models.backbones import ImageEncoder
+from diffrestorer.training.losses import psnr_loss
 
 LAYOUT = {"dim": 6, "num_blocks": (1, 2, 1), "num_heads": (1, 3, 2), "num_refinement_blocks": 2}
 

@@ -7,8 +7,8 @@ import torch
 from spandrel.architectures.NAFNet import NAFNet as SpandrelNAFNet
 
 from diffrestorer.baselines.airnet import AirNet
-from diffrestorer.baselines.catalog import load_baseline
 from diffrestorer.baselines.published import CLASSES, authors_name, load_published
+from diffrestorer.baselines.registry import load_baseline
 from diffrestorer.models.components import ModelFolderError
 
 RESTORMER_NAMES = {

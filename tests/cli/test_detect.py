@@ -7,7 +7,7 @@ import pytest
 from photo_files import noise, save
 
 from diffrestorer.cli import main
-from diffrestorer.degradations import DEGRADATIONS
+from diffrestorer.config.degradations import DEGRADATIONS
 
 
 def test_detect(random_model: Path, photos: Path, capfd: pytest.CaptureFixture[str]) -> None:

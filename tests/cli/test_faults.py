@@ -15,10 +15,10 @@ import pytest
 from photo_files import claim, files_in, noise, save, write_bad_files
 from safetensors.torch import load_file, save_file
 
-from diffrestorer import photos as photos_module
 from diffrestorer.cli import main
-from diffrestorer.memory import free_memory
-from diffrestorer.pipeline import DiffRestorerPipeline
+from diffrestorer.inference import photos as photos_module
+from diffrestorer.inference.memory import free_memory
+from diffrestorer.inference.pipeline import DiffRestorerPipeline
 
 PATH_MAX = 4096
 
@@ -82,7 +82,7 @@ def test_memory_that_is_kept_is_not_cleared_again() -> None:
     """Fewer pages are faulted in by blocks that are freed and taken again; in a process of its own: it is for good."""
     program = (
         "import resource, numpy as np\n"
-        "from diffrestorer.memory import keep_freed_memory\n"
+        "from diffrestorer.inference.memory import keep_freed_memory\n"
         "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
         "def rounds():\n"
         "    before = faults()\n"

@@ -14,8 +14,8 @@ from photo_files import RNG, files_in, noise, save
 from PIL import Image
 
 from diffrestorer.cli import main
+from diffrestorer.config.degradations import DEGRADATIONS
 from diffrestorer.data.images import read_photo
-from diffrestorer.degradations import DEGRADATIONS
 from diffrestorer.models.components import load_component, save_component
 from diffrestorer.models.prompt_processor import PromptProcessor
 

@@ -7,9 +7,9 @@ import pytest
 from photo_files import save
 
 from diffrestorer.cli import main
-from diffrestorer.model_folder import save_model_folder
-from diffrestorer.one_step import OneStepScheduler
-from diffrestorer.pipeline import DiffRestorerPipeline
+from diffrestorer.inference.model_folder import save_model_folder
+from diffrestorer.inference.one_step import OneStepScheduler
+from diffrestorer.inference.pipeline import DiffRestorerPipeline
 
 
 @pytest.fixture(scope="module")

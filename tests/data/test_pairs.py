@@ -13,12 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
+from diffrestorer.config.degradations import DEGRADATIONS
 from diffrestorer.config.schema import DataConfig
 from diffrestorer.data.counter import counter_rng
 from diffrestorer.data.images import ImageError
 from diffrestorer.data.pairs import Pair, PairBatch, StepBatches, SynthesisedPairs, collate_pairs, pair_loader
 from diffrestorer.data.synthesis import degrade
-from diffrestorer.degradations import DEGRADATIONS
 
 SIZE = 64
 BATCH = 6

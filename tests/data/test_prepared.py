@@ -13,14 +13,14 @@ import pytest
 import torch
 from miniatures import make, photos
 
+from diffrestorer.config.degradations import DEGRADATIONS, degradation_index
 from diffrestorer.config.schema import DataConfig
-from diffrestorer.config.synthesis import Noise, Synthesis
-from diffrestorer.config.views import Views
+from diffrestorer.config.synthesis_ranges import Noise, Synthesis
+from diffrestorer.config.view_ranges import Views
 from diffrestorer.data.counter import shuffled
 from diffrestorer.data.manifest import MANIFEST, SCHEMA, open_shard
 from diffrestorer.data.pairs import StepBatches, SynthesisedPairs, pair_loader
 from diffrestorer.data.prepared import PreparedPairs, open_pairs
-from diffrestorer.degradations import DEGRADATIONS, degradation_index
 
 SIZE = 32
 BATCH = 6

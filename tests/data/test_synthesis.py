@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import skimage.data
 
+from diffrestorer.config.degradations import DEGRADATIONS, MIXTURES
 from diffrestorer.data.synthesis import degrade
-from diffrestorer.degradations import DEGRADATIONS, MIXTURES
 
 NAMES = (*DEGRADATIONS, *MIXTURES)
 PSNR_BANDS = {  # dB, mean of a few draws on one photo

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import skimage.data
 
+from diffrestorer.config.degradations import DEGRADATIONS, MIXTURES
 from diffrestorer.data.synthesis import degrade
-from diffrestorer.degradations import DEGRADATIONS, MIXTURES
 
 CHECKSUMS = Path(__file__).with_name("synthesis_bytes.json")
 CROPS = {"160x120": np.s_[40:160, 180:340], "256x256": np.s_[:256, 100:356]}

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import skimage.data
 
+from diffrestorer.config.degradations import DEGRADATIONS, MIXTURES
 from diffrestorer.config.schema import DataConfig
-from diffrestorer.config.synthesis import (
+from diffrestorer.config.synthesis_ranges import (
     Blur,
     Haze,
     Jpeg,
@@ -26,7 +27,6 @@ from diffrestorer.config.synthesis import (
 )
 from diffrestorer.data.pairs import SynthesisedPairs
 from diffrestorer.data.synthesis import degrade
-from diffrestorer.degradations import DEGRADATIONS, MIXTURES
 
 WIDE = Synthesis(noise=Noise((10.0, 50.0)), jpeg=Jpeg((10, 50)))
 STRENGTHS = (0.0, 0.5, 1.0)

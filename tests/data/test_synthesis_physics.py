@@ -6,7 +6,7 @@ import skimage.data
 import skimage.morphology
 from scipy import ndimage
 
-from diffrestorer.config.synthesis import (
+from diffrestorer.config.synthesis_ranges import (
     Blur,
     Haze,
     Jpeg,

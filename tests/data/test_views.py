@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from diffrestorer.config.composition import load
+from diffrestorer.config.degradations import DEGRADATIONS
 from diffrestorer.config.schema import BaseConfig, DataConfig
-from diffrestorer.config.views import Views
+from diffrestorer.config.view_ranges import Views
 from diffrestorer.data.pairs import SynthesisedPairs
 from diffrestorer.data.views import crop, vary
-from diffrestorer.degradations import DEGRADATIONS
 
 PHOTO = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 from diffusers import UniPCMultistepScheduler
 from evaluation_runs import quiet, settings
+from random_metric_weights import write_random_weights
 
 from diffrestorer.config.composition import load
 from diffrestorer.config.schema import BaseConfig
-from diffrestorer.evaluation.random_weights import write_random_weights
 from diffrestorer.evaluation.run import evaluate
-from diffrestorer.model_folder import save_model_folder
+from diffrestorer.inference.model_folder import save_model_folder
 from diffrestorer.models.components import build_image_encoder, build_unet, build_vae
 from diffrestorer.models.restorer import build_restorer
 

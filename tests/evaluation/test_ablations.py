@@ -11,12 +11,12 @@ from diffrestorer.config.composition import CONFIG_DIR
 from diffrestorer.config.schema import ModelConfig
 from diffrestorer.evaluation.ablations import ABLATIONS
 from diffrestorer.evaluation.methods import Method, parse_methods
-from diffrestorer.evaluation.paper import PAPER_TABLES
+from diffrestorer.evaluation.report.paper import PAPER_TABLES
+from diffrestorer.evaluation.restoring.runners import PipelineRunner, check_ablation
 from diffrestorer.evaluation.run import evaluate
-from diffrestorer.evaluation.runners import PipelineRunner, check_ablation
-from diffrestorer.model_folder import save_model_folder
+from diffrestorer.inference.model_folder import save_model_folder
+from diffrestorer.inference.pipeline import DiffRestorerPipeline
 from diffrestorer.models.restorer import Restorer
-from diffrestorer.pipeline import DiffRestorerPipeline
 
 
 def test_every_row_has_a_config_and_every_config_a_row() -> None:

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from diffrestorer.config.evaluating import FiguresConfig
-from diffrestorer.evaluation.figures import FIGURES, make_figure
+from diffrestorer.evaluation.figures.drawing import FIGURES, make_figure
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 

@@ -10,13 +10,13 @@ from evaluation_runs import settings
 from jaxtyping import Float
 from torch import Tensor
 
-from diffrestorer import tiling
-from diffrestorer.baselines.catalog import build_baseline
 from diffrestorer.baselines.protocol import Baseline, whole
+from diffrestorer.baselines.registry import build_baseline
 from diffrestorer.evaluation.methods import Method
-from diffrestorer.evaluation.runners import by_tiles, open_runner
+from diffrestorer.evaluation.restoring.runners import by_tiles, open_runner
+from diffrestorer.inference import tiling
+from diffrestorer.inference.tiling import Axis
 from diffrestorer.models.components import save_component
-from diffrestorer.tiling import Axis
 
 VIT = {"vision_cfg": {"image_size": 32, "layers": 1, "width": 16, "head_width": 16, "patch_size": 8}, "embed_dim": 12}
 TINY = {

@@ -7,11 +7,11 @@ import re
 
 import pytest
 
-from diffrestorer.evaluation.comparison import Cell, compare, ranks
-from diffrestorer.evaluation.export import as_csv, as_latex, as_markdown
 from diffrestorer.evaluation.methods import BASELINES, Method
-from diffrestorer.evaluation.paper import FOLDER, PAPER_TABLES, write_table
-from diffrestorer.evaluation.scores import NO_REFERENCE, Summary
+from diffrestorer.evaluation.report.comparison import Cell, compare, ranks
+from diffrestorer.evaluation.report.export import as_csv, as_latex, as_markdown
+from diffrestorer.evaluation.report.paper import FOLDER, PAPER_TABLES, write_table
+from diffrestorer.evaluation.scoring.scores import NO_REFERENCE, Summary
 from diffrestorer.evaluation.suites import AVERAGED, SUITES
 
 TABLE_I = PAPER_TABLES[0]

@@ -12,11 +12,11 @@ from matplotlib.figure import Figure
 from miniatures import make, photos
 from PIL import Image
 
+from diffrestorer.config.degradations import DEGRADATIONS
 from diffrestorer.config.evaluating import FiguresConfig, TestDataConfig
-from diffrestorer.degradations import DEGRADATIONS
-from diffrestorer.evaluation.figures import make_figure
-from diffrestorer.evaluation.grids import GRIDS, differing_region, read_evaluation, typical
-from diffrestorer.evaluation.paper_figures import (
+from diffrestorer.evaluation.figures.drawing import make_figure
+from diffrestorer.evaluation.figures.grids import GRIDS, differing_region, read_evaluation, typical
+from diffrestorer.evaluation.figures.paper_figures import (
     PAPER_FIGURES,
     TEXTS,
     measure_separability,

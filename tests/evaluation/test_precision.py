@@ -10,13 +10,13 @@ from accelerate import PartialState
 from evaluation_runs import quiet, settings
 from rich.progress import Progress
 
-from diffrestorer.baselines.catalog import build_baseline
+from diffrestorer.baselines.registry import build_baseline
 from diffrestorer.evaluation import run as evaluation_run
-from diffrestorer.evaluation.files import made_by
 from diffrestorer.evaluation.methods import Method
-from diffrestorer.evaluation.precision import DTYPES, check_precision, gpu_products, precision_of
-from diffrestorer.evaluation.prepared import build_suite
-from diffrestorer.evaluation.restore import restore_suite
+from diffrestorer.evaluation.paper_suites import build_suite
+from diffrestorer.evaluation.restoring.outputs import made_by
+from diffrestorer.evaluation.restoring.precision import DTYPES, check_precision, gpu_products, precision_of
+from diffrestorer.evaluation.restoring.restore_suite import restore_suite
 from diffrestorer.evaluation.run import evaluate
 from diffrestorer.models.components import save_component
 

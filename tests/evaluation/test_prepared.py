@@ -11,11 +11,11 @@ import pytest
 from evaluation_runs import quiet, settings
 from PIL import Image
 
-from diffrestorer.data.catalog import CATALOG
 from diffrestorer.data.manifest import MANIFEST, SCHEMA
-from diffrestorer.evaluation.prepared import build_suite
+from diffrestorer.evaluation.paper_suites import build_suite
 from diffrestorer.evaluation.run import evaluate
 from diffrestorer.evaluation.suites import SETS, SUITES
+from diffrestorer.preparation.catalog import CATALOG
 
 PAIRS = 2
 

@@ -12,11 +12,11 @@ from browser import Browser
 from evaluation_runs import quiet, settings
 from PIL import Image
 
-from diffrestorer.degradations import DEGRADATIONS, MIXTURES
+from diffrestorer.config.degradations import DEGRADATIONS, MIXTURES
 from diffrestorer.evaluation.methods import Method
-from diffrestorer.evaluation.report import Report
+from diffrestorer.evaluation.report.report_page import Report
 from diffrestorer.evaluation.run import evaluate
-from diffrestorer.evaluation.scores import Score
+from diffrestorer.evaluation.scoring.scores import Score
 from diffrestorer.evaluation.suites import Item, Suite
 
 NAMES = [*DEGRADATIONS, *MIXTURES]

@@ -12,16 +12,16 @@ import torch
 from evaluation_runs import quiet, restored, settings
 from PIL import Image
 
-from diffrestorer import tiling
-from diffrestorer.baselines.catalog import build_baseline
-from diffrestorer.degradations import DEGRADATIONS, MIXTURES
-from diffrestorer.evaluation import runners
-from diffrestorer.evaluation.files import made_by
+from diffrestorer.baselines.registry import build_baseline
+from diffrestorer.config.degradations import DEGRADATIONS, MIXTURES
 from diffrestorer.evaluation.methods import Method
+from diffrestorer.evaluation.report.tables import build_tables, markdown, summary_sentences
+from diffrestorer.evaluation.restoring import runners
+from diffrestorer.evaluation.restoring.outputs import made_by
 from diffrestorer.evaluation.run import evaluate
-from diffrestorer.evaluation.scores import Summary, nan_counts
-from diffrestorer.evaluation.tables import build_tables, markdown, summary_sentences
-from diffrestorer.metrics import METRICS
+from diffrestorer.evaluation.scoring.metrics import METRICS
+from diffrestorer.evaluation.scoring.scores import Summary, nan_counts
+from diffrestorer.inference import tiling
 from diffrestorer.models.components import save_component
 
 NAMES = [*DEGRADATIONS, *MIXTURES]

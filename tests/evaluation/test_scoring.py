@@ -14,14 +14,14 @@ from evaluation_runs import quiet, settings
 from PIL import Image
 from pyiqa.utils import download_util
 
-from diffrestorer.evaluation.fid import FidScorer, fid_warning
-from diffrestorer.evaluation.files import read_pixels
 from diffrestorer.evaluation.methods import Method
-from diffrestorer.evaluation.prepared import build_suite
+from diffrestorer.evaluation.paper_suites import build_suite
+from diffrestorer.evaluation.restoring.outputs import read_pixels
 from diffrestorer.evaluation.run import evaluate
-from diffrestorer.evaluation.scoring import ScoreStore, Scoring, batches_of_one_size
+from diffrestorer.evaluation.scoring.fid import FidScorer, fid_warning
+from diffrestorer.evaluation.scoring.metrics import METRICS, Metric, Scorer, WeightsError, create, metric_version
+from diffrestorer.evaluation.scoring.scorer import ScoreStore, Scoring, batches_of_one_size
 from diffrestorer.evaluation.suites import Item, Suite
-from diffrestorer.metrics import METRICS, Metric, Scorer, WeightsError, create, metric_version
 
 CPU = torch.device("cpu")
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffrestorer.config.degradations import DEGRADATIONS, MIXTURES
 from diffrestorer.config.evaluating import EvaluateConfig
-from diffrestorer.degradations import DEGRADATIONS, MIXTURES
-from diffrestorer.evaluation.prepared import build_suite
+from diffrestorer.evaluation.paper_suites import build_suite
 from diffrestorer.evaluation.suites import DEMO_PHOTOS
 
 

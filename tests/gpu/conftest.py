@@ -13,8 +13,8 @@ import torch
 if TYPE_CHECKING:
     from diffrestorer.config.schema import ModelConfig
     from diffrestorer.data.pairs import PairBatch
+    from diffrestorer.inference.pipeline import DiffRestorerPipeline
     from diffrestorer.models.restorer import Restorer
-    from diffrestorer.pipeline import DiffRestorerPipeline
     from diffrestorer.training.task import Task
 
 DEVICE = os.environ.get("GPU_TESTS_ON", "cuda")
@@ -59,7 +59,7 @@ def pipe(tiny_restorer: "Restorer", tiny_config: "ModelConfig", randomised: Call
     """A tiny pipeline on the CPU in which every path matters."""
     from diffusers import UniPCMultistepScheduler
 
-    from diffrestorer.pipeline import DiffRestorerPipeline
+    from diffrestorer.inference.pipeline import DiffRestorerPipeline
 
     scheduler = UniPCMultistepScheduler(**tiny_config.scheduler)
     pipe = DiffRestorerPipeline(**randomised(tiny_restorer).components(), scheduler=scheduler)
@@ -84,7 +84,7 @@ def tasks(
     """Both stages on the CPU, with noise in what starts at zero. Shared: change a copy."""
     from diffrestorer.config.composition import load
     from diffrestorer.config.schema import DecoderConfig, Stage1Config
-    from diffrestorer.training.decoder import DecoderTask
+    from diffrestorer.training.decoder_stage import DecoderTask
     from diffrestorer.training.stage1 import Stage1Task
 
     folder = tmp_path_factory.mktemp("stage1")

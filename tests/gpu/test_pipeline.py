@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from diffrestorer.pipeline import DiffRestorerPipeline
+from diffrestorer.inference.pipeline import DiffRestorerPipeline
 
 FLOAT32_BOUND = 1e-3
 """Of an image in [0, 1], of the float32 computed on two devices."""

@@ -16,9 +16,9 @@ from training_runs import ROOT, losses
 
 from diffrestorer.config.composition import load
 from diffrestorer.config.schema import BaseConfig, DecoderConfig, Stage1Config
-from diffrestorer.training.base import train_base
-from diffrestorer.training.decoder import DecoderTask
+from diffrestorer.training.decoder_stage import DecoderTask
 from diffrestorer.training.loop import train
+from diffrestorer.training.mini_base import train_base
 from diffrestorer.training.stage1 import Stage1Task
 
 STEPS, EVERY = 12, 4

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffrestorer.config.hardware import HardwareConfig
+from diffrestorer.config.hardware_presets import HardwareConfig
 from diffrestorer.data.pairs import PairBatch
 from diffrestorer.training.hardware import apply_hardware
 from diffrestorer.training.task import Task

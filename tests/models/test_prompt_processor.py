@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from diffrestorer.degradations import DEGRADATIONS
+from diffrestorer.config.degradations import DEGRADATIONS
 from diffrestorer.models.components import ModelFolderError, load_component, read_classes, save_component
 from diffrestorer.models.prompt_processor import PromptProcessor
 

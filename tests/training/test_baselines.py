@@ -17,10 +17,10 @@ from torch.nn import functional as F
 from diffrestorer.config.composition import load
 from diffrestorer.config.schema import BaselineConfig, Stage1Config
 from diffrestorer.data.pairs import PairBatch, SynthesisedPairs, collate_pairs
-from diffrestorer.losses import psnr_loss
 from diffrestorer.models.pretrained import load_base
 from diffrestorer.training.baseline import FIRST_PHASES, PHASES, BaselineTask, ControllerTask, RegressionTask
 from diffrestorer.training.loop import learning_rate_factor
+from diffrestorer.training.losses import psnr_loss
 from diffrestorer.training.task import Task, to_unit
 
 GOLDEN = Path(__file__).with_name("golden_baselines.json")

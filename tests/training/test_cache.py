@@ -17,7 +17,7 @@ from diffrestorer.data.pairs import PairBatch, SynthesisedPairs, collate_pairs
 from diffrestorer.data.prepared import PreparedPairs
 from diffrestorer.training import cache as cache_module
 from diffrestorer.training.cache import CachedPairs, open_cache
-from diffrestorer.training.decoder import DecoderTask
+from diffrestorer.training.decoder_stage import DecoderTask
 from diffrestorer.training.stage1 import Stage1Task
 from diffrestorer.training.student import StudentTask
 from diffrestorer.training.task import Task

@@ -10,10 +10,10 @@ from training_runs import files_of
 from diffrestorer.config.composition import load
 from diffrestorer.config.schema import DataConfig, DecoderConfig, Stage1Config
 from diffrestorer.data.pairs import PairBatch, SynthesisedPairs, collate_pairs
+from diffrestorer.inference.pipeline import DiffRestorerPipeline
 from diffrestorer.models.components import COMPONENTS, WEIGHTS_NAME, ModelFolderError
-from diffrestorer.pipeline import DiffRestorerPipeline
 from diffrestorer.training.checkpoint import _trained_state
-from diffrestorer.training.decoder import DecoderTask
+from diffrestorer.training.decoder_stage import DecoderTask
 from diffrestorer.training.stage1 import Stage1Task
 
 

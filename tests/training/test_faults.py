@@ -11,11 +11,11 @@ import torch
 import training_runs as runs
 from torch import nn
 
-from diffrestorer.config.hardware import HardwareConfig
+from diffrestorer.config.hardware_presets import HardwareConfig
 from diffrestorer.config.schema import TrainConfig
 from diffrestorer.training.checkpoint import list_checkpoints, load_newest, save_checkpoint, take_snapshot
 from diffrestorer.training.loop import choose_micro_batch
-from diffrestorer.training.memory import count_memory, count_saved_bytes, explain_out_of_memory
+from diffrestorer.training.step_memory import count_memory, count_saved_bytes, explain_out_of_memory
 
 STEPS = 10
 

@@ -11,14 +11,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffrestorer.config.composition import load
-from diffrestorer.config.hardware import HardwareConfig
+from diffrestorer.config.hardware_presets import HardwareConfig
 from diffrestorer.config.schema import DataConfig, DecoderConfig, Stage1Config
 from diffrestorer.data.pairs import PairBatch, SynthesisedPairs, collate_pairs
 from diffrestorer.training import hardware as hardware_module
-from diffrestorer.training.decoder import DecoderTask
+from diffrestorer.training.decoder_stage import DecoderTask
 from diffrestorer.training.hardware import apply_hardware
-from diffrestorer.training.memory import count_saved_bytes
 from diffrestorer.training.stage1 import Stage1Task
+from diffrestorer.training.step_memory import count_saved_bytes
 from diffrestorer.training.task import Task
 
 CPU = torch.device("cpu")

@@ -9,8 +9,8 @@ import torch
 from diffrestorer.config.composition import load
 from diffrestorer.config.schema import BaseConfig, DecoderConfig, Stage1Config
 from diffrestorer.models.pretrained import load_base
-from diffrestorer.training.base import PARTS, ImageEncoderTask, VAETask
-from diffrestorer.training.decoder import DecoderTask
+from diffrestorer.training.decoder_stage import DecoderTask
+from diffrestorer.training.mini_base import PARTS, ImageEncoderTask, VAETask
 from diffrestorer.training.stage1 import Stage1Task
 
 

@@ -13,18 +13,18 @@ from miniatures import make, photos, rows_of, save, scene
 
 from diffrestorer.cli import main
 from diffrestorer.config.composition import load
+from diffrestorer.config.degradations import DEGRADATIONS
 from diffrestorer.config.schema import BaseConfig, BaselineConfig, DecoderConfig, PrepareConfig, Stage1Config
 from diffrestorer.data.counter import counter_rng
-from diffrestorer.data.preparation import prepare
 from diffrestorer.data.synthesis import degrade
-from diffrestorer.degradations import DEGRADATIONS
-from diffrestorer.model_folder import find_model
+from diffrestorer.inference.model_folder import find_model
+from diffrestorer.inference.pipeline import DiffRestorerPipeline
 from diffrestorer.models.components import load_component, read_classes
 from diffrestorer.models.prompt_processor import PromptProcessor
-from diffrestorer.pipeline import DiffRestorerPipeline
-from diffrestorer.training.base import ImageEncoderTask
+from diffrestorer.preparation.prepare import prepare
 from diffrestorer.training.baseline import ControllerTask
 from diffrestorer.training.classes import follow_stage1
+from diffrestorer.training.mini_base import ImageEncoderTask
 from diffrestorer.training.stage1 import Stage1Task
 from diffrestorer.training.validation import Validation
 

@@ -9,7 +9,7 @@ import training_runs as runs
 
 from diffrestorer.config import composition
 from diffrestorer.config.composition import CONFIG_DIR, load
-from diffrestorer.config.hardware import GIB, LIBRARIES, NEEDED, Detected, choose_preset, detect_hardware
+from diffrestorer.config.hardware_presets import GIB, LIBRARIES, NEEDED, Detected, choose_preset, detect_hardware
 from diffrestorer.config.schema import Stage1Config
 from diffrestorer.training.hardware import check_precision
 

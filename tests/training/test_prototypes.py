@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 
 from diffrestorer.config.composition import load
+from diffrestorer.config.degradations import DEGRADATIONS
 from diffrestorer.config.schema import Stage1Config
-from diffrestorer.degradations import DEGRADATIONS
 from diffrestorer.models.components import load_component
 from diffrestorer.models.prompt_processor import PromptProcessor
 from diffrestorer.training.stage1 import Stage1Task

@@ -8,7 +8,7 @@ import training_runs as runs
 
 from diffrestorer.config.composition import load
 from diffrestorer.config.schema import MiniConfig
-from diffrestorer.pipeline import DiffRestorerPipeline
+from diffrestorer.inference.pipeline import DiffRestorerPipeline
 from diffrestorer.training.recipe import STAGES, _stage_config, train_mini
 
 SMALL = ["data.size=32", "train.global_batch_size=1", "train.warmup_steps=1"]

@@ -12,7 +12,7 @@ import torch
 from diffrestorer.config.composition import load
 from diffrestorer.config.schema import Stage1Config
 from diffrestorer.data.pairs import SynthesisedPairs, collate_pairs
-from diffrestorer.training.memory import count_memory, count_saved_bytes
+from diffrestorer.training.step_memory import count_memory, count_saved_bytes
 from diffrestorer.training.stage1 import Stage1Task
 
 config = load("train_stage1", Stage1Config, ["base=none", "data=photos", f"data.root={sys.argv[1]}", "data.size=256"])

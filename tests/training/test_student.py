@@ -12,11 +12,11 @@ import training_runs as runs
 from diffrestorer.config.composition import load
 from diffrestorer.config.schema import DataConfig, DecoderConfig, Stage1Config, StudentConfig
 from diffrestorer.data.pairs import PairBatch, SynthesisedPairs, collate_pairs
+from diffrestorer.inference.one_step import OneStepScheduler
+from diffrestorer.inference.pipeline import DiffRestorerPipeline
+from diffrestorer.inference.tiling import Grid
 from diffrestorer.models.lora import merged
-from diffrestorer.one_step import OneStepScheduler
-from diffrestorer.pipeline import DiffRestorerPipeline
-from diffrestorer.tiling import Grid
-from diffrestorer.training.decoder import DecoderTask
+from diffrestorer.training.decoder_stage import DecoderTask
 from diffrestorer.training.stage1 import Stage1Task
 from diffrestorer.training.student import StudentTask
 from diffrestorer.training.task import to_unit
@@ -261,7 +261,7 @@ def test_perceptual_loss_by_lpips(tmp_path: Path, batch: PairBatch) -> None:
     import lpips
     from torchvision.models import vgg16
 
-    from diffrestorer.models.perceptual import PerceptualLoss
+    from diffrestorer.training.perceptual import PerceptualLoss
 
     torch.manual_seed(0)
     network = vgg16(weights=None)

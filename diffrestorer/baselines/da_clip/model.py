@@ -13,8 +13,8 @@ from diffrestorer.baselines.da_clip.controller import ControlledClip
 from diffrestorer.baselines.da_clip.sde import IRSDE
 from diffrestorer.baselines.da_clip.unet import DaClipUNet
 from diffrestorer.baselines.protocol import Baseline, Pass
+from diffrestorer.config.degradations import DEGRADATIONS
 from diffrestorer.data.counter import counter_normal
-from diffrestorer.degradations import DEGRADATIONS
 from diffrestorer.models.backbones import ImageEncoder
 
 VIT_B_32 = {"image_size": 224, "layers": 12, "width": 768, "patch_size": 32}

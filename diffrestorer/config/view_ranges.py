@@ -1,0 +1,31 @@
+"""What a training crop shows of a clean photo, as keys such as `data.views.scale=[0.5,1]`: see `data.views`."""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+from diffrestorer.config.synthesis_ranges import Parameters, Range, Rule
+
+
+@dataclass(frozen=True)
+class Views(Parameters):
+    """Views of photos; prepared pairs are what they are and refuse these keys."""
+
+    group: ClassVar[str] = "data"
+
+    scale: Annotated[Range, Rule(0.01, 1.0)] = (1.0, 1.0)
+    """The photo is shrunk by a factor from here before the crop, though never below the crop's size."""
+    color_share: Annotated[float, Rule(0.0, 1.0)] = 0.0
+    """Share of crops in other colours: channels permuted, each with a gamma of its own."""
+    dark_share: Annotated[float, Rule(0.0, 1.0)] = 0.0
+    """Share of crops made into night scenes, except those of low_light."""
+    dim_share: Annotated[float, Rule(0.0, 1.0)] = 0.0
+    """Share of crops shown in little light, some with their bright parts kept, except those of low_light."""
+    text_share: Annotated[float, Rule(0.0, 1.0)] = 0.0
+    """Share of crops with letters written on."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dark_share + self.dim_share > 1.0:
+            raise ValueError(
+                f"data.views.dark_share={self.dark_share} and dim_share={self.dim_share} are more than all crops"
+            )

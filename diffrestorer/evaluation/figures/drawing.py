@@ -1,0 +1,149 @@
+"""Pictures of the documentation: a figure is a function from the configuration to pixels; a new one joins `FIGURES`.
+
+The paper's figures are in `paper_figures`.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from diffrestorer.config.degradations import DEGRADATIONS, MIXTURES
+from diffrestorer.config.evaluating import FiguresConfig
+from diffrestorer.config.synthesis_ranges import Blur, Jpeg, Noise, Synthesis, at_strength
+from diffrestorer.data.counter import counter_rng
+from diffrestorer.data.images import Photo, write_photo
+from diffrestorer.data.synthesis import degrade
+
+PHOTOS: tuple[str, ...] = ("astronaut", "chelsea", "coffee", "rocket")
+"""Photos in scikit-image's wheel (CC0 or public domain)."""
+
+STRENGTHS: dict[str, float] = {"weak": 0.0, "medium": 0.5, "strong": 1.0}
+
+SHOWN = Synthesis(noise=Noise((15.0, 50.0)), blur=Blur(defocus_share=0.0), jpeg=Jpeg((10, 40)))
+"""The defaults, with ranges for the two classes whose default is one value; the page shows defocus by itself."""
+
+TILE = 156  # px: the page stays below 1.5 MB
+GAP = 6
+LARGE_SIDE, LARGE_STEPS, SHOWN_SIDE = 2048, 8, 512  # of figure=tiles
+CAPTION_HEIGHT = 20
+
+
+def make_figure(config: FiguresConfig) -> Path:
+    """Makes the figure `config.figure` and returns where it lies.
+
+    Raises:
+        ValueError: there is no such figure or photo, or the file can't be written.
+    """
+    draw = {**FIGURES, **MODEL_FIGURES}.get(config.figure)
+    if draw is None:
+        return _make_paper_figure(config)
+    path = Path(config.output_dir) / f"{config.figure}.png"
+    pixels = draw(config)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_photo(path, Photo(pixels))
+    return path
+
+
+def _make_paper_figure(config: FiguresConfig) -> Path:
+    try:
+        from diffrestorer.evaluation.figures.paper_figures import PAPER_FIGURES, save_figure
+    except ImportError as error:
+        raise ValueError(
+            f"figures need {error.name}, which is not installed: pip install 'diffrestorer[eval]'"
+        ) from None
+    if config.figure not in PAPER_FIGURES:
+        offer = ", ".join((*FIGURES, *MODEL_FIGURES, *PAPER_FIGURES))
+        raise ValueError(f"figure={config.figure} is not there: choose one of {offer}")
+    name = f"figure{config.figure}" if config.figure.isdigit() else config.figure
+    path = Path(config.output_dir) / f"{name}.png"
+    save_figure(PAPER_FIGURES[config.figure](config), path)
+    return path
+
+
+def draw_degradations(config: FiguresConfig) -> np.ndarray:
+    """One photo under the eight degradations at three strengths each, and clean, under the mixtures, and out of focus.
+
+    A class has one random stream for its three strengths, so that what grows is the strength. The mixtures have the
+    default strength, those of the tests.
+    """
+    clean = _photo(config.photo, TILE)
+
+    def tile(name: str, synthesis: Synthesis) -> np.ndarray:
+        return degrade(clean, name, counter_rng(config.seed, f"figure/{name}"), synthesis)
+
+    half = len(DEGRADATIONS) // 2
+    rows: list[list[tuple[str, np.ndarray]]] = []
+    for names in zip(DEGRADATIONS[:half], DEGRADATIONS[half:], strict=True):
+        rows.append(
+            [
+                (f"{name}, {strength}", tile(name, at_strength(SHOWN, value)))
+                for name in names
+                for strength, value in STRENGTHS.items()
+            ]
+        )
+    mixtures = [(name, tile(name, Synthesis())) for name in MIXTURES]
+    defocus = tile("blur", Synthesis(blur=Blur(defocus_share=1.0)))
+    return _page([*rows, [("clean", clean), *mixtures, ("blur, out of focus", defocus)]])
+
+
+def draw_tiles(config: FiguresConfig) -> np.ndarray:
+    """A noisy photo of 2048x2048 pixels, restored by tiles: degraded, restored, and full-size where four tiles meet."""
+    import torch
+
+    from diffrestorer.inference.pipeline import DiffRestorerPipeline
+    from diffrestorer.inference.tiling import AUTO_SIDE, Grid
+    from diffrestorer.models.backbones import PATCH
+
+    clean = _photo(config.photo, LARGE_SIDE)
+    lq = degrade(clean, "noise", counter_rng(config.seed, "figure/tiles"), SHOWN)
+    pipe = DiffRestorerPipeline.from_pretrained(config.model)
+    generator = torch.Generator().manual_seed(config.seed)
+    restored = pipe(lq, LARGE_STEPS, generator, output_type="np").images[0]
+    restored = (restored * 255).round().astype(np.uint8)
+    grid = Grid.over(restored.shape[:2], AUTO_SIDE, 64, PATCH)
+    # Where the second tile of each axis begins, in the middle: the first ends a quarter of a tile later.
+    top, left = (PATCH * (axis.starts[1] + axis.side // 8) - SHOWN_SIDE // 2 for axis in (grid.rows, grid.columns))
+    small = (cv2.resize(image, (SHOWN_SIDE, SHOWN_SIDE), interpolation=cv2.INTER_AREA) for image in (lq, restored))
+    shown = restored[top : top + SHOWN_SIDE, left : left + SHOWN_SIDE]
+    captions = ("2048 x 2048, noise", "restored by 3 x 3 tiles", "where four tiles meet, full size")
+    return _page([list(zip(captions, (*small, shown), strict=True))])
+
+
+FIGURES: dict[str, Callable[[FiguresConfig], np.ndarray]] = {"degradations": draw_degradations}
+"""Pictures that are the same bytes each time."""
+
+MODEL_FIGURES: dict[str, Callable[[FiguresConfig], np.ndarray]] = {"tiles": draw_tiles}
+"""Pictures that a model makes, in minutes."""
+
+
+def _photo(name: str, side: int) -> np.ndarray:
+    """The centre of a photo as uint8 (side, side, 3), shrunk by area or enlarged by cubics."""
+    if name not in PHOTOS:
+        raise ValueError(f"photo={name} is not there: choose one of {', '.join(PHOTOS)}")
+    try:
+        import skimage.data
+    except ImportError:
+        raise ValueError("the photos of the figures need scikit-image: pip install 'diffrestorer[eval]'") from None
+    photo = getattr(skimage.data, name)()
+    square = min(photo.shape[:2])
+    top, left = ((size - square) // 2 for size in photo.shape[:2])
+    method = cv2.INTER_AREA if side < square else cv2.INTER_CUBIC
+    return cv2.resize(photo[top : top + square, left : left + square], (side, side), interpolation=method)
+
+
+def _page(rows: Sequence[Sequence[tuple[str, np.ndarray]]]) -> np.ndarray:
+    """Rows of captioned tiles, squares of one size, on white: uint8 (h, w, 3)."""
+    side = len(rows[0][0][1])
+    step_x, step_y = side + GAP, side + CAPTION_HEIGHT + GAP
+    page = Image.new("RGB", (GAP + max(map(len, rows)) * step_x, GAP + len(rows) * step_y), "white")
+    draw = ImageDraw.Draw(page)
+    font = ImageFont.load_default(size=13)
+    for row, tiles in enumerate(rows):
+        for column, (caption, pixels) in enumerate(tiles):
+            left, top = GAP + column * step_x, GAP + row * step_y
+            draw.text((left + side // 2, top + CAPTION_HEIGHT // 2), caption, "black", font, anchor="mm")
+            page.paste(Image.fromarray(pixels), (left, top + CAPTION_HEIGHT))
+    return np.asarray(page)

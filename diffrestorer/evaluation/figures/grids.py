@@ -1,0 +1,148 @@
+"""Figures 7-9 and 11-14: methods side by side on a typical image of each task, with a magnified region.
+
+Nothing is chosen by hand: the image is the one with the median score, the region the one where the methods and the
+clean image differ most.
+"""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from omegaconf import OmegaConf
+
+from diffrestorer.config.evaluating import EvaluateConfig, FiguresConfig
+from diffrestorer.evaluation.methods import Method
+from diffrestorer.evaluation.paper_suites import build_suite
+from diffrestorer.evaluation.report.paper import PAPER_TABLES
+from diffrestorer.evaluation.restoring.outputs import read_pixels
+from diffrestorer.evaluation.scoring.metrics import METRICS, PAPER_METRICS
+from diffrestorer.evaluation.suites import AVERAGED, TASKS, Item
+
+REGION_SHARE = 0.3
+"""Side of the magnified region, of the image's shorter side."""
+
+LEADING_METRICS = ("psnr", *(name for name in PAPER_METRICS if name != "fid"))
+
+GRIDS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
+    "7": ("Single degradations", TASKS["single"], ()),
+    "8": ("Real degradations", TASKS["real"], ()),
+    "9": ("Mixed degradations", TASKS["mixed"], ()),
+    "11": ("Visual prompts", AVERAGED, tuple(PAPER_TABLES[1].methods)),
+    "12": ("Control module", AVERAGED, tuple(PAPER_TABLES[2].methods)),
+    "13": ("Losses", AVERAGED, tuple(PAPER_TABLES[3].methods)),
+    "14": ("VAE decoders", AVERAGED, tuple(PAPER_TABLES[4].methods)),
+}
+"""Figure -> title, its tasks, and its methods (empty: all of the evaluation)."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished evaluation: its settings, its items by (task, image), and metric -> score by (task, image, method)."""
+
+    config: EvaluateConfig
+    items: dict[tuple[str, str], Item]
+    scores: dict[tuple[str, str, str], dict[str, float]]
+
+    @property
+    def methods(self) -> list[str]:
+        """The methods' names, in the order of scores.csv."""
+        return list(dict.fromkeys(method for _, _, method in self.scores))
+
+
+def read_evaluation(folder: Path) -> Finished:
+    """What scripts/evaluate.py left in its `output_dir`.
+
+    Raises:
+        ValueError: there is no finished evaluation.
+    """
+    if not (folder / "scores.csv").is_file():
+        raise ValueError(
+            f"evaluation={folder} holds no scores.csv: make it with scripts/evaluate.py output_dir={folder}"
+        )
+    config = OmegaConf.to_object(
+        OmegaConf.merge(OmegaConf.structured(EvaluateConfig), OmegaConf.load(folder / "config.yaml"))
+    )
+    assert isinstance(config, EvaluateConfig)
+    config.output_dir = str(folder)  # it may have been moved
+    scores: dict[tuple[str, str, str], dict[str, float]] = {}
+    with (folder / "scores.csv").open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            values = {name: float(row[name]) for name in METRICS if row.get(name) not in (None, "", "unavailable")}
+            scores[row["degradation"], row["image"], row["method"]] = values
+    items = {(item.degradation, item.image): item for item in build_suite(config).items}
+    return Finished(config, items, scores)
+
+
+def draw_grid(config: FiguresConfig) -> Figure:
+    """Figure 7, 8, 9, 11, 12, 13 or 14 from the evaluation in `config.evaluation`.
+
+    Raises:
+        ValueError: the evaluation covers none of the figure's tasks or methods.
+    """
+    title, tasks, wanted = GRIDS[config.figure]
+    finished = read_evaluation(Path(config.evaluation))
+    methods = [name for name in wanted or finished.methods if name in finished.methods and name != "degraded"]
+    covered = [task for task in tasks if any(key[0] == task for key in finished.items)]
+    if not covered or not methods:
+        needed = "ablation" if wanted else next(suite for suite, names in TASKS.items() if names == tasks)
+        raise ValueError(
+            f"figure={config.figure} shows {', '.join(wanted or tasks)}, of which evaluation={config.evaluation} has "
+            f"none: run scripts/evaluate.py --suite {needed} first"
+        )
+    titles = ["degraded", *(Method(name, "model").title for name in methods), "clean"]
+    figure = Figure(figsize=(1.8 * len(titles), 2.75 * len(covered) + 0.5), layout="constrained")
+    figure.suptitle(f"Figure {config.figure}: {title}")
+    axes = figure.subplots(2 * len(covered), len(titles), squeeze=False, height_ratios=[2, 1] * len(covered))
+    for row, task in enumerate(covered):
+        item = typical(finished, task, methods)
+        images = _images(finished, item, methods)
+        top, left, side = differing_region([image for image in images[1:] if image is not None])
+        for column, (image, name) in enumerate(zip(images, titles, strict=True)):
+            whole, detail = axes[2 * row][column], axes[2 * row + 1][column]
+            for axis in (whole, detail):
+                axis.set_xticks([])
+                axis.set_yticks([])
+            if image is None:
+                whole.set_axis_off()
+                detail.set_axis_off()
+                continue
+            whole.imshow(image)
+            whole.add_patch(Rectangle((left, top), side, side, fill=False, edgecolor="red", linewidth=1.2))
+            detail.imshow(image[top : top + side, left : left + side], interpolation="nearest")
+            if row == 0:
+                whole.set_title(name, fontsize=9)
+        axes[2 * row][0].set_ylabel(f"{task}\n{item.image}", fontsize=8)
+    return figure
+
+
+def _images(finished: Finished, item: Item, methods: Sequence[str]) -> list[np.ndarray | None]:
+    folder = Path(finished.config.output_dir) / "restored"
+    restored = [read_pixels(folder / name / item.file) for name in methods]
+    return [read_pixels(item.lq), *restored, None if item.gt is None else read_pixels(item.gt)]
+
+
+def typical(finished: Finished, task: str, methods: Sequence[str]) -> Item:
+    """The item of a task whose leading score, averaged over the methods, is the (lower) median."""
+    items = [item for (name, _), item in finished.items.items() if name == task]
+    rows = {item.image: [finished.scores[task, item.image, name] for name in methods] for item in items}
+    metric = next((m for m in LEADING_METRICS if all(m in score for row in rows.values() for score in row)), None)
+    if metric is None:
+        return items[0]
+    ordered = sorted(items, key=lambda item: sum(score[metric] for score in rows[item.image]))
+    return ordered[(len(ordered) - 1) // 2]
+
+
+def differing_region(images: Sequence[np.ndarray]) -> tuple[int, int, int]:
+    """Top, left and side of the square where images (h, w, 3) of one size differ most: largest mean variance."""
+    variance = np.stack(images).astype(np.float32).var(axis=0).mean(axis=-1)
+    height, width = variance.shape
+    side = max(8, round(min(height, width) * REGION_SHARE))
+    means = cv2.boxFilter(variance, -1, (side, side), anchor=(0, 0), borderType=cv2.BORDER_REFLECT)
+    valid = means[: height - side + 1, : width - side + 1]
+    top, left = np.unravel_index(int(valid.argmax()), valid.shape)
+    return int(top), int(left), side

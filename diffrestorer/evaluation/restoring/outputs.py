@@ -1,0 +1,83 @@
+"""Files of an evaluation: outputs that appear whole and say who made them, digests, pixels with a clear refusal."""
+
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+
+from diffrestorer.data.images import ImageError, read_photo
+from diffrestorer.data.storage import write_bytes
+
+MADE_BY = "diffrestorer"
+"""Keyword of the PNG text in which an output says what made it."""
+
+
+def write_output(path: Path, pixels: np.ndarray, made_by: dict[str, Any]) -> None:
+    """Writes a PNG, uint8 (h, w, 3), that carries what made it."""
+    text = PngInfo()
+    text.add_text(MADE_BY, json.dumps(made_by, sort_keys=True))
+    data = io.BytesIO()
+    Image.fromarray(pixels).save(data, format="PNG", pnginfo=text)
+    write_bytes(path, data.getvalue())
+
+
+def made_by(path: Path) -> dict[str, Any] | None:
+    """What `write_output` was told about a file; None where there is none, or it was written by something else."""
+    try:
+        with Image.open(path) as image:
+            return dict(json.loads(image.info.get(MADE_BY, "null")) or {}) or None
+    except (OSError, ValueError):
+        return None
+
+
+def digest(pixels: np.ndarray) -> str:
+    """Of an image's pixels and size, 16 hexadecimal digits."""
+    head = f"{pixels.shape}{pixels.dtype}".encode()
+    return hashlib.sha256(head + np.ascontiguousarray(pixels).tobytes()).hexdigest()[:16]
+
+
+def joint_digest(digests: Iterable[str]) -> str:
+    """Of several digests, in order."""
+    return hashlib.sha256(" ".join(digests).encode()).hexdigest()[:16]
+
+
+def read_pixels(path: Path) -> np.ndarray:
+    """An image file as uint8 RGB (h, w, 3).
+
+    Raises:
+        ValueError: it can't be read or is not 8-bit; the message names the file.
+    """
+    try:
+        pixels = read_photo(path).pixels
+    except ImageError as error:
+        raise ValueError(f"{path}: {error}") from None
+    if pixels.dtype != np.uint8:
+        raise ValueError(f"{path}: it has 16 bits a channel; scores are defined on 8-bit files")
+    return pixels
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Height and width of an image file, without decoding it.
+
+    Raises:
+        ValueError: it can't be read; the message names the file.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: it cannot be read ({error})") from None
+
+
+def as_batch(images: Sequence[np.ndarray]) -> Float[Tensor, "b 3 h w"]:
+    """Images uint8 (h, w, 3) of one size as RGB in [0, 1]."""
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255

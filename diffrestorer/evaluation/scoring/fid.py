@@ -1,0 +1,74 @@
+"""FID between two sets of images, with pyiqa's network and formula ("clean" mode), each set read once."""
+
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from diffrestorer.evaluation.scoring.metrics import METRICS, create
+
+BATCH_SIZE = 8
+"""As in pyiqa: the batch moves the last digits of a feature."""
+
+ADVISED_IMAGES = 2048
+"""The covariance of 2,048 features is singular with fewer images."""
+
+
+class FidScorer:
+    """pyiqa's `fid`, mode `clean`.
+
+    Raises:
+        WeightsError: InceptionV3's weights can't be had.
+    """
+
+    def __init__(self, device: torch.device, weights: Path | None = None) -> None:
+        self.device = device
+        self._network = create(METRICS["fid"], device, weights).net.model
+
+    @torch.no_grad()
+    def features(self, images: Iterable[np.ndarray]) -> np.ndarray:
+        """Features (n, 2048) of images, uint8 (h, w, 3) of any size."""
+        batch: list[np.ndarray] = []
+        found: list[np.ndarray] = []
+        for image in images:
+            batch.append(_resize(image))
+            if len(batch) == BATCH_SIZE:
+                found.append(self._forward(batch))
+                batch = []
+        return np.concatenate([*found, self._forward(batch)] if batch else found)
+
+    def distance(self, features: np.ndarray, reference: np.ndarray) -> float:
+        """Fréchet distance between two sets of features; nan where the covariances have no real square root."""
+        from pyiqa.archs.fid_arch import frechet_distance
+
+        statistics = [(np.mean(f, axis=0), np.cov(f, rowvar=False)) for f in (features, reference)]
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # scipy's, of singular matrices: `fid_warning` says it in plain words
+                return float(frechet_distance(*statistics[0], *statistics[1]))
+        except ValueError:
+            return float("nan")
+
+    def _forward(self, batch: Sequence[np.ndarray]) -> np.ndarray:
+        images = (torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2) - 128) / 128
+        features = self._network(images.to(self.device), False, False)[0]
+        return features.flatten(1).cpu().numpy()
+
+
+def _resize(image: np.ndarray) -> np.ndarray:
+    """An image as float32 (299, 299, 3), bicubic with antialiasing and without rounding."""
+    size = (299, 299)
+    channels = [
+        Image.fromarray(image[..., c].astype(np.float32)).resize(size, Image.Resampling.BICUBIC) for c in range(3)
+    ]
+    return np.stack([np.asarray(channel).clip(0, 255) for channel in channels], axis=-1)
+
+
+def fid_warning(n: int, floor: int) -> str:
+    """What is said about a FID on n images; begins with `refused` where n is below the floor."""
+    if n < floor:
+        return f"refused: FID on N = {n} images says nothing (fid_floor={floor}; set it to at most {n} to insist)"
+    return f"FID on N = {n} images, fewer than {ADVISED_IMAGES}: biased upwards" if n < ADVISED_IMAGES else ""

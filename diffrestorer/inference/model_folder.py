@@ -1,0 +1,132 @@
+"""A model folder is a diffusers pipeline on disk: where it is found, and how it is written."""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import DiffusionPipeline, ModelMixin
+from diffusers.utils import logging
+
+from diffrestorer.config.degradations import CLEAN
+from diffrestorer.inference.one_step import Scheduler
+from diffrestorer.models.components import COMPONENTS, ModelFolderError, load_component, save_component
+from diffrestorer.models.restorer import DecodingNetworks, Restorer
+
+
+def find_model(name: str | Path) -> Path:
+    """The folder behind `mini`, a model folder, a training run's output folder, or a hub id (downloaded).
+
+    Raises:
+        ModelFolderError: nothing is there.
+    """
+    if str(name) == "mini":
+        return Path(str(files("diffrestorer") / "weights" / "mini"))
+    folder = Path(name)
+    if (folder / "model" / "model_index.json").exists():
+        return folder / "model"
+    if folder.is_dir():
+        return folder
+    try:
+        return Path(DiffusionPipeline.download(str(name)))
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelFolderError(f"no model at {name!r}: it is no folder, and as a hub id: {reason}") from None
+
+
+@contextmanager
+def no_loading_bar() -> Iterator[None]:
+    """Keeps diffusers' bar of the components it loads off stderr."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def save_model_folder(
+    networks: DecodingNetworks,
+    scheduler: Scheduler,
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    rest: Path | None = None,
+) -> None:
+    """Writes a model folder with a card, its weights of `dtype`; `DiffRestorerPipeline.from_pretrained` reads it.
+
+    Args:
+        rest: model folder from which the networks that are not there are read, one at a time.
+
+    Raises:
+        ModelFolderError: one of those is missing or damaged.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    index: dict[str, Any] = {"_class_name": "DiffRestorerPipeline", "_diffusers_version": diffusers.__version__}
+    index["scheduler"] = _class_entry(scheduler)
+    scheduler.save_config(folder / "scheduler")
+
+    held, rows = networks.components(), []
+    for name in COMPONENTS:
+        if name in held:
+            component = held[name]
+        elif rest is not None:
+            component = load_component(rest / name)
+        else:
+            raise ValueError(f"a model folder needs its {name}: there is none, and no folder to take it from")
+        index[name] = _class_entry(component)
+        save_component(component, folder / name, dtype)
+        rows.append(_card_row(name, component))
+
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+    _write_card(folder, networks.prompt_processor.classes, rows)
+
+
+def write_model_card(restorer: Restorer, folder: Path) -> None:
+    """Writes README.md, the model card that hubs show, where there is none."""
+    rows = [_card_row(name, part) for name, part in restorer.components().items()]
+    _write_card(folder, restorer.prompt_processor.classes, rows)
+
+
+def _class_entry(part: Any) -> list[str]:
+    """Where diffusers finds a part's class: its library or module, and its name."""
+    module, name = type(part).__module__, type(part).__name__
+    return ["diffusers" if module.startswith("diffusers.") else module, name]
+
+
+def _card_row(name: str, part: ModelMixin) -> str:
+    return f"| `{name}` | {type(part).__name__} | {sum(p.numel() for p in part.parameters()) / 1e6:.2f} M |"
+
+
+def _write_card(folder: Path, classes: Sequence[str], rows: Sequence[str]) -> None:
+    path = folder / "README.md"
+    if path.exists():
+        return
+    degradations = ", ".join(name for name in classes if name != CLEAN)
+    clean = " It also tells photos that are clean." if CLEAN in classes else ""
+    path.write_text(_CARD.format(degradations=degradations, clean=clean, components="\n".join(rows)))
+
+
+_CARD = """---
+license: other
+library_name: diffusers
+pipeline_tag: image-to-image
+tags: [image-restoration, diffusion, diff-restorer]
+---
+# A Diff-Restorer model
+
+Restores photos with any of these degradations ({degradations}) or several of them, without being told which, after
+Diff-Restorer (arXiv 2407.03636).{clean} Its licence is that of the weights and the data it was trained from.
+
+    from diffrestorer import DiffRestorerPipeline
+    pipe = DiffRestorerPipeline.from_pretrained("THIS FOLDER")
+    pipe(image).images[0].save("restored.png")
+
+| component | class | parameters |
+|---|---|---|
+{components}
+"""

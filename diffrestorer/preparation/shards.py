@@ -1,0 +1,338 @@
+"""Making prepared pairs: which pairs a group holds, and a shard's images from its sources, by seed alone."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from diffrestorer.config.synthesis_ranges import Synthesis
+from diffrestorer.data.counter import counter_rng
+from diffrestorer.data.images import ImageError, read_photo
+from diffrestorer.data.manifest import SCHEMA, CleanImage, address, pair_hash
+from diffrestorer.data.storage import whole_file
+from diffrestorer.data.synthesis import degrade
+from diffrestorer.preparation.inventory import Source, file_hash
+
+SHARD_BYTES = 1 << 28
+"""A shard is about this large: 170 pairs at 512 x 512."""
+
+_SIDES = ("lq", "gt")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the pixels of a preparation depend on besides its sources.
+
+    Attributes:
+        size: side in pixels.
+        fit: `resize` squeezes an image into the square (the paper), `crop` cuts one out (in the middle for tests).
+        seed: of everything drawn.
+        synthesis: strength of what is synthesised.
+    """
+
+    size: int
+    fit: str
+    seed: int
+    synthesis: Synthesis
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A pair to be made: of which source, and the how-manieth of that source (0: as it is; others are augmented)."""
+
+    source: Source
+    copy: int
+
+
+@dataclass(frozen=True)
+class Group:
+    """The pairs of one (set, split, degradation), or a run of them: a shard.
+
+    Attributes:
+        steps: degradations synthesised after the resize or crop.
+        names: of the test images, one a pair and unique; unused in training.
+        first: place of the first pair in its whole group.
+    """
+
+    set: str
+    split: str
+    degradation: str
+    steps: tuple[str, ...]
+    pairs: tuple[Planned, ...]
+    names: tuple[str, ...]
+    first: int = 0
+
+    @property
+    def folder(self) -> str:
+        """Where its files lie, below the prepared folder."""
+        return f"pairs/{self.set}/{self.split}/{self.degradation}"
+
+    @property
+    def num_images(self) -> int:
+        """Images in all: two a pair, one where there is no ground truth."""
+        return sum(1 if planned.source.gt is None else 2 for planned in self.pairs)
+
+    def shards(self, size: int) -> list["Group"]:
+        """The group in runs of about `SHARD_BYTES`."""
+        step = max(1, SHARD_BYTES // (2 * 3 * size * size))
+        return [
+            Group(
+                self.set,
+                self.split,
+                self.degradation,
+                self.steps,
+                self.pairs[i : i + step],
+                self.names[i : i + step],
+                i,
+            )
+            for i in range(0, len(self.pairs), step)
+        ]
+
+
+@dataclass
+class Problems:
+    """Pairs that could not be made, a sentence each: a file is unreadable, or its two images differ in size."""
+
+    unreadable: list[str] = field(default_factory=list)
+    mismatched: list[str] = field(default_factory=list)
+
+
+def plan(sources: Sequence[Source], number: int, seed: int, stream: str) -> tuple[Planned, ...]:
+    """`number` pairs of the sources: a sample without repetition if there are more, else each as often as it takes.
+
+    Args:
+        stream: what the draw is for; streams are independent.
+
+    Returns:
+        In the order of the sources, copies of one after the other.
+    """
+    rounds, rest = divmod(number, len(sources))
+    times = np.full(len(sources), rounds)
+    times[counter_rng(seed, f"sample {stream}").permutation(len(sources))[:rest]] += 1
+    return tuple(Planned(source, copy) for source, count in zip(sources, times, strict=True) for copy in range(count))
+
+
+def file_names(pairs: Sequence[Planned]) -> tuple[str, ...]:
+    """A file name for each pair: its source's name, numbered where several have the same."""
+    seen: Counter[str] = Counter()
+    names = []
+    for planned in pairs:
+        name = planned.source.name.replace("/", "_")
+        seen[name.lower()] += 1
+        names.append(name if seen[name.lower()] == 1 else f"{name}__{seen[name.lower()]}")
+    return tuple(names)
+
+
+def group_record(group: Group, settings: Settings) -> dict[str, Any]:
+    """What identifies a group's content: settings, steps, and its pairs by name and file sizes."""
+    paths = {path for planned in group.pairs for path in (planned.source.lq, planned.source.gt) if path is not None}
+    sizes: dict[Path | None, int | None] = {None: None} | {path: path.stat().st_size for path in paths}
+    pairs = [[p.source.name, p.copy, sizes[p.source.lq], sizes[p.source.gt]] for p in group.pairs]
+    return {**asdict(settings), "steps": list(group.steps), "pairs": pairs}
+
+
+def make_shard(out: Path, shard: Group, settings: Settings, skip_unreadable: bool) -> Problems:
+    """Makes one shard, unless it is there: first its images, then its record.
+
+    Args:
+        out: the prepared folder.
+        shard: of `Group.shards`.
+        settings: of the preparation.
+        skip_unreadable: whether images that cannot be read cost their pairs only.
+
+    Returns:
+        What went wrong; the shard counts as made if nothing did, or if only unreadable images did and they may be
+        skipped.
+    """
+    folder = out / shard.folder
+    record_file = folder / f"{shard.first:05d}.json"
+    if record_file.exists():
+        return Problems(unreadable=json.loads(record_file.read_text())["left_out"])
+    problems = Problems()
+    if shard.split == "train":
+        with whole_file(folder / f"{shard.first:05d}.npy") as file:
+            shape = (len(shard.pairs), 2, 3, settings.size, settings.size)
+            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            start = file.tell()
+            rows, clean = _make_rows(shard, settings, problems, partial(_write_to_array, file, start, shard))
+            file.truncate(start + math.prod(shape))
+    else:
+        for side in _SIDES:
+            (folder / side).mkdir(exist_ok=True)
+        rows, clean = _make_rows(shard, settings, problems, partial(_write_png, out, shard))
+    if problems.mismatched or (problems.unreadable and not skip_unreadable):
+        return problems
+    record = {"rows": rows, "clean": [[*asdict(image).values()] for image in clean], "left_out": problems.unreadable}
+    with whole_file(record_file) as file:
+        file.write(json.dumps(record).encode())
+    return problems
+
+
+def _write_to_array(
+    file: BinaryIO, start: int, shard: Group, place: int, images: Sequence[np.ndarray]
+) -> tuple[list[str], str]:
+    """Writes a training pair to its place; a pair that could not be made leaves a gap there that no row names."""
+    pixels = np.ascontiguousarray(np.stack(images).transpose(0, 3, 1, 2))
+    file.seek(start + place * pixels.nbytes)
+    file.write(pixels.data)
+    name = f"{shard.folder}/{shard.first:05d}.npy"
+    return [address(name, place, side) for side in range(2)], pair_hash(pixels)
+
+
+def _write_png(out: Path, shard: Group, place: int, images: Sequence[np.ndarray]) -> tuple[list[str], str]:
+    """Writes test images, uncompressed, so that a file's length does not tell its class."""
+    names = [f"{shard.folder}/{side}/{shard.names[place]}.png" for side in _SIDES[: len(images)]]
+    for name, image in zip(names, images, strict=True):
+        with whole_file(out / name) as file:
+            Image.fromarray(image).save(file, "PNG", compress_level=0)
+    return names, pair_hash(*images)
+
+
+def _make_rows(
+    shard: Group,
+    settings: Settings,
+    problems: Problems,
+    write: Callable[[int, Sequence[np.ndarray]], tuple[list[str], str]],
+) -> tuple[list[dict[str, Any]], list[CleanImage]]:
+    """Makes and writes the pairs one after the other; returns their rows of the manifest, and the clean images."""
+    rows, clean = [], []
+    for place, planned in enumerate(shard.pairs):
+        source = planned.source
+        rng = counter_rng(settings.seed, f"{shard.folder} {source.name}", planned.copy)
+        try:
+            images, augmentation = _make_pair(shard, planned, settings, rng)
+        except ImageError as error:
+            problems.unreadable.append(str(error))
+            continue
+        except SizeError as error:
+            problems.mismatched.append(str(error))
+            continue
+        names, sha256 = write(place, images)
+        lq, gt = (*names, None)[:2]
+        values = (lq, gt, shard.degradation, shard.split, shard.set, settings.seed, augmentation, sha256)
+        rows.append(dict(zip(SCHEMA.names, values, strict=True)))
+        if planned.copy == 0:
+            path = source.reference
+            clean.append(CleanImage(f"{shard.set} {source.name}", shard.split, path.stat().st_size, file_hash(path)))
+    return rows, clean
+
+
+class SizeError(ValueError):
+    """Degraded and clean image differ in size."""
+
+
+def _make_pair(
+    group: Group, planned: Planned, settings: Settings, rng: np.random.Generator
+) -> tuple[list[np.ndarray], str]:
+    """Degraded and (if there is one) clean image, uint8 (size, size, 3), and what they went through together."""
+    source = planned.source
+    originals = read_pair(source)
+    shape = originals[0].shape
+    geometry = _draw_geometry(shape[:2], planned.copy, group.split == "train", settings, rng)
+    images = [_apply(image, geometry, settings.size) for image in originals]
+    lq = images[0]
+    for step in group.steps:
+        lq = degrade(lq, step, rng, settings.synthesis)
+    words = {name: value for name, value in asdict(geometry).items() if name != "window" and value}
+    if geometry.window != (0, 0, *shape[:2]):
+        words = {"crop": ",".join(map(str, geometry.window)), **words}
+    return [lq, images[-1]] if source.gt else [lq], " ".join(f"{name}={value}" for name, value in words.items())
+
+
+def inspect(sources: Sequence[Source]) -> Problems:
+    """Reads every image of some pairs, and says what is wrong with them."""
+    problems = Problems()
+    for source in sources:
+        try:
+            read_pair(source)
+        except ImageError as error:
+            problems.unreadable.append(str(error))
+        except SizeError as error:
+            problems.mismatched.append(str(error))
+    return problems
+
+
+def read_pair(source: Source) -> list[np.ndarray]:
+    """The images that a source has, degraded first: uint8 (h, w, 3).
+
+    Raises:
+        ImageError: a file cannot be read; the message names it.
+        SizeError: the two differ in size.
+    """
+    paths = [path for path in (source.lq, source.gt) if path is not None]
+    images = [_read(path) for path in paths]
+    if len({image.shape for image in images}) > 1:
+        shapes = " and ".join(
+            f"{path} {image.shape[1]}x{image.shape[0]}" for path, image in zip(paths, images, strict=True)
+        )
+        raise SizeError(f"a pair differs in size: {shapes}")
+    return images
+
+
+@lru_cache(maxsize=4)  # copies of a source, and the versions of one clean image, come one after the other
+def _read(path: Path) -> np.ndarray:
+    try:
+        pixels = read_photo(path).pixels
+    except ImageError as error:
+        raise ImageError(f"{path}: {error}") from None
+    return pixels if pixels.dtype == np.uint8 else (pixels >> 8).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class _Geometry:
+    """A window (top, left, height, width), quarter turns, mirroring, degrees of rotation and shear of the result."""
+
+    window: tuple[int, int, int, int]
+    turns: int = 0
+    flip: int = 0
+    angle: float = 0.0
+    shear: float = 0.0
+
+
+def _draw_geometry(
+    shape: tuple[int, ...], copy: int, training: bool, settings: Settings, rng: np.random.Generator
+) -> _Geometry:
+    """The plain resize or crop for a source's first copy; random windows, turns, mirroring, affine for the others."""
+    height, width = shape
+    if settings.fit == "crop":
+        high = wide = min(settings.size, height, width)
+    else:
+        share = rng.uniform(0.6, 1.0) if copy else 1.0
+        high, wide = max(1, round(share * height)), max(1, round(share * width))
+    if training and (copy or settings.fit == "crop"):
+        top, left = int(rng.integers(height - high + 1)), int(rng.integers(width - wide + 1))
+    else:
+        top, left = (height - high) // 2, (width - wide) // 2
+    if not copy:
+        return _Geometry((top, left, high, wide))
+    turns, flip = int(rng.integers(4)), int(rng.integers(2))
+    affine = rng.random() < 0.5
+    angle, shear = (round(float(rng.uniform(-limit, limit)), 2) if affine else 0.0 for limit in (10.0, 0.1))
+    return _Geometry((top, left, high, wide), turns, flip, angle, shear)
+
+
+def _apply(image: np.ndarray, geometry: _Geometry, size: int) -> np.ndarray:
+    """The same for every image of a pair: window, resize, quarter turns, mirror, affine map about the middle."""
+    top, left, high, wide = geometry.window
+    image = image[top : top + high, left : left + wide]
+    if image.shape[:2] != (size, size):
+        smaller = high * wide >= size * size
+        image = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_CUBIC)
+    image = np.rot90(image, geometry.turns)
+    image = np.ascontiguousarray(image[:, ::-1] if geometry.flip else image)
+    if geometry.angle or geometry.shear:
+        middle = (size - 1) / 2
+        matrix = cv2.getRotationMatrix2D((middle, middle), geometry.angle, 1.0)
+        matrix[0, 1] += geometry.shear
+        matrix[0, 2] -= geometry.shear * middle
+        image = cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101)
+    return np.asarray(image, np.uint8)

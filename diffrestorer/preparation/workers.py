@@ -1,0 +1,59 @@
+"""Work spread over processes that end with the one that started them, even if that is killed."""
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from typing import TypeVar
+
+import cv2
+
+Result = TypeVar("Result")
+
+
+def run_all(
+    tasks: Sequence[tuple[Callable[[], Result], int]], num_workers: int | None, advance: Callable[[int], None]
+) -> list[Result]:
+    """Runs every task and returns the results in the order of the tasks.
+
+    Args:
+        tasks: functions that can be sent to another process, each with the number of items it stands for.
+        num_workers: processes; None: one a core; 1: no further process.
+        advance: told the items of each task that ended.
+
+    Raises:
+        Exception: the first that a task raised; tasks that have not begun are dropped.
+    """
+    workers = min(num_workers or os.cpu_count() or 1, len(tasks))
+    if workers <= 1:
+        results = []
+        for task, items in tasks:
+            results.append(task())
+            advance(items)
+        return results
+    context = multiprocessing.get_context("forkserver")  # a fork of this process would inherit its threads' locks
+    context.set_forkserver_preload(["diffrestorer.preparation.shards"])  # imported once instead of by every worker
+    with ProcessPoolExecutor(workers, context, initializer=_start_worker) as pool:
+        futures = {pool.submit(task): items for task, items in tasks}
+        try:
+            for future in as_completed(futures):
+                future.result()
+                advance(futures[future])
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+        return [future.result() for future in futures]
+
+
+def _start_worker() -> None:
+    """One thread a worker, beside the one that waits for the parent's end."""
+    cv2.setNumThreads(1)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()

@@ -1,0 +1,84 @@
+"""Metrics: the identities that their directions promise, and pyiqa's own values."""
+
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyiqa
+import pytest
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from diffrestorer.evaluation.scoring.metrics import DEFAULT_METRICS, METRICS, OFFLINE_METRICS, Scorer, select_metrics
+
+PHOTO_NAMES = ("astronaut", "coffee")
+
+
+@pytest.fixture(scope="module")
+def gt(photos_dir: Path) -> Float[Tensor, "b 3 h w"]:
+    """Two photos, 176 pixels a side: all metrics are defined there."""
+    photos = [Image.open(photos_dir / f"{name}.png").resize((176, 176)) for name in PHOTO_NAMES]
+    return torch.stack([torch.from_numpy(np.array(photo)) for photo in photos]).permute(0, 3, 1, 2).float() / 255
+
+
+def noisy(gt: Float[Tensor, "b 3 h w"], sigma: float) -> Float[Tensor, "b 3 h w"]:
+    noise = torch.randn(gt.shape, generator=torch.Generator().manual_seed(0))
+    return (gt + sigma * noise).clamp(0, 1)
+
+
+def test_identical_is_best_and_more_noise_is_worse(gt: Float[Tensor, "b 3 h w"]) -> None:
+    metrics = [METRICS[name] for name in OFFLINE_METRICS]
+    scorer = Scorer(metrics)
+    photo = gt[:1]
+    same, little, much = (scorer(image, photo) for image in (photo, noisy(photo, 0.05), noisy(photo, 0.2)))
+    for metric in metrics:
+        for values in zip(same[metric.name], little[metric.name], much[metric.name], strict=True):
+            assert list(values) == sorted(values, reverse=not metric.lower_is_better), metric.name
+            assert metric.best(values) == values[0] != values[1], metric.name
+            assert values[1] != values[2], metric.name
+
+
+def test_values_are_pyiqas(gt: Float[Tensor, "b 3 h w"]) -> None:
+    lq = noisy(gt, 0.1)
+    scores = Scorer([METRICS[name] for name in DEFAULT_METRICS])(lq, gt)
+    for name in DEFAULT_METRICS:
+        direct = [float(pyiqa.create_metric(name, device="cpu")(lq[i : i + 1], gt[i : i + 1])) for i in range(len(gt))]
+        assert scores[name] == pytest.approx(direct, abs=1e-5), name
+    mse = ((lq - gt) ** 2).mean(dim=(1, 2, 3))
+    assert scores["psnr"] == pytest.approx((-10 * mse.log10()).tolist(), abs=1e-3)
+
+
+def test_directions_are_pyiqas() -> None:
+    from pyiqa.default_model_configs import DEFAULT_CONFIGS
+
+    for metric in METRICS.values():
+        known = DEFAULT_CONFIGS[metric.pyiqa_id]
+        assert metric.lower_is_better == known.get("lower_better", False), metric.name
+        assert metric.of_sets or metric.needs_reference == (known["metric_mode"] == "FR"), metric.name
+
+
+def test_nan_is_kept() -> None:
+    assert math.isnan(METRICS["psnr"].best([1.0, math.nan, 2.0]))
+
+
+@pytest.mark.parametrize(("names", "message"), [(["psnrr"], "psnrr is not valid"), (["psnr", "psnr"], "twice")])
+def test_wrong_choices_are_refused(names: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        select_metrics(names)
+
+
+def test_wrong_images_are_refused(gt: Float[Tensor, "b 3 h w"]) -> None:
+    scorer = Scorer([METRICS["psnr"]])
+    with pytest.raises(ValueError, match="differ in size"):
+        scorer(gt[:, :, :100], gt)
+    with pytest.raises(ValueError, match="there is none"):
+        scorer(gt)
+
+
+def test_missing_pyiqa_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyiqa", None)
+    with pytest.raises(ValueError, match=r"diffrestorer\[eval\]"):
+        Scorer([METRICS["psnr"]])
