@@ -41,11 +41,19 @@ class ModelConfig:
     clip: str | None = None
     """CLIP weights: a tag of open_clip (`openai`) or a file; unused where the base brings its image encoder."""
     vae_class: str = "AutoencoderKL"
+    image_encoder_class: str = "ImageEncoder"
+    control_encoder_class: str = "ControlEncoder"
+    decoder_class: str = "DegradationAwareDecoder"
+    """Names of the classes that may differ from the paper's; see `diffrestorer.models.mini`."""
     vae: dict[str, Any] = field(default_factory=dict)
     image_encoder: dict[str, Any] = field(default_factory=dict)
     prompt_processor: dict[str, Any] = field(default_factory=dict)
     unet: dict[str, Any] = field(default_factory=dict)
     control_encoder: dict[str, Any] = field(default_factory=dict)
+    decoder: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the decoder that do not follow from the VAE's."""
+    relative_prediction: bool = False
+    """Whether the UNet predicts the difference to the degraded image's latents; needs prediction_type=sample."""
     scheduler: dict[str, Any] = field(default_factory=dict)
     refine: bool = True
     """False leaves the DRBs out of the decoder."""

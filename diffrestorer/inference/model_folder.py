@@ -68,6 +68,7 @@ def save_model_folder(
     folder.mkdir(parents=True, exist_ok=True)
     index: dict[str, Any] = {"_class_name": "DiffRestorerPipeline", "_diffusers_version": diffusers.__version__}
     index["scheduler"] = _class_entry(scheduler)
+    index["relative_prediction"] = networks.relative_prediction
     scheduler.save_config(folder / "scheduler")
 
     held, rows = networks.components(), []

@@ -21,7 +21,7 @@ from diffrestorer.inference.stages import Stages
 from diffrestorer.inference.tiling import Grid, Tile, smaller_sides, tile_side, until_it_fits
 from diffrestorer.models.backbones import PATCH, ImageEncoder
 from diffrestorer.models.blocks import pad_to_multiple
-from diffrestorer.models.components import check_finite, check_model_folder
+from diffrestorer.models.components import check_finite, check_model_folder, read_older_form
 from diffrestorer.models.control import ControlEncoder, ControlNetwork
 from diffrestorer.models.decoder import DegradationAwareDecoder
 from diffrestorer.models.prompt_processor import PromptProcessor, VisualPrompts
@@ -32,7 +32,7 @@ Decoder = Literal["refined", "sd"]
 
 @dataclass
 class DiffRestorerOutput(BaseOutput):
-    """What a call returns.
+    """Restored images, and what was detected.
 
     Attributes:
         images: restored images in the order and of the sizes of the input: PIL, or float arrays (h, w, 3) in [0, 1],
@@ -49,11 +49,9 @@ class SampledLatents:
     """Restored latents before they are decoded, so that one sampling can serve both decoders.
 
     Attributes:
-        lq: the degraded images, padded.
-        height, width: before they were padded.
+        lq: the degraded images, padded; `height`, `width` are those before.
         side: of the largest tile in pixels; None: the images are taken whole.
-        tile_batch_size: tiles that go through a network at a time.
-        shrink: whether smaller tiles may be taken where memory falls short.
+        tile_batch_size, shrink: tiles at a time, and whether smaller ones may be taken where memory falls short.
     """
 
     latents: Float[Tensor, "b l h8 w8"]
@@ -83,6 +81,7 @@ class DiffRestorerPipeline(DiffusionPipeline):
         control_network: ControlNetwork,
         decoder: DegradationAwareDecoder,
         scheduler: Scheduler,
+        relative_prediction: bool = False,
     ) -> None:
         super().__init__()
         networks = {
@@ -95,7 +94,8 @@ class DiffRestorerPipeline(DiffusionPipeline):
             "decoder": decoder,
         }
         self.register_modules(**networks, scheduler=scheduler)
-        self.restorer = Restorer(**networks)
+        self.register_to_config(relative_prediction=relative_prediction)
+        self.restorer = Restorer(**networks, relative_prediction=relative_prediction)
         self.engine = Engine(self.restorer)
 
     @property
@@ -118,7 +118,8 @@ class DiffRestorerPipeline(DiffusionPipeline):
         folder = find_model(pretrained_model_name_or_path)
         check_model_folder(folder)
         with no_loading_bar():
-            pipeline = super().from_pretrained(folder, **{"use_safetensors": True, **kwargs})
+            options = {"use_safetensors": True, **read_older_form(folder), **kwargs}
+            pipeline = super().from_pretrained(folder, **options)
         check_finite(folder, pipeline.restorer.components())
         return pipeline
 
@@ -183,8 +184,7 @@ class DiffRestorerPipeline(DiffusionPipeline):
             image: RGB; PIL, an array (h, w, 3) of uint8, uint16 or floats in [0, 1], or a float tensor (3, h, w) in
                 [0, 1] or (b, 3, h, w).
             num_inference_steps: denoising steps; None: `default_steps`.
-            generator: of the starting noise; a list gives each image its own, so that batching changes nothing. A
-                one-step student draws no noise.
+            generator: of the starting noise (a one-step student draws none); a list gives each image its own.
             decoder: `refined` (the Degradation-aware Decoder) or `sd` (the VAE's own).
             fidelity: weight in [0, 1] of what the refined decoder takes from the degraded image; 0 is `sd`.
             degradation: one of `classes`: what to remove, instead of what the model detects. The probabilities

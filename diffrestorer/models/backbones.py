@@ -3,17 +3,14 @@
 This is the only file where images leave [0, 1]: the VAE wants [-1, 1], CLIP its own mean and deviation.
 """
 
-import functools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import open_clip
-import torch
 from diffusers import AutoencoderKL, ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
-from diffusers.models.autoencoders.vae import Decoder, DiagonalGaussianDistribution, Encoder
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -22,91 +19,18 @@ from torchvision.transforms.v2.functional import InterpolationMode, resize
 from diffrestorer.models.normalisation import normalise
 
 PATCH = 8
-"""Side in pixels of the square that one latent stands for (SD 1.5's VAE and mini's)."""
-
-FIRST_LOG_VARIANCE = -8.0
-"""Of mini's latents before training: the linear path alone is a fair code, which noise would only drown."""
-
-
-def dct_patch_basis(num_components: int) -> Float[Tensor, "k 3 8 8"]:
-    """Orthonormal basis of the smoothest 8x8 colour patches: means and first cosines of luma, means of chroma.
-
-    A stand-in for the leading principal components of photographs' patches that needs no photographs.
-    """
-    x = torch.arange(PATCH, dtype=torch.float64)
-    cosine = torch.stack([torch.cos(math.pi * (x + 0.5) * k / PATCH) for k in range(PATCH)])
-    cosine = cosine / cosine.norm(dim=1, keepdim=True)
-    colour = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [1.0, -2.0, 1.0]], dtype=torch.float64)
-    colour = colour / colour.norm(dim=1, keepdim=True)
-    frequencies = sorted(((u, v) for u in range(PATCH) for v in range(PATCH)), key=lambda f: (f[0] ** 2 + f[1] ** 2, f))
-    order = [(0, frequencies[0]), (1, frequencies[0]), (2, frequencies[0])] + [(0, f) for f in frequencies[1:]]
-    patches = [torch.einsum("c,h,w->chw", colour[c], cosine[u], cosine[v]) for c, (u, v) in order[:num_components]]
-    return torch.stack(patches).float()
-
-
-class PatchEncoder(Encoder):
-    """The VAE's encoder beside a linear patch embedding that is added to the latents' mean (mini only)."""
-
-    def __init__(self, latent_channels: int, **encoder_config: Any) -> None:
-        super().__init__(out_channels=latent_channels, **encoder_config)
-        self.shortcut = nn.Conv2d(3, latent_channels, PATCH, stride=PATCH)
-        with torch.no_grad():
-            self.shortcut.weight.copy_(dct_patch_basis(latent_channels))
-            for start in (self.shortcut.bias, *self.conv_out.parameters()):
-                nn.init.zeros_(start)
-            self.conv_out.bias[latent_channels:] = FIRST_LOG_VARIANCE
-
-    def forward(self, sample: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b l2 h8 w8"]:
-        mean, log_variance = super().forward(sample).chunk(2, dim=1)
-        return torch.cat([mean + self.shortcut(sample), log_variance], dim=1)
-
-
-class PatchDecoder(Decoder):
-    """The VAE's decoder beside the transpose of the linear patch embedding (mini only)."""
-
-    def __init__(self, in_channels: int, **decoder_config: Any) -> None:
-        super().__init__(in_channels=in_channels, **decoder_config)
-        self.shortcut = nn.ConvTranspose2d(in_channels, 3, PATCH, stride=PATCH)
-        with torch.no_grad():
-            self.shortcut.weight.copy_(dct_patch_basis(in_channels))
-            for start in (self.shortcut.bias, *self.conv_out.parameters()):
-                nn.init.zeros_(start)
-
-    def forward(
-        self, sample: Float[Tensor, "b l h8 w8"], latent_embeds: Float[Tensor, "..."] | None = None
-    ) -> Float[Tensor, "b 3 h w"]:
-        return super().forward(sample, latent_embeds) + self.shortcut(sample)
-
-
-class PatchAutoencoderKL(AutoencoderKL):
-    """AutoencoderKL with a linear path around encoder and decoder: a small one learns in minutes (mini only)."""
-
-    @functools.wraps(AutoencoderKL.__init__)  # type: ignore[misc] # diffusers reads the saved config off this signature
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        shared = {
-            name: self.config[name]
-            for name in ("block_out_channels", "layers_per_block", "norm_num_groups", "mid_block_add_attention")
-        }
-        self.encoder = PatchEncoder(
-            self.config.latent_channels, down_block_types=self.config.down_block_types, **shared
-        )
-        self.decoder = PatchDecoder(self.config.latent_channels, up_block_types=self.config.up_block_types, **shared)
-
-    def lost_detail(self, sample: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-        """What of images in [-1, 1] does not come back through the linear path."""
-        return sample - self.decoder.shortcut(self.encoder.shortcut(sample))
+"""Side in pixels of the square that one latent stands for."""
 
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """An image through the VAE's encoder, once.
+    """An image that has been through the VAE's encoder.
 
     Attributes:
         latents: scaled mode of the posterior, in float32.
-        features: the encoder's features at 1/8 (after the mid block), 1/4 and 1/2 (before the downsamplers), and of a
-            `PatchAutoencoderKL` the detail that its linear path loses, (b, 3, h, w); None for a large image, which is
-            encoded by tiles, and again when it is decoded.
+        features: the encoder's features at 1/8 (after the mid block), 1/4 and 1/2 (before the downsamplers), then the
+            VAE's own `extra_features`, if it has any. None for a large image, which is encoded by tiles, and a second
+            time when it is decoded.
     """
 
     latents: Float[Tensor, "b l h8 w8"]
@@ -123,7 +47,11 @@ def encode_posterior(vae: AutoencoderKL, images: Float[Tensor, "b 3 h w"]) -> Di
 
 
 def encode_image(vae: AutoencoderKL, images: Float[Tensor, "b 3 h w"]) -> EncodedImage:
-    """Encodes images in [0, 1] (sides multiples of 8): scaled latents, and the features the decoder refines with."""
+    """Encode images in [0, 1] (sides multiples of 8) to scaled latents and the features the decoder refines with.
+
+    A VAE class may add features of its own, by a method `extra_features` of images in [-1, 1].
+    """
+    # The encoder computes the features on its way to the latents: hooks pick them up.
     encoder = vae.encoder
     taps = (encoder.mid_block, encoder.down_blocks[2].resnets[-1], encoder.down_blocks[1].resnets[-1])
     features: dict[nn.Module, Float[Tensor, "b _ _ _"]] = {}
@@ -134,13 +62,13 @@ def encode_image(vae: AutoencoderKL, images: Float[Tensor, "b 3 h w"]) -> Encode
         for hook in hooks:
             hook.remove()
     found = [features[tap] for tap in taps]
-    if isinstance(vae, PatchAutoencoderKL):
-        found.append(vae.lost_detail(images * 2 - 1))
+    if hasattr(vae, "extra_features"):
+        found.extend(vae.extra_features(images * 2 - 1))
     return EncodedImage(posterior.mode() * vae.config.scaling_factor, tuple(found))
 
 
 def decode_latents(vae: AutoencoderKL, latents: Float[Tensor, "b l h8 w8"]) -> Float[Tensor, "b 3 h w"]:
-    """Decodes scaled latents with the VAE's own decoder to images in [0, 1] (not clamped), in float32."""
+    """Decode scaled latents with the VAE's own decoder to images in [0, 1] (not clamped), in float32."""
     unscaled = (latents / vae.config.scaling_factor).to(vae.dtype)
     return vae.decode(unscaled).sample.float() / 2 + 0.5
 
@@ -149,8 +77,7 @@ class ImageEncoder(ModelMixin, ConfigMixin):
     """CLIP's image encoder, built by open_clip: an image of any size to P_CLIP.
 
     Args:
-        vision_cfg: open_clip's description of the tower; the default is OpenAI's ViT-L/14. A `timm_model_name` in it
-            makes a timm tower (mini's).
+        vision_cfg: open_clip's description of the tower; the default is OpenAI's ViT-L/14.
         embed_dim: width of P_CLIP.
         quick_gelu: OpenAI's activation (their weights need it).
         mean, std: of the images the tower was trained on.
@@ -167,9 +94,13 @@ class ImageEncoder(ModelMixin, ConfigMixin):
     ) -> None:
         super().__init__()
         vision_cfg = vision_cfg or {"image_size": 224, "layers": 24, "width": 1024, "patch_size": 14}
-        unused_text = {"context_length": 1, "vocab_size": 1, "width": 8, "heads": 1, "layers": 1}
-        self.visual = open_clip.CLIP(embed_dim, dict(vision_cfg), unused_text, quick_gelu=quick_gelu).visual
+        self.visual = self.build_tower(dict(vision_cfg), embed_dim, quick_gelu)
         self.image_size = vision_cfg["image_size"]
+
+    def build_tower(self, vision_cfg: dict[str, Any], embed_dim: int, quick_gelu: bool) -> nn.Module:
+        """Return open_clip's image tower with random weights."""
+        unused_text = {"context_length": 1, "vocab_size": 1, "width": 8, "heads": 1, "layers": 1}
+        return open_clip.CLIP(embed_dim, vision_cfg, unused_text, quick_gelu=quick_gelu).visual
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         """P_CLIP of images in [0, 1], in float32 whatever the tower computes in."""
@@ -188,7 +119,7 @@ class ImageEncoder(ModelMixin, ConfigMixin):
         return found["image_intermediates"]
 
     def prepare(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 s s"]:
-        """Images in [0, 1] as the tower takes them: the whole image as CLIP's square, nothing is cropped away."""
+        """Return images in [0, 1] as the tower takes them: resized whole to its square, nothing cropped away."""
         side = [self.image_size, self.image_size]
         if list(images.shape[-2:]) != side:
             images = resize(images, side, InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)
@@ -198,9 +129,18 @@ class ImageEncoder(ModelMixin, ConfigMixin):
 def degradation_similarity(
     image_embeddings: Float[Tensor, "b d"], text_embeddings: Float[Tensor, "n d"], logit_scale: float = 1.0
 ) -> Float[Tensor, "b n"]:
-    """Softmax over the cosine similarities of CLIP's image and text embeddings.
+    """Return the softmax over the cosine similarities of CLIP's image and text embeddings.
 
     Paper: Eq. 1 (Fig. 3). It states no temperature; CLIP's own is `logit_scale=100`.
     """
     similarity = F.normalize(image_embeddings, dim=-1) @ F.normalize(text_embeddings, dim=-1).T
     return (logit_scale * similarity).softmax(dim=-1)
+
+
+def __getattr__(name: str) -> Any:
+    # Model folders that were saved before `models.mini` existed name this module for mini's VAE.
+    if name == "PatchAutoencoderKL":
+        from diffrestorer.models.mini import PatchAutoencoderKL
+
+        return PatchAutoencoderKL
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -17,19 +17,20 @@ from safetensors.torch import save_file as save_safetensors
 from torch import Tensor
 
 from diffrestorer.config.schema import ModelConfig
-from diffrestorer.models.backbones import ImageEncoder, PatchAutoencoderKL
+from diffrestorer.models.backbones import ImageEncoder
 from diffrestorer.models.control import ControlEncoder, ControlNetwork
 from diffrestorer.models.decoder import DegradationAwareDecoder
+from diffrestorer.models.mini import MiniControlEncoder, MiniDecoder, MiniImageEncoder, PatchAutoencoderKL
 from diffrestorer.models.prompt_processor import PromptProcessor
 
 COMPONENTS: dict[str, tuple[type[ModelMixin], ...]] = {
     "vae": (AutoencoderKL, PatchAutoencoderKL),
-    "image_encoder": (ImageEncoder,),
+    "image_encoder": (ImageEncoder, MiniImageEncoder),
     "prompt_processor": (PromptProcessor,),
     "unet": (UNet2DConditionModel,),
-    "control_encoder": (ControlEncoder,),
+    "control_encoder": (ControlEncoder, MiniControlEncoder),
     "control_network": (ControlNetwork,),
-    "decoder": (DegradationAwareDecoder,),
+    "decoder": (DegradationAwareDecoder, MiniDecoder),
 }
 """Component name -> the classes that may stand there."""
 
@@ -125,21 +126,31 @@ def check_supported(network: ModelMixin, name: str) -> None:
         )
 
 
+def component_class(component: str, name: str) -> type[Any]:
+    """Return the class of that name that may stand as a component, such as `vae`.
+
+    Raises:
+        ValueError: there is none; the message lists those there are.
+    """
+    classes = {cls.__name__: cls for cls in COMPONENTS[component]}
+    if name not in classes:
+        raise ValueError(f"model.{component}_class={name} is unknown; choose one of {', '.join(classes)}")
+    return classes[name]
+
+
 def build_vae(config: ModelConfig) -> AutoencoderKL:
-    """A VAE with random weights."""
-    classes = {cls.__name__: cls for cls in COMPONENTS["vae"]}
-    if config.vae_class not in classes:
-        raise ValueError(f"model.vae_class={config.vae_class} is unknown; choose one of {', '.join(classes)}")
-    return build_component(classes[config.vae_class], config.vae, "model.vae")
+    """Return a VAE with random weights."""
+    return build_component(component_class("vae", config.vae_class), config.vae, "model.vae")
 
 
 def build_image_encoder(config: ModelConfig) -> ImageEncoder:
-    """An image encoder with random weights."""
-    return build_component(ImageEncoder, config.image_encoder, "model.image_encoder")
+    """Return an image encoder with random weights."""
+    cls = component_class("image_encoder", config.image_encoder_class)
+    return build_component(cls, config.image_encoder, "model.image_encoder")
 
 
 def build_unet(config: ModelConfig) -> UNet2DConditionModel:
-    """A UNet with random weights."""
+    """Return a UNet with random weights."""
     return build_component(UNet2DConditionModel, config.unet, "model.unet")
 
 
@@ -239,6 +250,28 @@ def read_classes(folder: Path) -> tuple[str, ...]:
     return processor.classes
 
 
+def read_older_form(folder: Path) -> dict[str, Any]:
+    """Return what of a model folder diffusers would not read as it was meant: arguments of the pipeline, by name.
+
+    These are the components of a folder that was saved before mini had classes of its own, and whether its predictions
+    were relative, which then followed from the control encoder's configuration. Of a newer folder there are none.
+    """
+    found: dict[str, Any] = {}
+    for name in ("control_encoder", "decoder"):
+        config = _read_json(folder / name / "config.json")
+        if _current_form(config) != config:
+            found[name] = load_component(folder / name)
+    if isinstance(found.get("control_encoder"), MiniControlEncoder):
+        found["relative_prediction"] = True
+    return found
+
+
+def read_relative_prediction(folder: Path) -> bool:
+    """Return whether the UNet of a model folder predicts the difference to the degraded image's latents."""
+    index = _read_json(folder / "model_index.json")
+    return bool(index.get("relative_prediction") or read_older_form(folder).get("relative_prediction"))
+
+
 def check_finite(folder: Path, components: Mapping[str, ModelMixin]) -> None:
     """Refuses components whose weights hold a NaN or an infinity, which would spoil every image.
 
@@ -266,7 +299,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _empty_component(folder: Path, classes: Sequence[type[ModelMixin]]) -> ModelMixin:
     """The network a folder describes, one of `classes`, without weights."""
     path = folder / "config.json"
-    config = _read_json(path)
+    config = _current_form(_read_json(path))
     by_name = {cls.__name__: cls for cls in classes}
     if config.get("_class_name") not in by_name:
         raise ModelFolderError(
@@ -278,6 +311,24 @@ def _empty_component(folder: Path, classes: Sequence[type[ModelMixin]]) -> Model
             return build_component(by_name[config["_class_name"]], arguments, str(path))
     except Exception as error:  # a wrong value may break the construction anywhere
         raise ModelFolderError(f"{path} does not describe a usable {config['_class_name']}: {error}") from None
+
+
+def _current_form(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a component's configuration as today's classes take it.
+
+    Before `models.mini` existed, mini's additions were arguments of the paper's own classes.
+    """
+    config = dict(config)
+    if config.get("_class_name") == "DegradationAwareDecoder" and "patch_shortcut" in config:
+        detail = config.pop("detail", False)
+        if config.pop("patch_shortcut"):
+            config |= {"_class_name": "MiniDecoder", "detail": detail}
+    if config.get("_class_name") == "ControlEncoder" and "latent_channels" in config:
+        if config["latent_channels"] is None:
+            del config["latent_channels"]
+        else:
+            config["_class_name"] = "MiniControlEncoder"
+    return config
 
 
 def _check_weights(path: Path, expected: Mapping[str, Tensor]) -> None:

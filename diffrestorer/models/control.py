@@ -26,8 +26,6 @@ class ControlEncoder(ModelMixin, ConfigMixin):
         degradation_dim: width of P_D.
         norm_num_groups: groups of every GroupNorm; divides every width.
         modulate: False makes plain residual blocks (ablation `no_dmb`).
-        latent_channels: not None adds the latents of the degraded image to the feature (mini only: the paper has no
-            such path).
     """
 
     @register_to_config
@@ -37,7 +35,6 @@ class ControlEncoder(ModelMixin, ConfigMixin):
         degradation_dim: int = 256,
         norm_num_groups: int = 32,
         modulate: bool = True,
-        latent_channels: int | None = None,
     ) -> None:
         super().__init__()
         self.conv_in = nn.Conv2d(3, block_out_channels[0], 3, padding=1)
@@ -49,7 +46,6 @@ class ControlEncoder(ModelMixin, ConfigMixin):
                 DegradationModulationBlock(channels, out_channels, degradation_dim, stride, norm_num_groups, modulate)
             )
             channels = out_channels
-        self.latents_in = nn.Conv2d(latent_channels, channels, 3, padding=1) if latent_channels else None
 
     def forward(
         self,
@@ -57,12 +53,10 @@ class ControlEncoder(ModelMixin, ConfigMixin):
         degradation_embedding: Float[Tensor, "b d"],
         lq_latents: Float[Tensor, "b l h8 w8"] | None = None,
     ) -> Float[Tensor, "b c h8 w8"]:
+        """Return c for images in [0, 1]. The paper's encoder has no use for the latents; a subclass may."""
         features = self.conv_in(lq * 2 - 1)
         for block in self.blocks:
             features = block(features, degradation_embedding)
-        if self.latents_in is not None:
-            assert lq_latents is not None, "a control encoder with latent_channels takes the degraded image's latents"
-            features = features + self.latents_in(lq_latents.to(self.dtype))
         return features
 
 

@@ -1,6 +1,7 @@
 """The Degradation-aware Decoder (section III-D): the VAE's decoder, refined by the degraded image's own features."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from diffusers import AutoencoderKL, ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
@@ -8,7 +9,6 @@ from diffusers.models.autoencoders.vae import Decoder
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from diffrestorer.models.backbones import PatchDecoder
 from diffrestorer.models.blocks import DegradationAwareRefinementBlock
 
 
@@ -25,12 +25,12 @@ class DegradationAwareDecoder(ModelMixin, ConfigMixin):
         scaling_factor: the VAE's; latents are divided by it before they are decoded.
         use_post_quant_conv: whether the VAE has that 1x1 convolution before its decoder (SD's has).
         mid_block_add_attention: the VAE's.
-        patch_shortcut: whether the VAE is a `PatchAutoencoderKL`.
         degradation_dim: width of P_D.
         refine: False leaves the DRBs out (ablation `no_drb`: a finetuned plain decoder).
-        detail: whether the degraded image's detail that the linear path of a `PatchAutoencoderKL` loses is added to
-            the image, times a number that P_D decides (mini only: the paper has no such path).
     """
+
+    plain_decoder: type[Decoder] = Decoder
+    """Class of the VAE's decoder."""
 
     @register_to_config
     def __init__(
@@ -42,15 +42,12 @@ class DegradationAwareDecoder(ModelMixin, ConfigMixin):
         scaling_factor: float = 0.18215,
         use_post_quant_conv: bool = True,
         mid_block_add_attention: bool = True,
-        patch_shortcut: bool = False,
         degradation_dim: int = 256,
         refine: bool = True,
-        detail: bool = False,
     ) -> None:
         super().__init__()
         widths = tuple(block_out_channels)
-        decoder_class = PatchDecoder if patch_shortcut else Decoder
-        self.decoder = decoder_class(
+        self.decoder = self.plain_decoder(
             in_channels=latent_channels,
             out_channels=3,
             up_block_types=("UpDecoderBlock2D",) * len(widths),
@@ -71,15 +68,16 @@ class DegradationAwareDecoder(ModelMixin, ConfigMixin):
             if refine
             else None
         )
-        self.detail_weight = nn.Linear(degradation_dim, 1) if detail else None
-        if self.detail_weight is not None:
-            for parameter in self.detail_weight.parameters():
-                nn.init.zeros_(parameter)
 
     @classmethod
-    def from_vae(cls, vae: AutoencoderKL, degradation_dim: int, refine: bool = True) -> "DegradationAwareDecoder":
-        """A decoder with the VAE's weights and untrained DRBs: equal to `decode_latents(vae, ...)` at step 0."""
-        patch_shortcut = isinstance(vae.decoder, PatchDecoder)
+    def from_vae(
+        cls, vae: AutoencoderKL, degradation_dim: int, refine: bool = True, **options: Any
+    ) -> "DegradationAwareDecoder":
+        """Return a decoder with the VAE's weights and untrained DRBs: equal to `decode_latents(vae, ...)` at step 0.
+
+        Args:
+            options: further arguments of the constructor, which a subclass may have.
+        """
         decoder = cls(
             latent_channels=vae.config.latent_channels,
             block_out_channels=vae.config.block_out_channels,
@@ -88,13 +86,12 @@ class DegradationAwareDecoder(ModelMixin, ConfigMixin):
             scaling_factor=vae.config.scaling_factor,
             use_post_quant_conv=vae.post_quant_conv is not None,
             mid_block_add_attention=vae.config.mid_block_add_attention,
-            patch_shortcut=patch_shortcut,
             degradation_dim=degradation_dim,
             refine=refine,
-            detail=refine and patch_shortcut,
+            **options,
         )
         decoder.decoder.load_state_dict(vae.decoder.state_dict())
-        if vae.post_quant_conv is not None:
+        if decoder.post_quant_conv is not None:
             decoder.post_quant_conv.load_state_dict(vae.post_quant_conv.state_dict())
         return decoder
 
@@ -105,31 +102,43 @@ class DegradationAwareDecoder(ModelMixin, ConfigMixin):
         degradation_embedding: Float[Tensor, "b d"],
         fidelity: float | Float[Tensor, ""] = 1.0,
     ) -> Float[Tensor, "b 3 h w"]:
-        """Decodes scaled latents to an image in [0, 1] (not clamped), in float32.
+        """Decode scaled latents to an image in [0, 1] (not clamped), in float32.
 
         Args:
-            lq_features: the degraded image's, from `encode_image`: its VAE encoder's at 1/8, 1/4 and 1/2, and with
-                `detail` the fourth.
+            lq_features: of the degraded image, from `encode_image`: its VAE encoder's at 1/8, 1/4 and 1/2.
             fidelity: weight of the refinement in [0, 1].
         """
-        decoder = self.decoder
+        features = self.decode_features(self.unscale(latents), lq_features, degradation_embedding, fidelity)
+        return self.to_pixels(features).float() / 2 + 0.5
+
+    def unscale(self, latents: Float[Tensor, "b l h8 w8"]) -> Float[Tensor, "b l h8 w8"]:
+        """Return scaled latents as the VAE's decoder takes them, in the networks' type."""
         latents = (latents / self.config.scaling_factor).to(self.dtype)
-        if self.post_quant_conv is not None:
-            latents = self.post_quant_conv(latents)
+        return latents if self.post_quant_conv is None else self.post_quant_conv(latents)
+
+    def decode_features(
+        self,
+        latents: Float[Tensor, "b l h8 w8"],
+        lq_features: Sequence[Float[Tensor, "b _ _ _"]],
+        degradation_embedding: Float[Tensor, "b d"],
+        fidelity: float | Float[Tensor, ""],
+    ) -> Float[Tensor, "b c h w"]:
+        """Return the decoder's features at full size, refined by a DRB at 1/8, 1/4 and 1/2 on the way (Fig. 6)."""
 
         def refine(i: int, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
             if self.refinement is None:
                 return features
             return self.refinement[i](features, lq_features[i], degradation_embedding, fidelity)
 
+        decoder = self.decoder
         features = refine(0, decoder.mid_block(decoder.conv_in(latents)))
         for i, up_block in enumerate(decoder.up_blocks):
             features = up_block(features)
             if i < 2:
                 features = refine(i + 1, features)
-        images = decoder.conv_out(decoder.conv_act(decoder.conv_norm_out(features)))
-        if isinstance(decoder, PatchDecoder):
-            images = images + decoder.shortcut(latents)
-        if self.detail_weight is not None:
-            images = images + fidelity * self.detail_weight(degradation_embedding)[..., None, None] * lq_features[3]
-        return images.float() / 2 + 0.5
+        return features
+
+    def to_pixels(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 h w"]:
+        """Return the image in [-1, 1] of the decoder's last features."""
+        decoder = self.decoder
+        return decoder.conv_out(decoder.conv_act(decoder.conv_norm_out(features)))

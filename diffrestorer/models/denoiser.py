@@ -43,7 +43,7 @@ class ControlledUNet(nn.Module):
     def __init__(self, restorer: Restorer) -> None:
         super().__init__()
         self.control_network, self.unet = restorer.control_network, restorer.unet
-        self.relative = restorer.control_encoder.config.latent_channels is not None
+        self.relative = restorer.relative_prediction
         self.resnets = _places(ResnetBlock2D, self.control_network, self.unet)
         self.transformers = _places(BasicTransformerBlock, self.control_network, self.unet)
         self.widths = [resnet.conv1.out_channels for resnet in self.resnets]

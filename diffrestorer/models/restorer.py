@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from diffrestorer.config.degradations import DEGRADATIONS
 from diffrestorer.config.schema import ModelConfig
 from diffrestorer.models.backbones import EncodedImage, ImageEncoder, decode_latents, encode_image
-from diffrestorer.models.components import COMPONENTS, build_component, check_networks
+from diffrestorer.models.components import COMPONENTS, build_component, check_networks, component_class
 from diffrestorer.models.control import ControlDecoder, ControlEncoder, ControlNetwork
 from diffrestorer.models.decoder import DegradationAwareDecoder
 from diffrestorer.models.prompt_processor import PromptProcessor, VisualPrompts
@@ -33,7 +33,11 @@ class Conditioning:
 
 
 class DecodingNetworks(nn.Module):
-    """Diff-Restorer's networks but for those that sample latents: all that the paper's decoder stage runs."""
+    """Diff-Restorer's networks but for those that sample latents: all that the paper's decoder stage runs.
+
+    Args:
+        relative_prediction: whether the UNet predicts the difference to the degraded image's latents (mini only).
+    """
 
     def __init__(
         self,
@@ -41,8 +45,10 @@ class DecodingNetworks(nn.Module):
         image_encoder: ImageEncoder,
         prompt_processor: PromptProcessor,
         decoder: DegradationAwareDecoder,
+        relative_prediction: bool = False,
     ) -> None:
         super().__init__()
+        self.relative_prediction = relative_prediction
         self.vae = vae
         self.image_encoder = image_encoder
         self.prompt_processor = prompt_processor
@@ -69,8 +75,9 @@ class Restorer(DecodingNetworks):
         control_encoder: ControlEncoder,
         control_network: ControlNetwork,
         decoder: DegradationAwareDecoder,
+        relative_prediction: bool = False,
     ) -> None:
-        super().__init__(vae, image_encoder, prompt_processor, decoder)
+        super().__init__(vae, image_encoder, prompt_processor, decoder, relative_prediction)
         self.unet = unet
         self.control_encoder = control_encoder
         self.control_network = control_network
@@ -88,8 +95,8 @@ class Restorer(DecodingNetworks):
     ) -> Float[Tensor, "b l h8 w8"]:
         """The UNet under control: predicts what the scheduler's `prediction_type` says.
 
-        Latents come as float32 and are cast to the networks' own type here.
-        With `control_encoder.latent_channels` (mini) the prediction is relative to the degraded image's latents.
+        Latents come as float32 and are cast to the networks' own type here. With `relative_prediction` the UNet's
+        output is added to the degraded image's latents.
         """
         token = condition.prompts.semantic_embedding
         noisy_latents = noisy_latents.to(self.unet.dtype)
@@ -102,7 +109,7 @@ class Restorer(DecodingNetworks):
             mid_block_additional_residual=mid,
             return_dict=False,
         )[0]
-        if self.control_encoder.config.latent_channels is not None:
+        if self.relative_prediction:
             output = output + condition.encoded.latents
         return output
 
@@ -132,14 +139,16 @@ def build_restorer(
         ValueError: an argument is unknown, or the networks do not fit one another.
     """
     prediction = config.scheduler.get("prediction_type", "epsilon")
-    if config.control_encoder.get("latent_channels") and prediction != "sample":
+    if config.relative_prediction and prediction != "sample":
         raise ValueError(
-            "model.control_encoder.latent_channels makes predictions relative to the degraded image's latents: "
-            f"it needs model.scheduler.prediction_type=sample, not {prediction}"
+            "model.relative_prediction adds the degraded image's latents to the prediction: it needs "
+            f"model.scheduler.prediction_type=sample, not {prediction}"
         )
     prompts = {**config.prompt_processor, "classes": list(classes)}
     prompt_processor = build_component(PromptProcessor, prompts, "model.prompt_processor")
-    control_encoder = build_component(ControlEncoder, config.control_encoder, "model.control_encoder")
+    control_class = component_class("control_encoder", config.control_encoder_class)
+    control_encoder = build_component(control_class, config.control_encoder, "model.control_encoder")
+    decoder_class = component_class("decoder", config.decoder_class)
     degradation_dim = prompt_processor.config.degradation_dim
     components = {
         "vae": vae,
@@ -148,10 +157,10 @@ def build_restorer(
         "unet": unet,
         "control_encoder": control_encoder,
         "control_network": ControlNetwork.from_unet(unet),
-        "decoder": DegradationAwareDecoder.from_vae(vae, degradation_dim, config.refine),
+        "decoder": decoder_class.from_vae(vae, degradation_dim, config.refine, **config.decoder),
     }
     check_networks(components, "model")
-    return Restorer(**components)
+    return Restorer(**components, relative_prediction=config.relative_prediction)
 
 
 def build_control_decoder(control_encoder: ControlEncoder) -> ControlDecoder:

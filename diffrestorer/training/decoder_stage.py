@@ -18,8 +18,13 @@ from diffrestorer.inference.model_folder import find_model, save_model_folder
 from diffrestorer.inference.pipeline import DiffRestorerPipeline
 from diffrestorer.inference.sampler import sample_latents
 from diffrestorer.models.backbones import EncodedImage, decode_latents, encode_image
-from diffrestorer.models.components import check_finite, check_model_folder, load_component, load_weights
-from diffrestorer.models.decoder import DegradationAwareDecoder
+from diffrestorer.models.components import (
+    check_finite,
+    check_model_folder,
+    load_component,
+    load_weights,
+    read_relative_prediction,
+)
 from diffrestorer.models.prompt_processor import VisualPrompts
 from diffrestorer.models.restorer import DecodingNetworks, Restorer
 from diffrestorer.training.discriminator import PatchDiscriminator
@@ -43,7 +48,8 @@ def load_stage1(folder: Path, samples: bool) -> tuple[DecodingNetworks, UniPCMul
         return pipeline.restorer, pipeline.scheduler
     check_model_folder(folder)
     names = ("vae", "image_encoder", "prompt_processor", "decoder")
-    networks = DecodingNetworks(**{name: load_component(folder / name) for name in names})
+    parts = {name: load_component(folder / name) for name in names}
+    networks = DecodingNetworks(**parts, relative_prediction=read_relative_prediction(folder))
     check_finite(folder, networks.components())
     return networks, UniPCMultistepScheduler.from_pretrained(folder, subfolder="scheduler")
 
@@ -64,7 +70,10 @@ class DecoderTask(Task):
         self.restorer, self.scheduler = load_stage1(self.stage1, samples=config.z0 == "sampled")
         self.restorer.requires_grad_(False).eval()
         degradation_dim = self.restorer.prompt_processor.config.degradation_dim
-        decoder = DegradationAwareDecoder.from_vae(self.restorer.vae, degradation_dim, config.model.refine)
+        decoder_class = type(self.restorer.decoder)
+        decoder = decoder_class.from_vae(
+            self.restorer.vae, degradation_dim, config.model.refine, **config.model.decoder
+        )
         if config.init is not None:
             load_weights(decoder, find_model(config.init) / "decoder")
         self.restorer.decoder = decoder.train()

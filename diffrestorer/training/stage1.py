@@ -81,7 +81,7 @@ class Stage1Task(Task):
             "clip_embedding": restorer.image_encoder(lq),
             "latents": encode_image(restorer.vae, to_unit(batch.gt)).latents,
         }
-        if restorer.control_encoder.config.latent_channels is not None:
+        if restorer.relative_prediction:
             encodings["lq_latents"] = encode_image(restorer.vae, lq).latents
         return encodings
 

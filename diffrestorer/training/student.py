@@ -75,7 +75,7 @@ class StudentTask(Task):
         if config.init is not None:
             for name in TRAINED:
                 load_weights(getattr(restorer, name), find_model(config.init) / name)
-        elif restorer.control_encoder.config.latent_channels is not None:
+        elif restorer.relative_prediction:
             for parameter in restorer.unet.conv_out.parameters():
                 nn.init.zeros_(parameter)
 
@@ -220,7 +220,8 @@ class StudentTask(Task):
     def save_model(self, folder: Path, dtype: torch.dtype) -> None:
         """Write the whole pipeline, which samples in one step; adapters are merged into the UNet."""
         networks = {**self.restorer.components(), "unet": merged(self.restorer.unet)}
-        save_model_folder(Restorer(**networks), self.scheduler, folder, dtype)
+        student = Restorer(**networks, relative_prediction=self.restorer.relative_prediction)
+        save_model_folder(student, self.scheduler, folder, dtype)
 
     def restore(self, batch: PairBatch) -> Float[Tensor, "b 3 h w"]:
         """Return the degraded images restored in one step, with the refined decoder."""
@@ -237,7 +238,7 @@ class StudentTask(Task):
 
 def _without_refinement(decoder: DegradationAwareDecoder, restorer: Restorer) -> DegradationAwareDecoder:
     """Return the decoder without its refinement blocks (ablation `no_drb`), its other weights kept."""
-    plain = DegradationAwareDecoder.from_vae(restorer.vae, decoder.config.degradation_dim, refine=False)
+    plain = type(decoder).from_vae(restorer.vae, decoder.config.degradation_dim, refine=False)
     weights = decoder.state_dict()
     plain.load_state_dict({name: weights[name] for name in plain.state_dict()})
     return plain

@@ -1,6 +1,5 @@
 """Control encoder, decoder and network: sizes of the paper, and an untouched UNet at step 0."""
 
-import copy
 import json
 from importlib.resources import files
 from pathlib import Path
@@ -73,7 +72,6 @@ def test_encoder_of_the_paper_takes_512_to_64() -> None:
     strides = [block.block1.conv1.stride[0] for block in encoder.blocks]
     assert (widths, strides) == ([64, 128, 256, 320], [1, 2, 2, 2]), "four DMBs, the first at full size"
     assert all(block.gate is not None for block in encoder.blocks)
-    assert encoder.latents_in is None
 
 
 def test_encoder_works_at_full_size_first() -> None:
@@ -92,16 +90,6 @@ def test_encoder_heeds_the_degradation_unless_unmodulated() -> None:
     plain = ControlEncoder([4, 4, 4, 4], 5, 2, modulate=False)
     assert torch.equal(plain(lq, p_d), plain(lq, -p_d))
     assert not [name for name, _ in plain.named_parameters() if "gate" in name]
-
-
-def test_latents_are_added_to_the_feature() -> None:
-    lq, p_d, latents = torch.rand(2, 3, 16, 24), torch.randn(2, 5), torch.randn(2, 4, 2, 3)
-    encoder = ControlEncoder([4, 4, 4, 4], 5, 2, latent_channels=4)
-    without = copy.deepcopy(encoder)
-    without.latents_in = None
-    expected = without(lq, p_d) + encoder.latents_in(latents)
-    assert torch.equal(encoder(lq, p_d, latents), expected)
-    assert torch.equal(without(lq, p_d, latents), without(lq, p_d)), "the paper's encoder has no such path"
 
 
 def test_decoder_mirrors_the_encoder() -> None:

@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL, ModelMixin, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
 from diffrestorer.config.schema import ModelConfig
-from diffrestorer.models.backbones import ImageEncoder, PatchAutoencoderKL, decode_latents
+from diffrestorer.models.backbones import ImageEncoder, decode_latents
 from diffrestorer.models.components import (
     COMPONENTS,
     WEIGHTS_NAME,
@@ -27,6 +27,7 @@ from diffrestorer.models.components import (
 )
 from diffrestorer.models.control import ControlEncoder, ControlNetwork
 from diffrestorer.models.decoder import DegradationAwareDecoder
+from diffrestorer.models.mini import MiniControlEncoder, MiniDecoder, MiniImageEncoder, PatchAutoencoderKL
 from diffrestorer.models.pretrained import load_base
 from diffrestorer.models.prompt_processor import PromptProcessor
 from diffrestorer.models.restorer import Restorer, build_restorer
@@ -111,13 +112,17 @@ VARIANTS: list[tuple[str, Callable[[], ModelMixin]]] = [
         for arguments in UNETS
     ),
     ("control_encoder", lambda: ControlEncoder([4, 2, 6, 8], 3, 2)),
-    ("control_encoder", lambda: ControlEncoder([3, 9], 5, 3, modulate=False, latent_channels=7)),
+    ("control_encoder", lambda: ControlEncoder([3, 9], 5, 3, modulate=False)),
+    ("control_encoder", lambda: MiniControlEncoder([3, 9], 5, 3, modulate=False, latent_channels=7)),
     ("decoder", lambda: DegradationAwareDecoder(3, [2, 4, 6, 8], 1, 2, degradation_dim=3)),
     (
         "decoder",
-        lambda: DegradationAwareDecoder(
-            5, [3, 9, 6, 3], 2, 3, 0.7, False, False, patch_shortcut=True, degradation_dim=4, refine=False
-        ),
+        lambda: MiniDecoder(5, [3, 9, 6, 3], 2, 3, 0.7, False, False, degradation_dim=4, refine=False),
+    ),
+    ("decoder", lambda: MiniDecoder(5, [3, 9, 6, 3], 2, 3, 0.7, False, False, 4, pixel_channels=[3, 6])),
+    (
+        "image_encoder",
+        lambda: MiniImageEncoder({"image_size": 32, "timm_model_name": "tf_efficientnet_lite0"}, 9, quick_gelu=False),
     ),
 ]
 IDS = [f"{name}-{i}" for i, (name, _) in enumerate(VARIANTS)]
@@ -252,9 +257,8 @@ def test_step_0_leaves_the_unet_as_it_is(tiny_restorer: Restorer) -> None:
         assert torch.equal(found, alone + condition.encoded.latents), "mini: relative to the degraded latents"
 
 
-def test_without_the_latents_path_the_prediction_is_the_unet_s(tiny_config: ModelConfig) -> None:
-    control = {key: value for key, value in tiny_config.control_encoder.items() if key != "latent_channels"}
-    restorer = build_restorer(replace(tiny_config, control_encoder=control), *load_base(tiny_config)).eval()
+def test_the_prediction_need_not_be_relative_and_then_is_the_unet_s(tiny_config: ModelConfig) -> None:
+    restorer = build_restorer(replace(tiny_config, relative_prediction=False), *load_base(tiny_config)).eval()
     lq, noisy = torch.rand(1, 3, 32, 32), torch.randn(1, 4, 4, 4)
     with torch.no_grad():
         prompts = restorer.read_prompts(lq)
