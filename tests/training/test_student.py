@@ -211,6 +211,26 @@ def test_the_decoder_waits_for_its_step(commands: dict[str, list[str]]) -> None:
     assert rates == {2: [1e-4, 1e-3, 0.0], 3: [1e-4, 1e-3, 1e-4]}
 
 
+def test_the_prompt_processor_trains_with_its_classifier(
+    commands: dict[str, list[str]], batch: PairBatch, tmp_path: Path
+) -> None:
+    """With `lambda_degradation` every weight of it gets a gradient, and its prototypes are recorded again."""
+    task = student(commands["mini"], "lambda_degradation=0.5", "lambda_adversarial=0")
+    train_a_little(task, batch)  # the UNet's last convolution leaves zero: from then on the token matters
+    losses = task(batch)
+    expected = torch.nn.functional.cross_entropy(
+        task.restorer.read_prompts(to_unit(batch.lq)).degradation_logits, batch.label
+    )
+    torch.testing.assert_close(losses.parts["degradation"], expected)
+    losses.total.backward()
+    processor = task.restorer.prompt_processor
+    assert all(parameter.grad.any() for parameter in processor.parameters())
+    before = processor.class_prototypes.clone()
+    train_a_little(task, batch)
+    task.save_model(tmp_path, torch.float32)
+    assert not torch.equal(task.restorer.prompt_processor.class_prototypes, before)
+
+
 def test_a_student_is_no_teacher_and_none_is_refused(folder: Path, commands: dict[str, list[str]]) -> None:
     with pytest.raises(ValueError, match="is itself a student: give its own teacher, and init= to go on"):
         student(commands["mini"], f"teacher={folder}")
