@@ -1,6 +1,7 @@
 """One-step sampling: a student's clean estimate from the degraded image's latents, in a single network call."""
 
 import math
+import sys
 
 import torch
 from diffusers import ConfigMixin, DDPMScheduler, SchedulerMixin, UniPCMultistepScheduler
@@ -104,3 +105,7 @@ class OneStepScheduler(SchedulerMixin, ConfigMixin):
 
 Scheduler = UniPCMultistepScheduler | OneStepScheduler
 """How a model samples: from noise in several steps, or from the degraded image's latents in one."""
+
+
+# Model folders that were saved when this module lay one level higher name it there.
+sys.modules.setdefault("diffrestorer.one_step", sys.modules[__name__])
