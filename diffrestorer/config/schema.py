@@ -51,7 +51,6 @@ class ModelConfig:
     unet: dict[str, Any] = field(default_factory=dict)
     control_encoder: dict[str, Any] = field(default_factory=dict)
     decoder: dict[str, Any] = field(default_factory=dict)
-    """Arguments of the decoder that do not follow from the VAE's."""
     relative_prediction: bool = False
     """Whether the UNet predicts the difference to the degraded image's latents; needs prediction_type=sample."""
     scheduler: dict[str, Any] = field(default_factory=dict)
@@ -237,7 +236,6 @@ class StudentConfig:
     distillation_share: float = 0.3
     """Share of the run over which that weight falls to 0."""
     distillation_steps: int = 20
-    """Sampling steps of the teacher."""
     discriminator_lr: float = 1e-5
     discriminator_start: int = 0
     """First step at which the adversarial loss is active."""

@@ -38,7 +38,7 @@ class ResBlock(nn.Module):
 
 
 class DegradationGate(nn.Module):
-    """f = sigmoid(Linear(P_D)): one factor in (0, 1) a channel, multiplied onto the features."""
+    """f = sigmoid(Linear(P_D)): one factor in (0, 1) per channel, multiplied onto the features."""
 
     def __init__(self, degradation_dim: int, channels: int) -> None:
         super().__init__()
@@ -117,11 +117,15 @@ class DegradationAwareRefinementBlock(nn.Module):
 
 
 def pad_to_multiple(images: Float[Tensor, "b 3 h w"], multiple: int) -> Float[Tensor, "b 3 hp wp"]:
-    """Pads right and bottom by reflection until both sides are multiples of `multiple`; the images themselves if so."""
+    """Pad right and bottom by reflection until both sides are multiples of `multiple`.
+
+    Returns the images themselves where nothing is missing.
+    """
     height, width = images.shape[-2:]
     bottom, right = -height % multiple, -width % multiple
     if not (bottom or right):
         return images
+
     # A reflection needs more pixels than it adds; the rest of a tiny image repeats its edge.
     first = (min(right, width - 1), min(bottom, height - 1))
     images = F.pad(images, (0, first[0], 0, first[1]), mode="reflect")

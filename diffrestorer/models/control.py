@@ -38,6 +38,8 @@ class ControlEncoder(ModelMixin, ConfigMixin):
     ) -> None:
         super().__init__()
         self.conv_in = nn.Conv2d(3, block_out_channels[0], 3, padding=1)
+
+        # The first block keeps the image's size, the others halve it.
         self.blocks = nn.ModuleList()
         channels = block_out_channels[0]
         for i, out_channels in enumerate(block_out_channels):
@@ -108,7 +110,7 @@ class ControlNetwork(ControlNetModel):
         self.zero_conv_in = _zero_convolution(self.config.block_out_channels[0]) if zero_convolution else None
         self.register_to_config(zero_convolution=zero_convolution)
 
-    # diffusers reads off the signature what the saved config may say.
+    # diffusers takes the arguments that a saved config may hold from the signature.
     _inherited = inspect.signature(ControlNetModel.__init__)
     _own = inspect.Parameter("zero_convolution", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=bool)
     __init__.__signature__ = _inherited.replace(  # type: ignore[attr-defined]

@@ -46,6 +46,8 @@ class DegradationAwareDecoder(ModelMixin, ConfigMixin):
         refine: bool = True,
     ) -> None:
         super().__init__()
+
+        # The VAE's decoder, layer by layer.
         widths = tuple(block_out_channels)
         self.decoder = self.plain_decoder(
             in_channels=latent_channels,
@@ -57,6 +59,7 @@ class DegradationAwareDecoder(ModelMixin, ConfigMixin):
             mid_block_add_attention=mid_block_add_attention,
         )
         self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 1) if use_post_quant_conv else None
+
         # Decoder features after the mid block (1/8), the first (1/4) and the second up block (1/2), beside the
         # encoder's features of those sizes: see `encode_image`.
         pairs = ((widths[3], widths[3]), (widths[3], widths[2]), (widths[2], widths[1]))
@@ -78,6 +81,7 @@ class DegradationAwareDecoder(ModelMixin, ConfigMixin):
         Args:
             options: further arguments of the constructor, which a subclass may have.
         """
+        # Every argument follows from the VAE's.
         decoder = cls(
             latent_channels=vae.config.latent_channels,
             block_out_channels=vae.config.block_out_channels,
@@ -90,6 +94,8 @@ class DegradationAwareDecoder(ModelMixin, ConfigMixin):
             refine=refine,
             **options,
         )
+
+        # So do the weights, but for those of the DRBs.
         decoder.decoder.load_state_dict(vae.decoder.state_dict())
         if decoder.post_quant_conv is not None:
             decoder.post_quant_conv.load_state_dict(vae.post_quant_conv.state_dict())
@@ -130,6 +136,7 @@ class DegradationAwareDecoder(ModelMixin, ConfigMixin):
                 return features
             return self.refinement[i](features, lq_features[i], degradation_embedding, fidelity)
 
+        # What diffusers' Decoder.forward does, with a DRB after the mid block and the first two up blocks.
         decoder = self.decoder
         features = refine(0, decoder.mid_block(decoder.conv_in(latents)))
         for i, up_block in enumerate(decoder.up_blocks):

@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA) of the UNet, by peft: what a student at Stable Diffusion's width trains of it."""
+"""Low-rank adapters (LoRA) of the UNet, by peft: the part that a student at Stable Diffusion's width trains."""
 
 import copy
 
@@ -20,12 +20,15 @@ def add_lora(unet: UNet2DConditionModel, rank: int) -> None:
     Raises:
         ValueError: peft is not installed, or the rank is not positive.
     """
+    # peft is an optional dependency.
     try:
         from peft import LoraConfig
     except ImportError:
         raise ValueError("model.train_unet=lora needs peft: pip install 'diffrestorer[lora]'; or take all") from None
     if rank < 1:
         raise ValueError(f"lora_rank={rank} must be at least 1")
+
+    # diffusers' own method puts them in.
     unet.requires_grad_(False)
     unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=TARGETS))
 

@@ -240,6 +240,8 @@ class MiniDecoder(DegradationAwareDecoder):
             degradation_dim,
             refine,
         )
+
+        # Both paths change nothing before they are trained.
         self.detail_weight = nn.Linear(degradation_dim, 1) if detail and refine else None
         if self.detail_weight is not None:
             for parameter in self.detail_weight.parameters():
@@ -256,9 +258,12 @@ class MiniDecoder(DegradationAwareDecoder):
         fidelity: float | Float[Tensor, ""] = 1.0,
     ) -> Float[Tensor, "b 3 h w"]:
         """Decode as `DegradationAwareDecoder` does; `lq_features` also has `PatchAutoencoderKL.extra_features`."""
+        # The paper's decoder, beside the VAE's linear path.
         latents = self.unscale(latents)
         features = self.decode_features(latents, lq_features, degradation_embedding, fidelity)
         images = self.to_pixels(features) + self.decoder.shortcut(latents)
+
+        # What the degraded image adds at full size.
         if self.detail_weight is not None:
             weight = self.detail_weight(degradation_embedding)[..., None, None]
             images = images + fidelity * weight * lq_features[3]
@@ -280,12 +285,14 @@ class PixelRefinement(nn.Module):
 
     def __init__(self, channels: Sequence[int], degradation_dim: int, norm_num_groups: int) -> None:
         super().__init__()
+        # Three channels of each of the two images, four pixels of each channel.
         self.unshuffle, self.shuffle = nn.PixelUnshuffle(2), nn.PixelShuffle(2)
         self.conv_in = nn.Conv2d(2 * 3 * 4, channels[0], 3, padding=1)
 
         def block(in_channels: int, out_channels: int, stride: int = 1) -> DegradationModulationBlock:
             return DegradationModulationBlock(in_channels, out_channels, degradation_dim, stride, norm_num_groups)
 
+        # A block per level on the way down and, but for the coarsest, on the way up.
         pairs = list(zip(channels[:-1], channels[1:], strict=True))
         self.down = nn.ModuleList([block(channels[0], channels[0]), *(block(fine, wide, 2) for fine, wide in pairs)])
         self.widen = nn.ModuleList(nn.Conv2d(wide, 4 * fine, 1) for fine, wide in pairs)

