@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from diffusers import AutoencoderKL, ModelMixin, UNet2DConditionModel
-from jaxtyping import Float, Int
+from jaxtyping import Float, Real
 from torch import Tensor, nn
 
 from diffrestorer.config.degradations import DEGRADATIONS
@@ -84,11 +84,12 @@ class Restorer(DecodingNetworks):
         return Conditioning(prompts, encoded, self.control_network.enter(features))
 
     def denoise(
-        self, noisy_latents: Float[Tensor, "b l h8 w8"], timesteps: Int[Tensor, "..."], condition: Conditioning
+        self, noisy_latents: Float[Tensor, "b l h8 w8"], timesteps: Real[Tensor, "..."], condition: Conditioning
     ) -> Float[Tensor, "b l h8 w8"]:
-        """The UNet under control: predicts what the scheduler's `prediction_type` says.
+        """Predict what the scheduler's `prediction_type` says, with the UNet under control.
 
-        Latents come as float32 and are cast to the networks' own type here.
+        Latents come as float32 and are cast to the networks' own type here. Timesteps may have a fraction: some
+        schedulers interpolate them.
         With `control_encoder.latent_channels` (mini) the prediction is relative to the degraded image's latents.
         """
         token = condition.prompts.semantic_embedding
