@@ -1,4 +1,4 @@
-"""The lean sampler beside diffusers' own pipeline: operations and time of a step, and the scheduler's share alone.
+"""Our sampler beside diffusers' own pipeline: operations and time of a step, and the scheduler's share alone.
 
     python benchmarks/sampler.py      # a table on stdout, raw numbers in benchmarks/results/sampler.json
 
@@ -26,7 +26,7 @@ from peer import Peer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffrestorer.inference.pipeline import DiffRestorerPipeline
-from diffrestorer.inference.sampler import sampling_table
+from diffrestorer.inference.unipc_table import sampling_table
 from diffrestorer.models.backbones import ImageEncoder
 from diffrestorer.models.control import ControlEncoder, ControlNetwork
 from diffrestorer.models.decoder import DegradationAwareDecoder
@@ -128,7 +128,8 @@ def compare_schedulers(rounds: int) -> dict[str, Any]:
             latents = scheduler.step(output, timestep, latents, return_dict=False)[0]
         peer_s.append((time.perf_counter() - started) / STEPS)
         started = time.perf_counter()
-        sampled = table.sample(noise, lambda _, step, outputs=outputs: outputs[step])
+        given = iter(outputs)
+        sampled = table.sample(noise, lambda *_, given=given: next(given))
         ours_s.append((time.perf_counter() - started) / STEPS)
         errors.append(((sampled - latents).abs().max() / latents.abs().max()).item())
     return {"seconds": {"ours": ours_s, "peer": peer_s}, "relative_errors": errors}

@@ -18,15 +18,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from diffrestorer import sampler, tiling
+import diffrestorer
 from diffrestorer.baselines.da_clip import sde
+from diffrestorer.inference import tiling, unipc_table
 from diffrestorer.models import normalisation
 
 CUDA = torch.device("cuda", 0)
 
-PACKAGE = Path(sampler.__file__).parent
+PACKAGE = Path(diffrestorer.__file__).parent
 
-KEPT_ON_DEVICES = (normalisation._constant, sampler._table_on, sde._cosine_rates, sde._table_on, tiling._weights)
+KEPT_ON_DEVICES = (normalisation._constant, unipc_table._table_on, sde._cosine_rates, sde._table_on, tiling._weights)
 """Caches of the package that hold tensors."""
 
 aten = torch.ops.aten
@@ -39,7 +40,7 @@ class Operation:
     """An operation of a fake run.
 
     Attributes:
-        place: innermost line of the package that led to it, such as `sampler.py:53`.
+        place: innermost line of the package that led to it, such as `data/pairs.py:53`.
         name: in torch, such as `aten.mm.default`.
         shape: of its first tensor.
         dtype: of its first tensor.

@@ -18,9 +18,9 @@ from torch._subclasses.fake_tensor import (
 from diffrestorer.config.composition import load
 from diffrestorer.config.schema import BaseConfig, DataConfig, DecoderConfig, Stage1Config, StudentConfig
 from diffrestorer.data.pairs import PairBatch, SynthesisedPairs, collate_pairs
+from diffrestorer.inference.choices import Tile
 from diffrestorer.inference.pipeline import DiffRestorerPipeline
-from diffrestorer.inference.sampler import sampling_table
-from diffrestorer.inference.tiling import Tile
+from diffrestorer.inference.unipc_table import sampling_table
 from diffrestorer.models.components import COMPONENTS, save_component
 from diffrestorer.training.decoder_stage import DecoderTask
 from diffrestorer.training.mini_base import PARTS
@@ -141,11 +141,11 @@ def test_an_image_enters_a_gpu_once(model: str, tile: Tile, tasks: dict[tuple[st
             images = [pipeline.decode(sampled, decoder) for decoder in ("refined", "sd")]
 
     copies = [(copied.file, copied.busy) for copied in traffic.copies]
-    assert copies == [("pipeline.py", False)] * 2, traffic.copies
+    assert copies == [("inference/pipeline.py", False)] * 2, traffic.copies
     assert not traffic.returns + traffic.mixed
     assert all((image.device, image.dtype, image.shape) == (CUDA, torch.float32, lq.shape) for image in images)
     assert types == {name: {torch.bfloat16} for name in COMPONENTS}
-    steps = [product.dtype for product in traffic.products if product.file == "sampler.py"]
+    steps = [product.dtype for product in traffic.products if product.file == "inference/unipc_table.py"]
     assert steps == [torch.float32] * STEPS, "the sampler's state"
 
 
@@ -190,7 +190,7 @@ def test_a_training_step_waits_for_nothing(
     assert not traffic.returns + traffic.mixed
     found = [losses.total, *losses.parts.values()]
     assert {(loss.device, loss.dtype) for loss in found} == {(CUDA, torch.float32)}
-    layers = {product.dtype for product in traffic.products if product.file != "sampler.py"}
+    layers = {product.dtype for product in traffic.products if product.file != "inference/unipc_table.py"}
     assert torch.bfloat16 in layers, "autocast is on"
-    steps = [product.dtype for product in traffic.products if product.file == "sampler.py"]
+    steps = [product.dtype for product in traffic.products if product.file == "inference/unipc_table.py"]
     assert steps == [torch.float32] * (STEPS if stage == "decoder z0=sampled" else 0), "the sampler's state"

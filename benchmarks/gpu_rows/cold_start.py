@@ -34,7 +34,7 @@ def main() -> None:
     if settings["backend"]:
         plain = torch.compile
         torch.compile = lambda *args, **options: plain(*args, **{"backend": settings["backend"], **options})
-    pipe.prepare(settings["device"], "compile")
+    pipe.prepare(settings["device"], compile=True)
     mark("")
     compiled = restore()
     mark("first_compiled_image")

@@ -17,33 +17,35 @@ from gpu_rows.session import Session
 COLD_START = Path(__file__).with_name("cold_start.py")
 
 
-def compiled_pipeline(session: Session, engine: Any) -> Any:
-    """Return a copy of our pipeline on another engine; nothing is compiled before it runs."""
+def compiled_pipeline(session: Session, mode: str) -> Any:
+    """Return a copy of our pipeline that compiles its denoising networks when it first runs."""
     pipe, _ = session.pipelines()
-    return session.pipeline(copy.deepcopy(pipe.restorer), engine, session.dtype)
+    return session.pipeline(copy.deepcopy(pipe.restorer), session.dtype, mode)
 
 
-def contest(session: Session, report: Report, engine: Any, goal: str) -> None:
-    """Time an engine against eager code: first image, then images in turn; prove that the image is the same."""
+def contest(session: Session, report: Report, mode: str, goal: str) -> None:
+    """Time compiled code against eager code: first image, then images in turn; prove that the image is the same.
+
+    Args:
+        mode: `compile`, or `graphs` for CUDA graphs.
+    """
     pipe, _ = session.pipelines()
-    fast = session.keep("compiled", lambda: compiled_pipeline(session, engine))
+    fast = session.keep("compiled", lambda: compiled_pipeline(session, mode))
     image, steps = session.images(1, 11), max(session.sizes.steps)
     first = session.seconds(lambda: our_run(fast, image, steps)(0))
     report.data["first_image_seconds"] = first
-    report.line(f"first image, engine {engine}", f"{first:.1f} s")
+    report.line(f"first image, {mode}", f"{first:.1f} s")
 
-    runs = {"eager": our_run(pipe, image, steps), engine: our_run(fast, image, steps)}
+    runs = {"eager": our_run(pipe, image, steps), mode: our_run(fast, image, steps)}
     taken = session.interleave(runs)
     report.data[f"{steps} steps"] = taken
-    gain = spread(ratios(taken["eager"], taken[engine]))
-    report.line(
-        f"batch 1, {steps} steps, engine {engine}", f"{spread(taken[engine], 1e3)} ms, eager code: {gain}x", goal
-    )
-    single = session.interleave({engine: our_run(fast, image, 1)})[engine]
-    report.line(f"batch 1, one step, engine {engine}", f"{spread(single, 1e3)} ms", "G12: <= 40 ms")
+    gain = spread(ratios(taken["eager"], taken[mode]))
+    report.line(f"batch 1, {steps} steps, {mode}", f"{spread(taken[mode], 1e3)} ms, eager code: {gain}x", goal)
+    single = session.interleave({mode: our_run(fast, image, 1)})[mode]
+    report.line(f"batch 1, one step, {mode}", f"{spread(single, 1e3)} ms", "G12: <= 40 ms")
     report.data["one step"] = single
     report.at_least(
-        f"engine {engine} against eager code",
+        f"{mode} against eager code",
         decibels(restore(fast, image, steps), restore(pipe, image, steps)),
         BF16_BOUND,
     )

@@ -113,8 +113,8 @@ def _losses_and_gradient(task: Task, batch: PairBatch) -> tuple[dict[str, float]
 
 def _prove_pipeline(session: Session, report: Report, restorer: Restorer, on_cpu: Restorer) -> torch.Tensor:
     """Two steps on a small image; return float32's image of the larger size."""
-    pipe = session.pipeline(restorer, "eager", torch.float32)
-    reference = session.pipeline(on_cpu, "eager", torch.float32)
+    pipe = session.pipeline(restorer, torch.float32)
+    reference = session.pipeline(on_cpu, torch.float32)
     small = session.images(1, 1, session.sizes.proof_side)
     for decoder in ("refined", "sd"):
         found, expected = (restore(one, small, 2, decoder=decoder) for one in (pipe, reference))
@@ -127,10 +127,10 @@ def _compare_precisions(session: Session, report: Report, restorer: Restorer, ex
     """TF32 and bf16 against float32, tiles against the whole image."""
     steps = max(session.sizes.steps)
     image = session.images(1, 2, session.sizes.bf16_side)
-    pipe = session.pipeline(restorer, "eager", torch.float32)
+    pipe = session.pipeline(restorer, torch.float32)
     with float32_products(tf32=True):
         report.line("TF32 against float32", f"{decibels(restore(pipe, image, steps), expected):.1f} dB")
-    pipe = session.pipeline(restorer, "eager", torch.bfloat16)
+    pipe = session.pipeline(restorer, torch.bfloat16)
     found = restore(pipe, image, steps)
     report.at_least(f"bf16 against float32 after {steps} steps", decibels(found, expected), BF16_BOUND)
     psnr = -10 * (found - expected).square().mean().log10().item()

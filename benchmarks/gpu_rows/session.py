@@ -214,17 +214,25 @@ class Session:
         def build() -> tuple[DiffRestorerPipeline, Peer]:
             restorer = self.stage1().restorer.eval().to(self.dtype)
             own = copy.deepcopy(restorer)
-            return self.pipeline(own, "eager", self.dtype), Peer(restorer, self.scheduler())
+            return self.pipeline(own, self.dtype), Peer(restorer, self.scheduler())
 
         if "pipe" not in self.kept:
             self.kept["pipe"], self.kept["peer"] = build()
         return self.kept["pipe"], self.kept["peer"]
 
-    def pipeline(self, restorer: Restorer, engine: Any, dtype: torch.dtype) -> DiffRestorerPipeline:
-        """Return a prepared pipeline around networks that lie where they shall run."""
+    def pipeline(self, restorer: Restorer, dtype: torch.dtype, mode: str = "eager") -> DiffRestorerPipeline:
+        """Return a prepared pipeline around networks that lie where they shall run.
+
+        Args:
+            mode: `eager`, `compile`, or `graphs` for CUDA graphs.
+        """
         pipe = DiffRestorerPipeline(**restorer.eval().components(), scheduler=self.scheduler())
         pipe.set_progress_bar_config(disable=True)
-        return pipe.prepare(next(restorer.parameters()).device, engine, dtype)
+        pipe.prepare(next(restorer.parameters()).device, dtype, compile=mode == "compile")
+        if mode == "graphs":
+            for network in (pipe.unet, pipe.control_network):
+                network.compile(mode="reduce-overhead", dynamic=False)
+        return pipe
 
     # Inputs.
 

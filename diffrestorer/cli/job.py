@@ -53,8 +53,9 @@ class Run:
             print(json.dumps({"input": str(job.input), **output, "status": status, **more}), flush=True)
 
     def load(self) -> Any:
-        """The pipeline that --model and --device ask for."""
+        """Load the pipeline that --model, --device, --precision and --compile describe."""
+        arguments = self.arguments
         try:
-            return load_pipeline(self.arguments.model, self.arguments.device, self.arguments.engine)
+            return load_pipeline(arguments.model, arguments.device, arguments.precision, arguments.compile)
         except ValueError as error:
             raise StopError(str(error), EXIT_USAGE) from error

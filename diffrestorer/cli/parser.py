@@ -3,14 +3,12 @@
 import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from diffrestorer import __version__
 from diffrestorer.config.degradations import DEGRADATIONS
 from diffrestorer.data.images import FORMATS
-
-ENGINES = ("eager", "compile", "graphs", "openvino")
-"""As `diffrestorer.inference.engines.choice.EngineName`, which can't be imported without torch."""
+from diffrestorer.inference.choices import Precision
 
 SMALLEST_TILE = 256
 """Pixels; what the UNet of Stable Diffusion needs."""
@@ -60,11 +58,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         add("inputs", nargs="+", type=Path, metavar="INPUT", help="photos, and folders searched recursively")
         add("--json", action="store_true", help="one JSON object a file on stdout (default: text for people)")
         _add_model(command)
+    _add_compile(restore)
     about = "Serves a web page: drop a photo, see what is wrong with it, restore, compare, download."
     app = commands.add_parser("app", help="restore photos on a web page", description=about, epilog=_ON_APP, **layout)
     app.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)")
     app.add_argument("--port", type=_number(int, 1, 65535), default=7860, help="(default: 7860)")
     _add_model(app)
+    _add_compile(app)
     return parser.parse_args(argv)
 
 
@@ -97,11 +97,17 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", default="mini", help="mini (bundled), a model or training folder, or a hub id (default: mini)")
     add("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, ... (default: auto)")
-    engine_help = (
-        "eager is PyTorch as it is, compile and graphs (GPUs) pay for many photos of one size, openvino is for CPUs "
-        "(default: eager)"
+    precision_help = (
+        "what the networks compute in; auto takes bfloat16 on GPUs and on CPUs with AMX, where it is faster, and "
+        "float32 elsewhere (default: auto)"
     )
-    add("--engine", choices=ENGINES, default="eager", help=engine_help)
+    add("--precision", choices=get_args(Precision), default="auto", help=precision_help)
+    parser.set_defaults(compile=False)
+
+
+def _add_compile(parser: argparse.ArgumentParser) -> None:
+    compile_help = "run the denoising networks through torch.compile: slow to start, pays for many photos of one size"
+    parser.add_argument("--compile", action="store_true", help=compile_help)
 
 
 def _number(kind: type[int] | type[float], low: int, high: int) -> Callable[[str], int | float]:

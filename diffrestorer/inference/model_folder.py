@@ -1,7 +1,7 @@
 """A model folder is a diffusers pipeline on disk: where it is found, and how it is written."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -9,12 +9,12 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import DiffusionPipeline, ModelMixin
+from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 from diffusers.utils import logging
 
 from diffrestorer.config.degradations import CLEAN
-from diffrestorer.inference.one_step import Scheduler
 from diffrestorer.models.components import COMPONENTS, ModelFolderError, load_component, save_component
+from diffrestorer.models.lora import merged
 from diffrestorer.models.restorer import DecodingNetworks, Restorer
 
 
@@ -52,7 +52,7 @@ def no_loading_bar() -> Iterator[None]:
 
 def save_model_folder(
     networks: DecodingNetworks,
-    scheduler: Scheduler,
+    scheduler: SchedulerMixin,
     folder: Path,
     dtype: torch.dtype = torch.float32,
     rest: Path | None = None,
@@ -85,6 +85,12 @@ def save_model_folder(
 
     (folder / "model_index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
     _write_card(folder, networks.prompt_processor.classes, rows)
+
+
+def plain_components(components: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a pipeline's components as a model folder holds them: LoRA adapters merged into copies of the weights."""
+    adapted = {name for name, component in components.items() if getattr(component, "peft_config", None)}
+    return {name: merged(part) if name in adapted else part for name, part in components.items()}
 
 
 def write_model_card(restorer: Restorer, folder: Path) -> None:

@@ -4,7 +4,7 @@ import math
 import sys
 
 import torch
-from diffusers import ConfigMixin, DDPMScheduler, SchedulerMixin, UniPCMultistepScheduler
+from diffusers import ConfigMixin, DDPMScheduler, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from jaxtyping import Float, Int
@@ -28,6 +28,7 @@ class OneStepScheduler(SchedulerMixin, ConfigMixin):
     """
 
     order = 1
+    init_noise_sigma = 1.0
 
     @register_to_config
     def __init__(
@@ -101,10 +102,6 @@ class OneStepScheduler(SchedulerMixin, ConfigMixin):
 
     def __len__(self) -> int:
         return self.config.num_train_timesteps
-
-
-Scheduler = UniPCMultistepScheduler | OneStepScheduler
-"""How a model samples: from noise in several steps, or from the degraded image's latents in one."""
 
 
 # Model folders that were saved when this module lay one level higher name it there.

@@ -4,11 +4,12 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from diffrestorer.data.images import ImageError, Photo, read_photo
+from diffrestorer.inference.choices import Decoder, Precision, Tile
 from diffrestorer.inference.memory import free_memory
 
 LARGEST_PHOTO = 200_000_000  # pixels, width x height; a larger one is refused by its header
@@ -16,8 +17,6 @@ DECODE_BYTES = 64  # a pixel: its file, the decoded and the float image, with a 
 CANVAS_BYTES = 64  # a pixel, whatever the tiles; measured: 57
 RESTORE_BYTES = 28  # a pixel and channel of the VAE's widest full-size features; measured: 23 (mini) to 26 (sd15)
 SMALLER_TILES = (512, 256)  # sides in pixels, where memory does not suffice for the usual ones
-
-Tile = Literal["auto", "none"] | int
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Options:
     steps: int | None = None
     """None: as many as the model folder asks for."""
     seed: int = 0
-    decoder: Literal["refined", "sd"] = "refined"
+    decoder: Decoder = "refined"
     fidelity: float = 1.0
     degradation: str | None = None
     tile: Tile = "auto"
@@ -41,22 +40,27 @@ class Restored:
     degradations: dict[str, float]
 
 
-def load_pipeline(model: str, device: str, engine: str = "eager") -> Any:
-    """A DiffRestorerPipeline on `device` (`auto`: a GPU if there is one), run by `engine`; libraries keep quiet.
+def load_pipeline(model: str, device: str, precision: Precision = "auto", compile: bool = False) -> Any:
+    """Load a DiffRestorerPipeline onto a device; libraries keep quiet.
+
+    Args:
+        device: `auto` is a GPU if there is one, else the CPU.
+        compile: whether the denoising networks run through torch.compile.
 
     Raises:
-        ValueError: the device can't be used, the model can't be loaded, or the engine does not run there.
+        ValueError: the device can't be used, or the model can't be loaded.
     """
     import torch
     from diffusers.utils import logging as diffusers_logging
 
+    from diffrestorer.inference.devices import choose_dtype, find_device
     from diffrestorer.inference.pipeline import DiffRestorerPipeline
 
     diffusers_logging.set_verbosity_error()
     diffusers_logging.disable_progress_bar()
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     try:
-        torch.zeros(1, device=device).item()
+        target = find_device(device)
+        torch.zeros(1, device=target).item()
     except Exception as error:  # torch raises several kinds, with hints for its developers
         raise ValueError(f"device {device!r} can't be used on this machine; try --device cpu") from error
     try:
@@ -64,7 +68,7 @@ def load_pipeline(model: str, device: str, engine: str = "eager") -> Any:
     except Exception as error:  # a ModelFolderError, or what only the loading of a whole model finds
         raise ValueError(f"the model {model!r} can't be loaded: {reason(error)}") from error
     pipe.set_progress_bar_config(disable=True)
-    return pipe.prepare(device, engine)
+    return pipe.prepare(target, choose_dtype(precision, target), compile)
 
 
 def check_options(pipe: Any, options: Options) -> Options:
@@ -74,10 +78,10 @@ def check_options(pipe: Any, options: Options) -> Options:
         ValueError: `options.degradation` is none of the model's classes, the model holds no prototype of it, or it does
             not sample in `options.steps` steps.
     """
-    from diffrestorer.inference.sampler import sampling_table
+    from diffrestorer.inference.sampler import check_steps
 
     steps = pipe.default_steps if options.steps is None else options.steps
-    sampling_table(pipe.scheduler, steps)
+    check_steps(pipe.scheduler, steps)
     if options.degradation is not None:
         pipe.prompt_processor.prototype(options.degradation)
     return replace(options, steps=steps)

@@ -1,57 +1,72 @@
-"""The stages of restoring an image (conditioning, denoising, decoding), whole or by tiles."""
+"""The stages of restoring (conditioning, denoising, decoding), on the whole image or by tiles."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 
-from jaxtyping import Float, Int
+from jaxtyping import Float, Real
 from torch import Tensor
 
-from diffrestorer.inference.engines.engine import Engine
 from diffrestorer.inference.tiling import Grid
+from diffrestorer.inference.unipc_table import Predict
 from diffrestorer.models.backbones import PATCH, EncodedImage, decode_latents, encode_image
 from diffrestorer.models.prompt_processor import VisualPrompts
-from diffrestorer.models.restorer import Conditioning
-
-Predict = Callable[[Float[Tensor, "b l h8 w8"], int], Float[Tensor, "b l h8 w8"]]
+from diffrestorer.models.restorer import Conditioning, Restorer
 
 
 @dataclass(frozen=True)
 class Stages:
-    """How one image, or a batch of one size, goes through the networks.
+    """The way of a batch of images of one size through the networks.
 
     Attributes:
-        engine: runs the networks.
+        restorer: the networks.
         multiple: pixels that the networks' input sides must be a multiple of.
-        grid: the image's tiles; None: it is taken whole.
+        grid: the image's tiles; None: the images are taken whole.
     """
 
-    engine: Engine
+    restorer: Restorer
     multiple: int
     grid: Grid | None = None
 
     def condition(self, lq: Float[Tensor, "b 3 h w"], prompts: VisualPrompts) -> Conditioning:
-        """What the denoising steps need of degraded images in [0, 1]; of tiles, the VAE's features are not kept."""
+        """Compute what the denoising steps need of degraded images in [0, 1], once per image.
+
+        Of a tiled image the VAE's features are not kept.
+        """
         if self.grid is None:
-            return self.engine.condition(lq, prompts)
-        restorer, multiple = self.engine.restorer, self.multiple // PATCH
+            return self.restorer.condition(lq, prompts)
+        networks = self.restorer
+
+        def encode(lq: Float[Tensor, "t 3 h w"]) -> Float[Tensor, "t l h8 w8"]:
+            return encode_image(networks.vae, lq).latents
 
         def control(lq: Float[Tensor, "t 3 h w"], latents: Float[Tensor, "t l h8 w8"]) -> Float[Tensor, "t c h8 w8"]:
-            features = restorer.control_encoder(lq, prompts.degradation_embedding.expand(len(lq), -1), latents)
-            return restorer.control_network.enter(features)
+            embedding = prompts.degradation_embedding.expand(len(lq), -1)
+            return networks.control_network.enter(networks.control_encoder(lq, embedding, latents))
 
-        latents = self.grid.run_shared(lambda own: encode_image(restorer.vae, own).latents, [lq], multiple)
-        features = self.grid.run_shared(control, [lq, latents], multiple)
+        latents = self.grid.run_shared(encode, [lq], self._cells)
+        features = self.grid.run_shared(control, [lq, latents], self._cells)
         return Conditioning(prompts, EncodedImage(latents, None), features)
 
-    def predictor(self, condition: Conditioning, timesteps: Int[Tensor, " n"]) -> Predict:
-        """Noisy latents and a step's index to the prediction; of tiles, to the average of theirs."""
-        denoiser = self.engine.denoiser(condition.prompts.semantic_embedding, timesteps)
+    def predictor(self, condition: Conditioning) -> Predict:
+        """Return the function from noisy latents and a timestep to the prediction.
 
-        def predict(noisy: Float[Tensor, "b l h8 w8"], step: int) -> Float[Tensor, "b l h8 w8"]:
-            inputs = (noisy, condition.control_features, condition.encoded.latents)
-            denoise = partial(denoiser, step)
-            return denoise(*inputs) if self.grid is None else self.grid.run(denoise, inputs)
+        Of a tiled image it is the average of the tiles' predictions.
+        """
+        grid, networks = self.grid, self.restorer
+
+        def predict(noisy: Float[Tensor, "b l h8 w8"], timestep: Real[Tensor, ""]) -> Float[Tensor, "b l h8 w8"]:
+            if grid is None:
+                return networks.denoise(noisy, timestep, condition)
+
+            def denoise(
+                noisy: Float[Tensor, "t l h8 w8"],
+                control_features: Float[Tensor, "t c h8 w8"],
+                lq_latents: Float[Tensor, "t l h8 w8"],
+            ) -> Float[Tensor, "t l h8 w8"]:
+                prompts = _repeat(condition.prompts, len(noisy))
+                of_tiles = Conditioning(prompts, EncodedImage(lq_latents, None), control_features)
+                return networks.denoise(noisy, timestep, of_tiles)
+
+            return grid.run(denoise, [noisy, condition.control_features, condition.encoded.latents])
 
         return predict
 
@@ -63,15 +78,40 @@ class Stages:
         refined: bool,
         fidelity: float,
     ) -> Float[Tensor, "b 3 h w"]:
-        """Images in [0, 1], not clamped: by the Degradation-aware Decoder, or by the VAE's own."""
-        if self.grid is None:
-            return self.engine.decode(latents, condition, refined, fidelity)
-        restorer, multiple = self.engine.restorer, self.multiple // PATCH
+        """Decode latents to images in [0, 1], not clamped.
 
+        Args:
+            refined: by the Degradation-aware Decoder, else by the VAE's own.
+        """
+        if self.grid is None:
+            return self.restorer.decode(latents, condition, refined, fidelity)
+        networks = self.restorer
+
+        def plain(latents: Float[Tensor, "t l h8 w8"]) -> Float[Tensor, "t 3 h w"]:
+            return decode_latents(networks.vae, latents)
+
+        # The decoder refines with the encoder's features: too large to keep for the whole image, they are computed
+        # again for each tile.
         def refine(latents: Float[Tensor, "t l h8 w8"], lq: Float[Tensor, "t 3 h w"]) -> Float[Tensor, "t 3 h w"]:
             embedding = condition.prompts.degradation_embedding.expand(len(lq), -1)
-            return restorer.decoder(latents, encode_image(restorer.vae, lq).features, embedding, fidelity)
+            return networks.decoder(latents, encode_image(networks.vae, lq).features, embedding, fidelity)
 
         if refined:
-            return self.grid.run_shared(refine, [latents, lq], multiple)
-        return self.grid.run_shared(lambda own: decode_latents(restorer.vae, own), [latents], multiple)
+            return self.grid.run_shared(refine, [latents, lq], self._cells)
+        return self.grid.run_shared(plain, [latents], self._cells)
+
+    @property
+    def _cells(self) -> int:
+        """The multiple in cells of the grid."""
+        return self.multiple // PATCH
+
+
+def _repeat(prompts: VisualPrompts, count: int) -> VisualPrompts:
+    """Return the prompts of one image for each of its tiles."""
+    return replace(
+        prompts,
+        clip_embedding=prompts.clip_embedding.expand(count, -1),
+        semantic_embedding=prompts.semantic_embedding.expand(count, -1, -1),
+        degradation_embedding=prompts.degradation_embedding.expand(count, -1),
+        degradation_logits=prompts.degradation_logits.expand(count, -1),
+    )

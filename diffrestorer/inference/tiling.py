@@ -12,7 +12,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -20,8 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-Tile = Literal["auto", "none"] | int
-"""How images are cut: see `tile_side`."""
+from diffrestorer.inference.choices import Tile
 
 WHOLE_PIXELS = 1024 * 1024
 """Up to this many pixels `tile="auto"` takes an image whole."""

@@ -46,33 +46,6 @@ EQUAL_WIDTHS: tuple[tuple[str, str], ...] = (
 )
 """Constructor arguments that must agree, since one network's output is another's input."""
 
-SUPPORTED: Mapping[str, tuple[Any, ...]] = {
-    "act_fn": ("silu",),
-    "addition_embed_type": (None,),
-    "attention_type": ("default",),
-    "center_input_sample": (False,),
-    "class_embed_type": (None,),
-    "cross_attention_norm": (None,),
-    "dual_cross_attention": (False,),
-    "encoder_hid_dim_type": (None,),
-    "global_pool_conditions": (False,),
-    "mid_block_only_cross_attention": (None, False),
-    "mid_block_scale_factor": (1,),
-    "mid_block_type": ("UNetMidBlock2DCrossAttn",),
-    "num_class_embeds": (None,),
-    "only_cross_attention": (False,),
-    "resnet_out_scale_factor": (1,),
-    "resnet_skip_time_act": (False,),
-    "resnet_time_scale_shift": ("default",),
-    "time_cond_proj_dim": (None,),
-    "time_embedding_act_fn": (None,),
-    "time_embedding_type": ("positional",),
-    "timestep_post_act": (None,),
-}
-"""What the UNet's and the control network's configuration may say: Stable Diffusion 1.5's family."""
-
-UNET_BLOCKS = {"DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D"}
-
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 
 
@@ -89,10 +62,10 @@ def build_component(cls: type[Any], arguments: Mapping[str, Any], key: str) -> A
 
 
 def check_networks(components: Mapping[str, ModelMixin], prefix: str) -> None:
-    """Refuses networks that do not fit one another (`EQUAL_WIDTHS`) or are not of the method's kind (`SUPPORTED`).
+    """Refuse networks that do not fit one another (`EQUAL_WIDTHS`).
 
     Raises:
-        ValueError: names both widths or the setting, after `prefix`.
+        ValueError: names both widths, after `prefix`.
     """
 
     def width(key: str) -> Any:
@@ -106,24 +79,6 @@ def check_networks(components: Mapping[str, ModelMixin], prefix: str) -> None:
     control, unet = width("control_encoder.block_out_channels"), width("unet.block_out_channels")
     if control[-1] != unet[0]:
         raise ValueError(f"{prefix}: control_encoder's last width ({control[-1]}) must equal unet's first ({unet[0]})")
-    for name in ("unet", "control_network"):
-        check_supported(components[name], f"{prefix}: {name}")
-
-
-def check_supported(network: ModelMixin, name: str) -> None:
-    """Refuses a UNet or control network of another architecture.
-
-    Raises:
-        ValueError: names the configuration's key and what it may be.
-    """
-    for key, values in SUPPORTED.items():
-        if network.config.get(key, values[0]) not in values:
-            raise ValueError(f"{name}: {key}={network.config[key]} is not supported, only {key}={values[0]} is")
-    blocks = [*network.config.down_block_types, *network.config.get("up_block_types", ())]
-    if unknown := sorted(set(blocks) - UNET_BLOCKS):
-        raise ValueError(
-            f"{name}: blocks of type {unknown[0]} are not supported, only {', '.join(sorted(UNET_BLOCKS))} are"
-        )
 
 
 def component_class(component: str, name: str) -> type[Any]:

@@ -8,6 +8,7 @@ import torch
 from diffusers import ConfigMixin, ControlNetModel, ModelMixin, UNet2DConditionModel
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.controlnets.controlnet import zero_module
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -104,6 +105,9 @@ class ControlNetwork(ControlNetModel):
         args, kwargs: see `ControlNetModel`.
     """
 
+    # Offloading by groups of layers loads this one when it runs, as `enter` runs it apart from `forward`.
+    _group_offload_block_modules = ["zero_conv_in"]
+
     def __init__(self, *args: Any, zero_convolution: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.controlnet_cond_embedding = nn.Identity()
@@ -126,6 +130,7 @@ class ControlNetwork(ControlNetModel):
         network.register_to_config(zero_convolution=True)
         return network
 
+    @apply_forward_hook  # offloading brings the network to the GPU here, as it does before `forward`
     def enter(self, control_features: Float[Tensor, "b c h8 w8"]) -> Float[Tensor, "b c h8 w8"]:
         """Return the control encoder's feature as `forward` takes it: through `zero_conv_in`, if there is one."""
         return control_features if self.zero_conv_in is None else self.zero_conv_in(control_features)

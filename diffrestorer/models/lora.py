@@ -2,7 +2,7 @@
 
 import copy
 
-from diffusers import UNet2DConditionModel
+from diffusers import ModelMixin, UNet2DConditionModel
 
 TARGETS = (
     r".*(attn1\.to_q|attn1\.to_k|to_v|to_out\.0|ff\.net\.0\.proj|ff\.net\.2|proj_in|proj_out"
@@ -33,10 +33,10 @@ def add_lora(unet: UNet2DConditionModel, rank: int) -> None:
     unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=TARGETS))
 
 
-def merged(unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    """Return a plain UNet with the adapters added to its weights; the given one is left as it is."""
-    unet = copy.deepcopy(unet)
-    if getattr(unet, "peft_config", None):
-        unet.fuse_lora()
-        unet.unload_lora()
-    return unet
+def merged(network: ModelMixin) -> ModelMixin:
+    """Return a plain copy of a network with its adapters added to the weights; the given one is left as it is."""
+    network = copy.deepcopy(getattr(network, "_orig_mod", network))  # torch.compile puts a module around it
+    if getattr(network, "peft_config", None):
+        network.fuse_lora()
+        network.unload_lora()
+    return network

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from diffusers import AutoencoderKL, ModelMixin, UNet2DConditionModel
-from jaxtyping import Float, Int
+from jaxtyping import Float, Real
 from torch import Tensor, nn
 
 from diffrestorer.config.degradations import DEGRADATIONS
@@ -91,12 +91,13 @@ class Restorer(DecodingNetworks):
         return Conditioning(prompts, encoded, self.control_network.enter(features))
 
     def denoise(
-        self, noisy_latents: Float[Tensor, "b l h8 w8"], timesteps: Int[Tensor, "..."], condition: Conditioning
+        self, noisy_latents: Float[Tensor, "b l h8 w8"], timesteps: Real[Tensor, "..."], condition: Conditioning
     ) -> Float[Tensor, "b l h8 w8"]:
-        """The UNet under control: predicts what the scheduler's `prediction_type` says.
+        """Predict what the scheduler's `prediction_type` says, with the UNet under control.
 
         Latents come as float32 and are cast to the networks' own type here. With `relative_prediction` the UNet's
-        output is added to the degraded image's latents.
+        output is added to the degraded image's latents. Timesteps may have a fraction, since some schedulers
+        interpolate them.
         """
         token = condition.prompts.semantic_embedding
         noisy_latents = noisy_latents.to(self.unet.dtype)

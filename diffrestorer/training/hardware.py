@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 from diffusers.models.attention import AttentionMixin, BasicTransformerBlock
-from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from diffusers.models.resnet import ResnetBlock2D
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from diffrestorer.config.hardware_presets import HardwareConfig
 from diffrestorer.inference.memory import keep_freed_memory
+from diffrestorer.models.attention import install_one_token_attention
 from diffrestorer.models.blocks import ResBlock
 from diffrestorer.models.control import ControlDecoder, ControlEncoder
 from diffrestorer.models.decoder import DegradationAwareDecoder
@@ -27,30 +27,6 @@ MAX_GRAPHS = 256
 """Graphs that torch.compile may keep of one class's `forward`. Blocks of one class share them, and every combination of
 shapes and of frozen and trained inputs needs one: sd15's stage 1 has 52 in all. Beyond the limit (8 by default) calls
 run eagerly without a word."""
-
-
-class OneTokenAttnProcessor(AttnProcessor2_0):
-    """Cross-attention to one token: the softmax over one key is 1, so it is to_out(to_v(token)) at every position.
-
-    Query, key and what they read get the gradient they have in the general case, which is exactly zero; several tokens
-    take the general case.
-    """
-
-    def __call__(
-        self,
-        attn: Attention,
-        hidden_states: Float[Tensor, "b n c"],
-        encoder_hidden_states: Float[Tensor, "b k d"] | None = None,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Float[Tensor, "b n c"]:
-        if encoder_hidden_states is None or encoder_hidden_states.shape[1] > 1:
-            return super().__call__(attn, hidden_states, encoder_hidden_states, *args, **kwargs)
-        constant = attn.to_v(encoder_hidden_states)
-        for layer in attn.to_out:
-            constant = layer(constant)
-        idle = hidden_states.sum() + attn.to_q.weight.sum() + attn.to_k.weight.sum()
-        return (constant + 0 * idle).expand(-1, hidden_states.shape[1], -1)
 
 
 def check_precision(mixed_precision: str, device: torch.device) -> str | None:
@@ -102,9 +78,7 @@ def apply_hardware(task: nn.Module, hardware: HardwareConfig, device: torch.devi
             if isinstance(module, AttentionMixin):
                 module.set_attn_processor(AttnProcessor())
     if hardware.one_token_attention:
-        for module in task.modules():
-            if isinstance(module, BasicTransformerBlock) and module.attn2 is not None:
-                module.attn2.set_processor(OneTokenAttnProcessor())
+        install_one_token_attention(task, replaced=(AttnProcessor, AttnProcessor2_0))
     if hardware.compile_blocks:
         _compile_blocks(task)
     if hardware.checkpointing == "blocks":  # around compiled blocks: their own backward pass stays one graph

@@ -64,11 +64,11 @@ def test_a_gpu_gets_bf16_and_channels_last(pipe: DiffRestorerPipeline, device: t
     assert {parameter.device.type for parameter in pipe.restorer.parameters()} == {device.type}
 
 
-@pytest.mark.parametrize("engine", ["compile", "graphs"])
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.timeout(600)
-def test_engines_restore_the_same(
-    engine: Any,
+def test_compiled_networks_restore_the_same(
+    mode: str,
     pipe: DiffRestorerPipeline,
     device: torch.device,
     record_property: Callable,
@@ -77,9 +77,9 @@ def test_engines_restore_the_same(
     if device.type == "cpu":  # a walk without generated code
         plain = torch.compile
         monkeypatch.setattr(torch, "compile", lambda *args, **options: plain(*args, backend="eager"))
-        engine = "compile"
     expected = restore(pipe.prepare(device, dtype=torch.float32), 64, 64)
-    pipe.prepare(device, engine, torch.float32)
+    for network in (pipe.unet, pipe.control_network):
+        network.compile(mode=mode, dynamic=False)
     for _ in range(3):  # graphs are recorded at the second call and replayed at the third
         worst = (restore(pipe, 64, 64) - expected).abs().max().item()
         assert worst <= FLOAT32_BOUND

@@ -7,7 +7,8 @@ import torch
 from diffusers import UniPCMultistepScheduler
 
 from diffrestorer.inference.one_step import OneStepScheduler
-from diffrestorer.inference.sampler import sampling_table
+from diffrestorer.inference.sampler import check_steps
+from diffrestorer.inference.unipc_table import sampling_table
 
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 PREDICTIONS = ["epsilon", "sample", "v_prediction"]
@@ -37,14 +38,14 @@ def test_the_table_is_the_step(prediction: str, tau: int) -> None:
     table = sampling_table(scheduler, 1)
     asked: list[int] = []
 
-    def predict(latents: torch.Tensor, step: int) -> torch.Tensor:
+    def predict(latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         assert torch.equal(latents, start), "the network is given the starting latents as they are"
-        asked.append(step)
+        asked.append(timestep.item())
         return output
 
     found = table.sample(start, predict)
 
-    assert asked == [0]
+    assert asked == [tau]
     assert table.timesteps.tolist() == [tau]
     torch.testing.assert_close(found, scheduler.step(output, tau, start).prev_sample, rtol=1e-6, atol=1e-6)
 
@@ -66,7 +67,7 @@ def test_it_is_saved_and_loaded(tmp_path: Path) -> None:
 @pytest.mark.parametrize("steps", [2, 20])
 def test_other_numbers_of_steps_are_refused(steps: int) -> None:
     with pytest.raises(ValueError, match=f"restores in one step, not in {steps}: leave the steps out, or give 1"):
-        sampling_table(OneStepScheduler(), steps)
+        check_steps(OneStepScheduler(), steps)
 
 
 def test_wrong_settings_are_refused() -> None:

@@ -8,7 +8,8 @@ import pytest
 import torch
 from diffusers import UniPCMultistepScheduler
 
-from diffrestorer.inference.sampler import sample_latents, sampling_table
+from diffrestorer.inference.sampler import check_steps, sample_latents
+from diffrestorer.inference.unipc_table import sampling_table
 
 if TYPE_CHECKING:
     from diffrestorer.config.schema import ModelConfig
@@ -20,8 +21,8 @@ SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_l
 def stock(scheduler: UniPCMultistepScheduler, noise: torch.Tensor, num_steps: int, predict: Callable) -> torch.Tensor:
     scheduler.set_timesteps(num_steps)
     latents = noise
-    for step, timestep in enumerate(scheduler.timesteps):
-        latents = scheduler.step(predict(latents, step), timestep, latents).prev_sample
+    for timestep in scheduler.timesteps:
+        latents = scheduler.step(predict(latents, timestep), timestep, latents).prev_sample
     return latents
 
 
@@ -35,16 +36,16 @@ def test_the_table_is_the_scheduler(prediction: str) -> None:
     scheduler = UniPCMultistepScheduler(**SCHEDULE, prediction_type=prediction)
     noise = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
-    def predict(latents: torch.Tensor, step: int) -> torch.Tensor:
-        return (latents + step).sin()
+    def predict(latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        return (latents + timestep / 100).sin()
 
     for num_steps in range(1, 51):
         expected = stock(scheduler, noise, num_steps, predict)
         sampled = sampling_table(scheduler, num_steps).sample(noise, predict)
         assert relative_error(sampled, expected) <= 1e-10, num_steps
 
-    def given(latents: torch.Tensor, step: int) -> torch.Tensor:
-        return (noise + step).cos().to(latents.dtype)
+    def given(latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        return (noise + timestep / 100).cos().to(latents.dtype)
 
     for num_steps in (1, 2, 20, 50):
         exact = stock(scheduler, noise, num_steps, given)
@@ -56,9 +57,9 @@ def test_autocast_does_not_round_the_state() -> None:
     """A decoder step with z0=sampled runs the sampler under autocast: the network rounds, the sampler must not."""
     table = sampling_table(UniPCMultistepScheduler(**SCHEDULE, prediction_type="sample"), 5)
     noise = torch.randn(1, 2, 3, 4, generator=torch.Generator().manual_seed(0))
-    expected = table.sample(noise, lambda latents, step: 0.5 * latents)
+    expected = table.sample(noise, lambda latents, _: 0.5 * latents)
     with torch.autocast("cpu", torch.bfloat16):
-        found = table.sample(noise, lambda latents, step: 0.5 * latents)
+        found = table.sample(noise, lambda latents, _: 0.5 * latents)
     assert torch.equal(found, expected)
 
 
@@ -86,20 +87,18 @@ def test_the_table_follows_the_scheduler_s_options(options: dict) -> None:
     scheduler = UniPCMultistepScheduler(**SCHEDULE, **options)
     noise = torch.randn(1, 2, 3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
-    def predict(latents: torch.Tensor, step: int) -> torch.Tensor:
-        return 0.1 * (latents + step).sin()
+    def predict(latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        return 0.1 * (latents + timestep / 100).sin()
 
     sampled = sampling_table(scheduler, 7).sample(noise, predict)
     assert relative_error(sampled, stock(scheduler, noise, 7, predict)) <= 1e-6
 
 
-def test_what_is_not_linear_is_refused() -> None:
-    with pytest.raises(ValueError, match="thresholding is not supported"):
-        sampling_table(UniPCMultistepScheduler(thresholding=True), 4)
+def test_steps_that_do_not_work_out_are_refused() -> None:
     with pytest.raises(ValueError, match="at least 1, not 0"):
-        sampling_table(UniPCMultistepScheduler(), 0)
+        check_steps(UniPCMultistepScheduler(), 0)
     with pytest.raises(ValueError, match="not finite"):
-        sampling_table(UniPCMultistepScheduler(solver_type="bh1"), 7)
+        check_steps(UniPCMultistepScheduler(solver_type="bh1"), 7)
 
 
 def test_the_loop_is_the_plain_one(tiny_restorer: "Restorer", tiny_config: "ModelConfig", randomised: Callable) -> None:
@@ -110,9 +109,7 @@ def test_the_loop_is_the_plain_one(tiny_restorer: "Restorer", tiny_config: "Mode
     scheduler = UniPCMultistepScheduler(**tiny_config.scheduler)
     with torch.no_grad():
         condition = restorer.condition(lq, restorer.read_prompts(lq))
-        expected = stock(
-            scheduler, noise, 5, lambda latents, i: restorer.denoise(latents, scheduler.timesteps[i], condition)
-        )
+        expected = stock(scheduler, noise, 5, lambda latents, t: restorer.denoise(latents, t, condition))
         sampled = sample_latents(restorer, scheduler, condition, noise, 5)
         moved = dataclasses.replace(condition, control_features=condition.control_features + 1)
         assert relative_error(sampled, expected) <= 1e-5
