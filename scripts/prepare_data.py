@@ -13,4 +13,4 @@ def main(config: PrepareConfig) -> None:
 
 
 if __name__ == "__main__":
-    run("prepare_data", PrepareConfig, main, flags=("set", "root", "out"), switch="check", explain=explain)
+    run("prepare_data", PrepareConfig, main, flags=("set", "root", "out"), switch="check", describe=explain)

@@ -1,12 +1,16 @@
 """Every config composes into its schema, and whatever is wrong on a command line is refused in one sentence."""
 
 import dataclasses
+import inspect
+import json
 import re
+import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import yaml
@@ -15,20 +19,23 @@ from omegaconf import OmegaConf
 from diffrestorer.config.classes import follow_classes, model_classes, trained_classes
 from diffrestorer.config.composition import (
     CONFIG_DIR,
-    _flags_to_overrides,
     _instantiate,
     _settable,
     differences,
+    groups_of,
     help_text,
     load,
     run,
     save,
 )
+from diffrestorer.config.constructors import constructor_arguments
 from diffrestorer.config.degradations import DEGRADATIONS
 from diffrestorer.config.evaluating import EvaluateConfig, FiguresConfig
 from diffrestorer.config.hardware_presets import detect_hardware
+from diffrestorer.config.help_page import field_texts, flatten
+from diffrestorer.config.options import Limits, check_limits, limits_of
+from diffrestorer.config.overrides import keys_of, read_command_line, type_of_key
 from diffrestorer.config.schema import (
-    CHOICES,
     BaseConfig,
     BaselineConfig,
     DecoderConfig,
@@ -37,7 +44,9 @@ from diffrestorer.config.schema import (
     Stage1Config,
     StudentConfig,
 )
-from diffrestorer.config.synthesis_ranges import Jpeg, Noise, Snow, SnowLayer, Synthesis
+from diffrestorer.config.synthesis_ranges import Jpeg, Noise, Parameters, Snow, SnowLayer, Synthesis
+
+ROOT = Path(__file__).resolve().parents[1]
 
 SCHEMAS: dict[str, type] = {
     "train_base": BaseConfig,
@@ -56,12 +65,6 @@ def options(group: str) -> list[str]:
     return sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml"))
 
 
-def groups(root: str) -> list[str]:
-    """The groups in a root file's defaults list."""
-    defaults = yaml.safe_load((CONFIG_DIR / f"{root}.yaml").read_text()).get("defaults", [])
-    return [name for entry in defaults if isinstance(entry, dict) for name in entry if not name.startswith("optional ")]
-
-
 def applies(ablation: str, schema: type) -> bool:
     content = yaml.safe_load((CONFIG_DIR / "ablation" / f"{ablation}.yaml").read_text()) or {}
     return set(content) <= {field.name for field in dataclasses.fields(schema)}
@@ -71,16 +74,35 @@ def combinations() -> list[tuple[str, tuple[str, ...]]]:
     """Every root file with every choice of its groups; `hardware`, which touches nothing the others do, by itself."""
     found: list[tuple[str, tuple[str, ...]]] = []
     for root in SCHEMAS:
-        choices = {group: [f"{group}={name}" for name in options(group)] for group in groups(root)}
+        choices = {group: [f"{group}={name}" for name in names] for group, names in groups_of(root).items()}
         found.extend((root, (line,)) for line in choices.pop("hardware", []))
         found.extend((root, chosen) for chosen in product(*choices.values()))
     return found
 
 
-def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(tree, dict) and tree:
-        return {key: value for name, branch in tree.items() for key, value in flat(branch, f"{prefix}{name}.").items()}
-    return {prefix[:-1]: tree}
+def dataclasses_in(schema: type, prefix: str = "") -> Iterator[tuple[str, type]]:
+    """A schema and every dataclass inside it, beside the beginning of its keys."""
+    yield prefix, schema
+    for item in dataclasses.fields(schema):
+        if dataclasses.is_dataclass(item.type):
+            yield from dataclasses_in(item.type, f"{prefix}{item.name}.")  # type: ignore[arg-type]
+
+
+def numeric_fields() -> Iterator[tuple[str, str, type, "dataclasses.Field[Any]"]]:
+    """Every field of every schema that holds numbers: root, key, its dataclass, the field."""
+    for root, schema in SCHEMAS.items():
+        for prefix, part in dataclasses_in(schema):
+            hints = get_type_hints(part)
+            for item in dataclasses.fields(part):
+                if {int, float} & set(kinds(hints[item.name])) and not issubclass(part, Parameters):
+                    yield root, f"{prefix}{item.name}", part, item
+
+
+def kinds(hint: Any) -> Iterator[Any]:
+    """The types that a type is made of."""
+    yield hint
+    for inner in get_args(hint):
+        yield from kinds(inner)
 
 
 def test_every_root_has_a_schema_and_a_header() -> None:
@@ -112,7 +134,8 @@ def test_every_combination_of_groups_composes(root: str, chosen: tuple[str, ...]
 
 def test_groups_are_found() -> None:
     """What the test above stands on."""
-    assert groups("train_stage1") == ["model", "data", "ablation", "hardware"]
+    assert list(groups_of("train_stage1")) == ["model", "data", "ablation", "hardware"]
+    assert groups_of("evaluate") == {}
     assert options("model") == ["mini", "sd15"]
     assert [name for name in options("ablation") if not applies(name, DecoderConfig)] == [
         "no_aux_loss",
@@ -201,7 +224,6 @@ def test_overrides_are_typed() -> None:
         ("data.classes=[noise,Sandstorm]", "data.classes=Sandstorm is not valid: a class is named with"),
         ("data.classes=[blur+noise]", "data.classes=blur+noise is not valid"),
         ("data.classes=[noise,rain,noise]", "data.classes names noise twice"),
-        ("data.classes=noise", "data.classes"),
         ("data.synthesis.noise.sigma=[50,10]", "synthesis.noise.sigma=[50.0, 10.0] is reversed: write [10.0,50.0]"),
         ("data.synthesis.noise.sigma=[-1,10]", "synthesis.noise.sigma=[-1.0, 10.0] is not possible"),
         ("data.synthesis.noise.sigma=10", "data.synthesis.noise.sigma"),
@@ -212,14 +234,29 @@ def test_overrides_are_typed() -> None:
         ("train.max_steps=1.5", "train.max_steps: Value '1.5'"),
         ("train.lr=fast", "train.lr: Value 'fast'"),
         ("model.refine=maybe", "model.refine: Value 'maybe' is not a valid bool"),
-        ("data.degradations=rain", "data.degradations"),
         ("output_dir=null", "output_dir"),
         ("train=5", "train"),
         ("train.max_steps", "'train.max_steps' is not of the form key=value"),
-        ("+train.max_steps=3", "is not of the form key=value"),
-        ("~train", "is not of the form key=value"),
-        ("output_dir=runs/lr=1", "output_dir='runs/lr=1'"),
-        ("seed=1,2", "'seed=1,2' gives several values; a list is written seed=[1,2]"),
+        ("+train.max_steps=3", "train.max_steps has a value already: write train.max_steps=VALUE, without the +"),
+        ("~train.max_steps", "train.max_steps: TrainConfig (DictConfig) does not support deletion"),
+        ("seed=1,2", "'seed=1,2' gives several values; a list is written seed=[1,2], a sweep needs -m"),
+        ("trian.max_steps=1", "unknown key 'trian.max_steps', did you mean 'train.max_steps'?"),
+        ("+train.max_stepz=3", "unknown key 'train.max_stepz', did you mean 'train.max_steps'?"),
+        (
+            "model.unet.dropout=0.1",
+            "model.unet.dropout is not set by configs/: write +model.unet.dropout=0.1 to add it",
+        ),
+        ("+model.unet.dropuot=0.1", "did you mean 'model.unet.dropout'?; UNet2DConditionModel has no argument"),
+        ("+model.vae.latent_chanels=4", "did you mean 'model.vae.latent_channels'?"),
+        ("+model.scheduler.beta_strat=0.1", "did you mean 'model.scheduler.beta_start'?"),
+        ("+model.scheduler.solver_order=3", "DDPMScheduler has no argument of that name"),
+        (
+            "+model.image_encoder.vision_cfg.timm_name=x",
+            "did you mean 'model.image_encoder.vision_cfg.timm_model_name'?",
+        ),
+        ("model.prompt_processor.semantic_dim=foo", "semantic_dim=foo is not possible: PromptProcessor takes int here"),
+        ("model.unet.block_out_channels=[a,b]", "UNet2DConditionModel takes tuple[int, ...] here"),
+        ("model.control_encoder.modulate=3", "ControlEncoder takes bool here"),
         ("z0=hq", "unknown key 'z0'"),
     ],
 )
@@ -230,38 +267,144 @@ def test_wrong_overrides_are_refused(override: str, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_choices_are_keys_and_their_defaults_are_among_them() -> None:
-    known: dict[str, Any] = {}
-    for root, schema in SCHEMAS.items():
-        known |= flat(dataclasses.asdict(load(root, schema)))
-    assert set(CHOICES) <= set(known)
-    for schema in SCHEMAS.values():
-        defaults = flat(OmegaConf.to_container(OmegaConf.structured(schema)))
-        for key in set(CHOICES) & set(defaults):
-            assert defaults[key] in (None, *CHOICES[key]), f"{schema.__name__}.{key}"
+@pytest.mark.parametrize(
+    ("root", "key", "part", "item"), numeric_fields(), ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_every_number_has_a_range_and_what_lies_outside_is_refused(
+    root: str, key: str, part: type, item: "dataclasses.Field[Any]"
+) -> None:
+    limits = limits_of(item)
+    assert limits is not None, f"{key} has no range"
+    assert {limits.ge, limits.gt} != {None}, f"{key} has no lower bound"
+    outside: list[float] = [float("nan"), float("inf"), -float("inf")]
+    outside += [bound - 1 for bound in (limits.ge, limits.gt) if bound is not None]
+    outside += [bound + 1 for bound in (limits.le, limits.lt) if bound is not None]
+    outside += [bound for bound in (limits.gt, limits.lt) if bound is not None]
+
+    kind = get_type_hints(part)[item.name]
+    for value in outside:
+        held: Any = (
+            {0.5: value} if dict in kinds_of_origin(kind) else [value] if list in kinds_of_origin(kind) else value
+        )
+        with pytest.raises(ValueError, match=re.escape(f"{key}={value} is not possible: it has to be")):
+            limits.check(key, value)
+        with pytest.raises(ValueError, match=re.escape(f"{item.name}={value} is not possible")):
+            check_limits(part, {item.name: held})
 
 
-def test_a_quoted_value_may_hold_anything() -> None:
-    config = load("train_stage1", Stage1Config, ["output_dir='runs/lr=1 (b)'"])
-    assert config.output_dir == "runs/lr=1 (b)"
+def kinds_of_origin(hint: Any) -> set[Any]:
+    return {getattr(kind, "__origin__", None) for kind in kinds(hint)}
 
 
 @pytest.mark.parametrize(
-    ("arguments", "overrides"),
+    ("root", "override"),
     [
-        (["--suite", "mixed"], ["suite=mixed"]),
-        (["--suite=mixed", "seed=1"], ["suite=mixed", "seed=1"]),
-        (["--method", "a,b", "--suite", "demo"], ["method=[a,b]", "suite=demo"]),
-        (["method=a"], ["method=[a]"]),
-        (["method=[a,b]"], ["method=[a,b]"]),
-        (["--method", "a,mine=out/x"], ["method=[a,'mine=out/x']"]),
-        (["metrics=psnr,ssim"], ["metrics=[psnr,ssim]"]),
-        (["data.degradations=rain,jpeg"], ["data.degradations=[rain,jpeg]"]),
-        (["seed=1"], ["seed=1"]),
+        ("train_stage1", "train.log_every=0"),
+        ("train_stage1", "train.checkpoint_every=0"),
+        ("train_stage1", "train.sample_every=0"),
+        ("train_stage1", "train.keep_checkpoints=-1"),
+        ("train_stage1", "train.max_steps=0"),
+        ("train_stage1", "seed=-1"),
+        ("train_stage1", "data.size=8"),
+        ("train_stage1", "data.size=100"),
+        ("train_stage1", "train.lr=-1"),
+        ("train_stage1", "train.lr_milestones={0.5: -1}"),
+        ("train_baseline", "betas=[0.9,1.5]"),
+        ("train_student", "tau=1000"),
+        ("train_mini", "shares={stage1: 0.0}"),
+        ("evaluate", "batch_size=0"),
+        ("evaluate", "fid_floor=1"),
+        ("prepare_data", "budget=0"),
     ],
 )
-def test_flags_become_overrides(arguments: list[str], overrides: list[str]) -> None:
-    assert _flags_to_overrides(arguments, ("suite", "method")) == overrides
+def test_numbers_out_of_range_are_refused_on_the_command_line(root: str, override: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{re.escape(override.split('=')[0])}=.* is not possible: it has to be"):
+        load(root, SCHEMAS[root], [override])
+
+
+def test_defaults_lie_within_their_limits() -> None:
+    for schema in SCHEMAS.values():
+        check_limits(schema, OmegaConf.to_container(OmegaConf.structured(schema)))  # type: ignore[arg-type]
+
+
+def test_every_choice_is_accepted_and_others_are_refused_with_the_nearest() -> None:
+    for schema in SCHEMAS.values():
+        for _, part in dataclasses_in(schema):
+            for item in dataclasses.fields(part):
+                limits = limits_of(item) or Limits()
+                for choice in limits.choices:
+                    limits.check(item.name, choice)
+                    with pytest.raises(ValueError, match=rf"is not valid, did you mean '{choice}'"):
+                        limits.check(item.name, f"{choice}_")
+
+
+TEXTS = (
+    "photos (1)",
+    "été",
+    "a=b",
+    "3.10",
+    "1e3",
+    "true",
+    "it's",
+    'say "no"',
+    "a,b",
+    "a: b",
+    "[1]",
+    "{x}",
+    "a\\b\\",
+    " b ",
+    "@#%&*",
+    "-1",
+)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_text_is_taken_as_typed(text: str) -> None:
+    keys = [key for key in keys_of(Stage1Config) if type_of_key(Stage1Config, key) in (str, str | None)]
+    free = [
+        key for key in keys if key.rpartition(".")[2] in ("output_dir", "root", "base", "init", "cache_dir", "clip")
+    ]
+    assert len(free) == 7, free
+    config = dataclasses.asdict(load("train_stage1", Stage1Config, [f"{key}={text}" for key in free]))
+    assert {key: dict(flatten(config))[key] for key in free} == dict.fromkeys(free, text)
+
+
+@pytest.mark.parametrize("text", [text for text in TEXTS if not set(text) & set(",'\"[{") and text.strip() == text])
+def test_text_in_lists_and_sweeps_is_taken_as_typed(text: str) -> None:
+    for written in (f"method={text},b", f"method=[{text},b]"):
+        assert load("evaluate", EvaluateConfig, [written]).method == [text, "b"]
+    assert load("evaluate", EvaluateConfig, [f"method={text}"]).method == [text]
+
+
+def test_null_and_quotes_keep_their_meaning() -> None:
+    overrides = ["base=null", "data.root='runs/lr=1 (b)'", 'output_dir="null"', "init=${output_dir}/x"]
+    config = load("train_stage1", Stage1Config, overrides)
+    assert (config.base, config.data.root, config.output_dir, config.init) == (None, "runs/lr=1 (b)", "null", "null/x")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "overrides"),
+    [
+        (["--suite", "mixed"], [], ["suite='mixed'"]),
+        (["--suite=mixed", "seed=1"], [], ["suite='mixed'", "seed=1"]),
+        (["--method", "a,b", "--suite", "demo"], [], ["method=['a','b']", "suite='demo'"]),
+        (["method=a"], [], ["method=['a']"]),
+        (["method=[a,b]"], [], ["method=['a','b']"]),
+        (["--method", "a,mine=out/x"], [], ["method=['a','mine=out/x']"]),
+        (["-m", "method=a,b"], ["-m"], ["method=['a'],['b']"]),
+        (["seed=1,2", "--multirun", "suite=a,b"], ["--multirun"], ["seed=1,2", "suite='a','b'"]),
+        (
+            ["seed=1", "--cfg", "job", "--config-dir", "x", "steps=2"],
+            ["--cfg", "job", "--config-dir", "x"],
+            ["seed=1", "steps=2"],
+        ),
+        (["~seed", "+data.x=1"], [], ["~seed", "+data.x=1"]),
+        (["--check"], [], ["check=true"]),
+    ],
+)
+def test_words_become_options_and_overrides(arguments: list[str], options: list[str], overrides: list[str]) -> None:
+    line = read_command_line(arguments, EvaluateConfig, ("suite", "method"), "check")
+    assert (line.options, line.overrides) == (options, overrides)
 
 
 @pytest.mark.parametrize(
@@ -269,18 +412,51 @@ def test_flags_become_overrides(arguments: list[str], overrides: list[str]) -> N
     [
         (["--suit", "mixed"], "unknown option --suit, did you mean 'suite'?"),
         (["--seed", "1"], "unknown option --seed"),
+        (["--mutlirun", "seed=1,2"], "unknown option --mutlirun, did you mean 'multirun'?"),
         (["--suite"], "--suite needs a value"),
         (["--suite=", "seed=1"], "--suite needs a value"),
         (["--suite", "--method", "a"], "--suite needs a value"),
+        (["mixed"], "'mixed' is not of the form key=value"),
     ],
 )
-def test_wrong_flags_are_refused(arguments: list[str], message: str) -> None:
+def test_wrong_words_are_refused(arguments: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
-        _flags_to_overrides(arguments, ("suite", "method"))
+        read_command_line(arguments, EvaluateConfig, ("suite", "method"))
 
 
-def test_a_method_that_names_a_group_is_no_list() -> None:
-    assert _flags_to_overrides(["method=nafnet"], (), ("method",)) == ["method=nafnet"]
+def test_constructor_arguments_are_those_of_the_classes() -> None:
+    """They are read from source code; here the classes themselves say them."""
+    from diffrestorer.baselines.registry import BASELINES
+    from diffrestorer.models.components import COMPONENTS
+
+    for method, cls in BASELINES.items():
+        found = constructor_arguments({"method": method})
+        assert set(found["network"][1]) == set(cls._get_init_keys(cls)) - {"self"}, method
+    for name in ("vae", "image_encoder", "prompt_processor", "unet", "control_encoder"):
+        for cls in COMPONENTS[name]:
+            assert set(found[f"model.{name}"][1]) == set(cls._get_init_keys(cls)) - {"self"}, name
+
+
+def test_every_constructor_argument_can_be_set() -> None:
+    """All of all components at once, each to its class's own default."""
+    from diffusers import DDPMScheduler
+
+    from diffrestorer.models.components import COMPONENTS
+
+    expected = {}
+    for name in ("vae", "image_encoder", "prompt_processor", "unet", "control_encoder", "scheduler"):
+        cls = DDPMScheduler if name == "scheduler" else COMPONENTS[name][0]
+        defaults = inspect.signature(cls.__init__).parameters
+        for argument in constructor_arguments({})[f"model.{name}"][1]:
+            default = defaults[argument].default
+            if default is not inspect.Parameter.empty:
+                expected[f"{name}.{argument}"] = list(default) if isinstance(default, tuple) else default
+    assert len(expected) > 80
+    overrides = [f"++model.{key}={json.dumps(value)}" for key, value in expected.items()]
+    model = load("train_stage1", Stage1Config, overrides).model
+    for key, value in expected.items():
+        name, argument = key.split(".")
+        assert getattr(model, name)[argument] == value, key
 
 
 def test_a_size_changes_what_its_file_says_and_the_command_line_wins() -> None:
@@ -294,24 +470,35 @@ def test_a_size_changes_what_its_file_says_and_the_command_line_wins() -> None:
     assert (own.network["dim"], own.train.max_steps) == (24, 5)
 
 
-def test_flagged_lists_arrive() -> None:
-    overrides = _flags_to_overrides(["--method", "degraded,mine=out/my x"], ("suite", "method"))
-    assert load("evaluate", EvaluateConfig, overrides).method == ["degraded", "mine=out/my x"]
-
-
 @pytest.mark.parametrize("root", SCHEMAS)
-def test_help_lists_every_key_and_group(root: str) -> None:
+def test_help_tells_every_key_and_group(root: str) -> None:
+    """Each on a line of its own with its default; each field with its meaning and its limits."""
     text = help_text(root, SCHEMAS[root])
-    shown = dict(line.strip().split("=", 1) for line in text.splitlines() if line.startswith("  ") and "=" in line)
+    lines = {
+        line.strip().partition("=")[0]: line for line in text.splitlines() if line.startswith("  ") and "=" in line
+    }
     config = load(root, SCHEMAS[root])
-    for key, value in flat(OmegaConf.to_container(OmegaConf.structured(config))).items():
-        assert shown.get(key) == ("null" if value is None else str(value)), key
-    for group in groups(root):
-        assert f"{group}={'|'.join(options(group))}" in text
+    for key, value in flatten(dataclasses.asdict(config)):  # type: ignore[arg-type]
+        shown = "null" if value is None else str(value)
+        assert f"{key}=auto" in lines[key] or f"{key}={shown[:45]}" in lines[key] or "." in key, key
+    for prefix, part in dataclasses_in(SCHEMAS[root]):
+        for item in dataclasses.fields(part):
+            key, limits = f"{prefix}{item.name}", limits_of(item)
+            if key in lines and not dataclasses.is_dataclass(item.type) and key not in groups_of(root):
+                assert issubclass(part, Parameters) or field_texts(part)[item.name] in lines[key], key
+                assert limits is None or limits.describe() in lines[key], key
+    for group, names in groups_of(root).items():
+        assert f"{group}={'|'.join(names)}" in text
     header = (CONFIG_DIR / f"{root}.yaml").read_text().splitlines()[0]
     assert text.startswith(header.removeprefix("# "))
-    for field in dataclasses.fields(SCHEMAS[root]):
-        assert re.search(rf"^  {field.name}[.=]", text, re.MULTILINE), field.name
+
+
+def test_every_field_has_a_text() -> None:
+    for schema in SCHEMAS.values():
+        for _, part in dataclasses_in(schema):
+            if not issubclass(part, Parameters):  # these fall back on the text of their class
+                missing = {item.name for item in dataclasses.fields(part)} - set(field_texts(part))
+                assert not missing, f"{part.__name__}: {missing}"
 
 
 def test_differences_name_the_keys(tmp_path: Path) -> None:
@@ -355,24 +542,110 @@ def test_ranges_of_the_synthesis_are_keys() -> None:
     assert load("train_stage1", Stage1Config).data.synthesis == Synthesis()
 
 
-def test_run_hands_over_the_typed_config(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    seen: list[EvaluateConfig] = []
-    monkeypatch.setattr(sys, "argv", ["evaluate.py", "--suite", "mixed", "method=a,b", "steps=3"])
-    run("evaluate", EvaluateConfig, seen.append, flags=("suite", "method"))
-    assert (seen[0].suite, seen[0].method, seen[0].steps) == ("mixed", ["a", "b"], 3)
-    monkeypatch.setattr(sys, "argv", ["evaluate.py", "--help"])
-    run("evaluate", EvaluateConfig, seen.append, flags=("suite", "method"))
-    assert len(seen) == 1, "--help runs nothing"
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """Runs a script's front with a command line in an empty folder; returns the configurations it hands over."""
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    monkeypatch.chdir(tmp_path)
+
+    def call(root: str, *arguments: str, flags: tuple[str, ...] = ()) -> list[Any]:
+        seen: list[Any] = []
+        monkeypatch.setattr(sys, "argv", [f"scripts/{root}.py", *arguments])
+        run(root, SCHEMAS[root], seen.append, flags)
+        return seen
+
+    return call
+
+
+def test_run_hands_over_the_typed_config(command: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    arguments = ("--suite", "mixed", "method=a,b", "steps=3", "size=128", "model=x y")
+    (config,) = command("evaluate", *arguments, flags=("suite", "method"))
+    assert (config.suite, config.method, config.steps) == ("mixed", ["a", "b"], 3)
+    assert (config.size, config.model) == (128, "x y"), "names of groups elsewhere"
+    assert command("evaluate", "--help", flags=("suite", "method")) == []
     assert "steps=null" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == [], "Hydra leaves nothing behind"
 
 
-@pytest.mark.parametrize("arguments", [["stepz=3"], ["--nothing"], ["steps=many"], []])
+@pytest.mark.parametrize("root", SCHEMAS)
+def test_each_job_of_a_sweep_has_an_output_dir_of_its_own(root: str, command: Any, tmp_path: Path) -> None:
+    jobs = command(root, "seed=1,2", "-m")
+    assert [job.seed for job in jobs] == [1, 2]
+    if root == "prepare_data":  # its sets share an `out`
+        return
+    default = Path(jobs[0].output_dir).parent
+    assert [job.output_dir for job in jobs] == [f"{default}/0", f"{default}/1"]
+    assert str(default) == SCHEMAS[root]().output_dir
+
+
+def test_jobs_of_a_sweep_may_be_named_by_their_overrides(command: Any) -> None:
+    jobs = command("train_stage1", "-m", "seed=3,4", "output_dir=a b", "hydra.sweep.subdir='seed ${seed}'")
+    assert [job.output_dir for job in jobs] == ["a b/seed 3", "a b/seed 4"]
+
+
+def test_a_sweep_goes_over_groups_texts_and_lists(command: Any) -> None:
+    jobs = command(
+        "train_stage1", "-m", "model=mini,sd15", "data.root=a (1),b", "data.degradations=[rain],[noise,jpeg]"
+    )
+    assert [(job.model.name, job.data.root, job.data.degradations) for job in jobs] == [
+        (model, root, classes)
+        for model, root, classes in product(("mini", "sd15"), ("a (1)", "b"), (["rain"], ["noise", "jpeg"]))
+    ]
+
+
+def test_no_job_of_a_sweep_runs_where_one_is_wrong(command: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    seen: list[Any] = []
+    with pytest.raises(SystemExit) as end:
+        seen = command("train_stage1", "-m", "seed=1,-2")
+    assert (end.value.code, seen) == (2, [])
+    assert capsys.readouterr().err == "train_stage1.py: seed=-2 is not possible: it has to be at least 0\n"
+
+
+def test_cfg_prints_the_configuration_and_runs_nothing(command: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("+model.unet.dropout=0.1", "+model.image_encoder.vision_cfg.timm_model_name=x", "--cfg", "job")
+    assert command("train_stage1", *arguments) == []
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["model"]["unet"]["dropout"] == 0.1
+    assert printed["model"]["image_encoder"]["vision_cfg"]["timm_model_name"] == "x"
+
+
+def test_a_key_can_be_deleted_from_a_dictionary(command: Any) -> None:
+    (config,) = command("train_stage1", "~model.unet.sample_size", "~ablation")
+    assert "sample_size" not in config.model.unet
+
+
+def test_configurations_of_one_s_own(command: Any, tmp_path: Path) -> None:
+    """A root file that extends ours, and a file of a group, in --config-dir."""
+    (tmp_path / "own" / "data").mkdir(parents=True)
+    (tmp_path / "own" / "data" / "holiday.yaml").write_text("name: photos\nroot: holiday (1)\n")
+    (tmp_path / "own" / "small.yaml").write_text("defaults: [train_stage1, _self_]\nlambda_rec: 0.5\n")
+    arguments = ("--config-dir", str(tmp_path / "own"), "--config-name", "small", "data=holiday", "seed=3")
+    (config,) = command("train_stage1", *arguments)
+    assert (type(config), config.lambda_rec, config.data.root, config.seed) == (Stage1Config, 0.5, "holiday (1)", 3)
+
+
+def test_a_script_may_load_other_configurations(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As train_mini.py does for its stages, within its own run of Hydra."""
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    monkeypatch.chdir(tmp_path)
+    seen = []
+    monkeypatch.setattr(sys, "argv", ["train_mini.py", "seed=3"])
+    run(
+        "train_mini",
+        MiniConfig,
+        lambda config: seen.append(load("train_decoder", DecoderConfig, [f"seed={config.seed}"])),
+    )
+    assert [config.seed for config in seen] == [3]
+
+
+@pytest.mark.parametrize("arguments", [["stepz=3"], ["--nothing"], ["steps=many"], ["steps=0"], []])
 def test_run_ends_with_one_sentence_and_status_2(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def main(config: EvaluateConfig) -> None:
         raise ValueError("there is nothing to restore")
 
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
     monkeypatch.setattr(sys, "argv", ["scripts/evaluate.py", *arguments])
     with pytest.raises(SystemExit) as end:
         run("evaluate", EvaluateConfig, main)
@@ -383,14 +656,19 @@ def test_run_ends_with_one_sentence_and_status_2(
     assert not output.out
 
 
-def test_loading_needs_no_torch() -> None:
-    """A typo is refused at once, not after ten seconds of imports."""
-    import subprocess
-
+@pytest.mark.parametrize("arguments", [["--help"], ["trian.max_steps=1"], ["model.unet.dropout=x"], ["seed=-1"]])
+def test_help_and_refusals_need_no_torch(arguments: list[str]) -> None:
+    """A typo is refused at once, not after ten seconds of imports; on a machine with a GPU too."""
     program = (
-        "import sys, diffrestorer.config.composition; assert not {'torch', 'diffusers', 'numpy'} & set(sys.modules)"
+        "import runpy, sys\n"
+        f"sys.argv = ['train_stage1.py', *{arguments!r}]\n"
+        "try:\n"
+        "    runpy.run_path('scripts/train_stage1.py', run_name='__main__')\n"
+        "except SystemExit as end:\n"
+        "    assert end.code == 2\n"
+        "assert not {'torch', 'diffusers', 'numpy'} & set(sys.modules)\n"
     )
-    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    answer = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stderr
 
 

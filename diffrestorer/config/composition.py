@@ -1,29 +1,47 @@
-"""How a script's configuration is composed from configs/ and the command line, and checked against its schema.
+"""Composition of a script's configuration by Hydra, from configs/ and the command line, and its check.
 
-A script's root file in configs/ names one file of each group (model, data, ablation); `key=value` on the command line
-overrides it. Whatever is unknown or of the wrong type is refused in one sentence, before anything is loaded.
+A script's root file in configs/ extends the dataclass of its configuration and names one file of each group (model,
+data, ablation). Whatever is unknown, of the wrong type or out of range is refused in one sentence, before anything is
+loaded.
 """
 
+import functools
+import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_origin, get_type_hints
+from typing import Any, NoReturn, TypeVar, get_origin, get_type_hints
 
-from hydra import compose, initialize_config_dir
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+import hydra
+from hydra import compose, initialize, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from diffrestorer.config.classes import check_classes, resolve_classes
-from diffrestorer.config.degradations import nearest
-from diffrestorer.config.hardware_presets import REFUSED, detect_hardware
-from diffrestorer.config.schema import CHOICES, DataConfig
+from diffrestorer.config.constructors import check_arguments
+from diffrestorer.config.hardware_presets import detect_hardware
+from diffrestorer.config.help_page import flatten, help_page
+from diffrestorer.config.options import check_limits
+from diffrestorer.config.overrides import CommandLine, parse, read_command_line, take_as_typed
+from diffrestorer.config.refusals import explain
+from diffrestorer.config.schema import DataConfig, TrainConfig
 
 CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
+
+FULL_ERROR = "HYDRA_FULL_ERROR"
+"""Environment variable with which Hydra raises errors instead of printing them with advice and status 1."""
+
+TRACEBACKS = os.environ.get(FULL_ERROR) == "1"
+"""The user asked for tracebacks, also of errors that are told in one sentence."""
 
 Config = TypeVar("Config")
 
@@ -34,89 +52,75 @@ def run(
     main: Callable[[Config], None],
     flags: Sequence[str] = (),
     switch: str = "",
-    explain: Callable[[Sequence[str]], str] = lambda arguments: "",
+    describe: Callable[[Sequence[str]], str] = lambda arguments: "",
 ) -> None:
-    """A script's front: composes configs/`root`.yaml with the command line and calls `main` with the typed result.
+    """Run a script: Hydra composes configs/`root`.yaml with the command line, `main` gets the typed result.
 
     Args:
+        root: name of the root file.
+        schema: dataclass of the configuration.
+        main: called once, or once per job of a sweep (`-m`), whose `output_dir` is then OUTPUT_DIR/NUMBER.
         flags: keys that may also be written `--key value`.
         switch: a key that may also be written `--key`, which sets it to true.
-        explain: what `--help` says first of the other arguments.
+        describe: returns the part of `--help` that depends on the other arguments.
 
     Exits with status 2 and one sentence where a key or a value is wrong or `main` raises ValueError.
     """
     arguments = sys.argv[1:]
     if {"-h", "--help"} & set(arguments):
-        sys.stdout.write("\n".join(filter(None, (explain(arguments), help_text(root, schema)))) + "\n")
+        sys.stdout.write("\n".join(filter(None, (describe(arguments), help_text(root, schema)))) + "\n")
         return
+
     try:
-        arguments = [f"{switch}=true" if switch and word == f"--{switch}" else word for word in arguments]
-        main(load(root, schema, _flags_to_overrides(arguments, flags, _groups(root))))
+        line = read_command_line(arguments, schema, flags, switch)
+        _check_jobs(root, schema, line)
+        _run_hydra(root, schema, main, line)
     except ValueError as error:
-        sys.stderr.write(f"{Path(sys.argv[0]).name}: {error}\n")
-        sys.exit(2)
+        _leave(error)
 
 
 def load(root: str, schema: type[Config], overrides: Sequence[str] = ()) -> Config:
-    """Composes configs/`root`.yaml with overrides into a checked `schema`.
+    """Compose configs/`root`.yaml with overrides into a checked `schema`, also inside a running script.
 
     Raises:
-        ValueError: an unknown key or value, naming the nearest valid one; a value of the wrong type.
+        ValueError: a key is unknown, naming the nearest; a value is of the wrong type or out of range.
     """
-    groups = _groups(root)
-    parsed = _parse(overrides)
-    chosen = [line for line, override in zip(overrides, parsed, strict=True) if override.key_or_group in groups]
-    for line in chosen:
-        _check_group(*line.split("=", 1))
-    precision = None
-    if "hardware" in groups and not any(line.startswith("hardware=") and line != "hardware=auto" for line in chosen):
-        detected = detect_hardware()
-        precision = detected.mixed_precision
-        chosen = [line for line in chosen if line != "hardware=auto"] + [f"hardware={detected.preset}"]
-    try:
-        with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-            merged = OmegaConf.merge(_settable(schema), compose(root, chosen))
-        if precision is not None:
-            OmegaConf.update(merged, "train.mixed_precision", precision)
-        known = list(_flatten(OmegaConf.to_container(merged)))
-        for override in parsed:
-            key = override.key_or_group
-            if key in groups:
-                continue
-            if not _is_known(key, known):
-                raise ValueError(f"unknown key {key!r}{nearest(key, [*known, *groups])}; --help lists them all")
-            OmegaConf.update(merged, key, override.value())
-        config = _instantiate(merged)
-    except (HydraException, OmegaConfBaseException) as error:
-        key = getattr(error, "full_key", None) or root
-        raise ValueError(f"{key}: {str(error).splitlines()[0]}") from None
-    _check_choices(merged)
-    _settle_classes(config)
-    return config
+    return _finish(schema, _compose(root, schema, take_as_typed(overrides, schema)))
 
 
 def save(config: Any, path: Path) -> None:
-    """Writes the resolved config as YAML."""
-    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+    """Write the resolved configuration as YAML, whole or not at all; a file that says the same is left alone."""
+    text = OmegaConf.to_yaml(OmegaConf.structured(config))
+    if path.is_file() and path.read_text() == text:
+        return
+
+    written = path.with_name(f".{path.name}.{os.getpid()}")
+    written.write_text(text)
+    written.replace(path)
 
 
 def differences(config: Any, path: Path, ignore: Sequence[str]) -> list[str]:
-    """Keys in which `config` differs from the one saved at `path`, as `key: old -> new`; `ignore` names prefixes.
+    """Return the keys in which `config` differs from the one saved at `path`, as `key: old -> new`.
 
     A key that did not exist yet when the file was saved counts as saved with its default.
+
+    Args:
+        config: a dataclass.
+        path: a file that `save` wrote, now or in an earlier version.
+        ignore: prefixes of keys that may differ.
     """
     defaults, new = (OmegaConf.to_container(OmegaConf.structured(c)) for c in (type(config), config))
-    old = _flatten(OmegaConf.to_container(OmegaConf.merge(defaults, OmegaConf.load(path))))
-    new = _flatten(new)
+    old = dict(flatten(OmegaConf.to_container(OmegaConf.merge(defaults, OmegaConf.load(path)))))  # type: ignore[arg-type]
+    now = dict(flatten(new))  # type: ignore[arg-type]
     return [
-        f"{key}: {old.get(key)} -> {new.get(key)}"
-        for key in sorted({*old, *new})
-        if old.get(key) != new.get(key) and not any(key.startswith(prefix) for prefix in ignore)
+        f"{key}: {old.get(key)} -> {now.get(key)}"
+        for key in sorted({*old, *now})
+        if old.get(key) != now.get(key) and not any(key.startswith(prefix) for prefix in ignore)
     ]
 
 
 def git_commit() -> str | None:
-    """The commit of the checkout this package runs from; None where it runs from an installed copy."""
+    """Return the commit of the checkout this package runs from; None where it runs from an installed copy."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
@@ -125,108 +129,176 @@ def git_commit() -> str | None:
 
 
 def help_text(root: str, schema: type[Any]) -> str:
-    """What a script does (the header of its root config), and every key with its default."""
+    """Return the `--help` of a script: the header of its root file, its groups, and every key with its meaning."""
     text = (CONFIG_DIR / f"{root}.yaml").read_text()
     header = [line.removeprefix("#").removeprefix(" ") for line in text.splitlines() if line.startswith("#")]
-    defaults = _flatten(OmegaConf.to_container(OmegaConf.structured(load(root, schema))))
-    keys = [f"  {key}={'null' if value is None else value}" for key, value in defaults.items()]
-    groups = [
-        f"  {group}={'|'.join(sorted(path.stem for path in (CONFIG_DIR / group).glob('*.yaml')))}"
-        for group in _groups(root)
-    ]
-    shown_groups = ["", "Groups:", *groups] if groups else []
-    return "\n".join([*header, *shown_groups, "", "Keys and their defaults:", *keys])
+    values = OmegaConf.to_container(_compose(root, schema, []))
+    return help_page("\n".join(header), groups_of(root), schema, values)  # type: ignore[arg-type]
+
+
+@functools.cache
+def groups_of(root: str) -> dict[str, list[str]]:
+    """Return the groups of configs/ that a root file names, each with its files.
+
+    Elsewhere the name of a group is a plain key (evaluate's model=FOLDER).
+    """
+    entries = OmegaConf.to_container(OmegaConf.load(CONFIG_DIR / f"{root}.yaml").get("defaults", []))
+    named = [str(group) for entry in entries if isinstance(entry, dict) for group in entry]
+    offered = [group for group in named if group != "hydra" and " " not in group]
+    return {group: sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml")) for group in offered}
+
+
+def preset_value(key: str) -> Any:
+    """Return what the preset of configs/hardware for this machine says of a key of `train`: `${preset:KEY}`."""
+    detected = detect_hardware()
+    if key == "mixed_precision" and detected.mixed_precision is not None:
+        return detected.mixed_precision
+    preset = OmegaConf.load(CONFIG_DIR / "hardware" / f"{detected.preset}.yaml")
+    return OmegaConf.select(OmegaConf.merge({"train": OmegaConf.structured(TrainConfig)}, preset), f"train.{key}")
+
+
+OmegaConf.register_new_resolver("preset", preset_value, replace=True)
+
+
+def _run_hydra(root: str, schema: type[Config], main: Callable[[Config], None], line: CommandLine) -> None:
+    """Hand the command line to `hydra.main`, and tell its refusals in one sentence."""
+
+    def task(composed: DictConfig) -> None:
+        settings = HydraConfig.get()
+        sweeps = settings.mode == RunMode.MULTIRUN
+        try:
+            config = _finish(schema, composed)
+            if sweeps and hasattr(config, "output_dir"):
+                config.output_dir = os.path.relpath(settings.runtime.output_dir)
+            main(config)
+        except ValueError as error:
+            if sweeps:
+                raise  # Hydra runs the other jobs first
+            _leave(error)
+
+    folder = _register(root, schema)
+    sys.argv = [sys.argv[0], *line.options, f"hydra.job.name={root}", *line.overrides]
+    os.environ[FULL_ERROR] = "1"
+    with _sentences(root, schema, line.overrides):
+        hydra.main(version_base="1.3", config_path=folder, config_name=root)(task)()
+
+
+def _leave(error: ValueError) -> NoReturn:
+    """End the script with one sentence and status 2, or with the traceback that HYDRA_FULL_ERROR=1 asks for."""
+    if TRACEBACKS:
+        raise error
+    sys.stderr.write(f"{Path(sys.argv[0]).name}: {error}\n")
+    sys.exit(2)
+
+
+def _check_jobs(root: str, schema: type[Any], line: CommandLine) -> None:
+    """Check every job of a sweep before the first one runs, and a configuration that is only printed.
+
+    Left to the jobs themselves: sweeps of other sweepers, and configurations that lie elsewhere.
+    """
+    runs_once = not line.multirun and not line.options
+    elsewhere = any(word.startswith(("--config", "-cp", "-cn", "-cd")) for word in line.options)
+    if runs_once or elsewhere or any(word.startswith("hydra") for word in line.overrides):
+        return
+    with _sentences(root, schema, line.overrides):
+        jobs = BasicSweeper.split_arguments(parse(line.overrides), max_batch_size=None)[0]
+    for overrides in jobs:
+        _check(schema, _compose(root, schema, overrides))
+
+
+def _compose(root: str, schema: type[Any], overrides: Sequence[str]) -> DictConfig:
+    """Compose by Hydra's own function, which refuses to while a script of `hydra.main` runs: that is set aside."""
+    running = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    folder = _register(root, schema)
+    try:
+        with _sentences(root, schema, overrides):
+            if folder is None:
+                context: Any = initialize(None, version_base="1.3")
+            else:
+                context = initialize_config_dir(folder, version_base="1.3")
+            with context:
+                return compose(root, list(overrides))
+    finally:
+        GlobalHydra.instance().hydra = running
+
+
+@functools.cache
+def _register(root: str, schema: type[Any]) -> str | None:
+    """Put the dataclass where Hydra finds it, and return the folder of the root file.
+
+    Hydra takes `size=256` for a group wherever it sees a folder of that name. A script without groups is therefore
+    shown its root file alone, and no folder.
+    """
+    store = ConfigStore.instance()
+    store.store(f"{root}_schema", _settable(schema))
+    store.store("plain", OmegaConf.load(CONFIG_DIR / "settings" / "hydra.yaml"), group="hydra")
+    if groups_of(root):
+        return str(CONFIG_DIR)
+    store.store(root, OmegaConf.load(CONFIG_DIR / f"{root}.yaml"))
+    return None
+
+
+@contextmanager
+def _sentences(root: str, schema: type[Any], overrides: Sequence[str]) -> Iterator[None]:
+    """Turn Hydra's and OmegaConf's errors into a ValueError with one sentence."""
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(explain(error, overrides, schema, groups_of(root), root)) from error
+
+
+def _check(schema: type[Any], composed: DictConfig) -> DictConfig:
+    """Return what Hydra composed as a tree of the schema, refusing keys and values that are not possible.
+
+    Interpolations are not resolved: finding the hardware may import torch.
+    """
+    # A root file of one's own (--config-name) need not extend the schema.
+    typed = OmegaConf.get_type(composed) is schema
+    tree: Any = composed if typed else OmegaConf.merge(_settable(schema), composed)
+
+    values: Any = OmegaConf.to_container(tree)
+    check_limits(schema, values)
+    check_arguments(values)
+    return tree
+
+
+def _finish(schema: type[Config], composed: DictConfig) -> Config:
+    """Return the checked dataclass of what Hydra composed."""
+    try:
+        config = _instantiate(_check(schema, composed))
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+    _settle_classes(config)
+    return config
 
 
 def _settable(schema: type[Any]) -> DictConfig:
-    """The schema's tree, open to overrides: OmegaConf would lock the frozen dataclasses in it."""
+    """Return the schema's tree, open to overrides: OmegaConf would lock the frozen dataclasses in it."""
     tree = OmegaConf.structured(schema)
     nodes: list[Any] = [tree]
     for node in nodes:
         OmegaConf.set_readonly(node, None)
+        if node._metadata.element_type is float:
+            OmegaConf.set_struct(node, False)  # a table such as lr_milestones may be given whole
         keys = node.keys() if isinstance(node, DictConfig) else range(len(node))
         nodes += [node[key] for key in keys if OmegaConf.is_config(node[key])]
     return tree
 
 
 def _instantiate(node: Any, hint: Any = None) -> Any:
-    """The dataclasses of a tree. A list becomes a tuple where the dataclass that holds it says so."""
+    """Return the dataclasses of a tree. A list becomes a tuple where the dataclass that holds it says so."""
     if isinstance(node, ListConfig):
         items = [_instantiate(item) for item in node]
         return tuple(items) if get_origin(hint) is tuple else items
     if isinstance(node, DictConfig) and is_dataclass(schema := OmegaConf.get_type(node)):
         hints = get_type_hints(schema)
         return schema(**{str(key): _instantiate(node[key], hints[str(key)]) for key in node})
-    return OmegaConf.to_container(node) if OmegaConf.is_config(node) else node
-
-
-def _groups(root: str) -> list[str]:
-    """The groups of configs/ that a root file names; elsewhere such a key is a plain one (evaluate's model=FOLDER)."""
-    text = (CONFIG_DIR / f"{root}.yaml").read_text()
-    return [path.name for path in sorted(CONFIG_DIR.iterdir()) if path.is_dir() and f"  - {path.name}:" in text]
-
-
-def _flags_to_overrides(arguments: Sequence[str], flags: Sequence[str], groups: Sequence[str] = ()) -> list[str]:
-    """`--suite mixed` and `--suite=mixed` become `suite=mixed`; a list a,b becomes [a,b] (a bare one is a sweep).
-
-    A key that names a group here (`method` of train_baseline) is no list.
-    """
-    overrides, rest = [], list(arguments)
-    while rest:
-        argument = rest.pop(0)
-        if argument.startswith("--"):
-            name, equals, value = argument[2:].partition("=")
-            if name not in flags:
-                raise ValueError(f"unknown option --{name}{nearest(name, flags)}; keys are written key=value")
-            if not equals and rest and not rest[0].startswith("--"):
-                value = rest.pop(0)
-            if not value:
-                raise ValueError(f"--{name} needs a value")
-            argument = f"{name}={value}"
-        key, equals, value = argument.partition("=")
-        lists = {"method", "metrics", "data.degradations", "data.classes", "degradations"} - set(groups)
-        if key in lists and not value.startswith("["):
-            value = "[" + ",".join(f"'{item}'" if "=" in item else item for item in value.split(",")) + "]"
-        overrides.append(f"{key}{equals}{value}")
-    return overrides
-
-
-def _parse(overrides: Sequence[str]) -> list[Override]:
-    parsed = []
-    for line in overrides:
-        if "=" not in line or line.startswith(("+", "~", "-")):
-            raise ValueError(f"{line!r} is not of the form key=value")
-        key, value = line.split("=", 1)
-        try:
-            override = OverridesParser.create().parse_override(line)
-        except HydraException:
-            raise ValueError(
-                f"{line!r} cannot be read; a value with special characters needs quotes in quotes: \"{key}='{value}'\""
-            ) from None
-        if override.is_sweep_override():
-            raise ValueError(f"{line!r} gives several values; a list is written {key}=[{value}]")
-        parsed.append(override)
-    return parsed
-
-
-def _check_group(group: str, value: str) -> None:
-    options = sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml"))
-    if value not in options:
-        raise ValueError(f"{group}={value} does not exist{nearest(value, options)}; choose one of {', '.join(options)}")
-
-
-def _check_choices(config: DictConfig | ListConfig) -> None:
-    for key, names in CHOICES.items():
-        value = OmegaConf.select(config, key)
-        for item in value if OmegaConf.is_list(value) else [value]:
-            if reason := REFUSED.get(f"{key}={item}"):
-                raise ValueError(f"{key}={item} is refused: {reason}")
-            if item is not None and item not in names:
-                raise ValueError(f"{key}={item} is not valid{nearest(item, names)}; choose from {', '.join(names)}")
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
 
 
 def _settle_classes(config: Any) -> None:
-    """Checks `data.classes` and `data.degradations` and names what null stands for.
+    """Check `data.classes` and `data.degradations`, and name the degradations that null stands for.
 
     A stage that goes on from another one takes the classes from that one's model (`training.classes`), which is not
     read here.
@@ -238,13 +310,3 @@ def _settle_classes(config: Any) -> None:
         config.data = resolve_classes(data)
     elif data.classes is not None:
         check_classes(data)
-
-
-def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, Mapping) or not tree:
-        return {prefix[:-1]: tree}
-    return {key: value for name, branch in tree.items() for key, value in _flatten(branch, f"{prefix}{name}.").items()}
-
-
-def _is_known(key: str, known: Sequence[str]) -> bool:
-    return key in known or any(name.startswith(f"{key}.") for name in known)

@@ -1,14 +1,17 @@
-"""How a run uses its machine, and which preset of configs/hardware fits the one at hand."""
+"""Use of the machine by a run, and the preset of configs/hardware that fits the one at hand."""
 
+import functools
 import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from diffrestorer.config.options import option
+
 GIB = 2**30
 
 LIBRARIES = 4 * GIB
-"""What a process takes beside its tensors: CUDA's context, workspaces of kernels, fragments between blocks."""
+"""Bytes of a process beside its tensors: CUDA's context, workspaces of kernels, fragments between blocks."""
 
 NEEDED = {
     "gpu80": {"bf16": 58.1, "no": 70.8},
@@ -18,35 +21,30 @@ NEEDED = {
 """GiB of tensors that a step of sd15 holds by preset, largest first, and precision; counted by
 benchmarks/training_memory.py, the larger of both stages at the preset's micro batch."""
 
-REFUSED = {
-    "train.mixed_precision=fp16": "it needs loss scaling, which skips steps where gradients overflow and whose state "
-    "checkpoints do not hold; take bf16, or no (float32) on a GPU without bf16",
-}
-"""Values that one may expect, and why they are not there."""
-
 
 @dataclass
 class HardwareConfig:
-    """How a run uses its machine (`hardware=cpu|gpu24|gpu40|gpu80|auto` sets all of it).
+    """Use of the machine (`hardware=cpu|gpu24|gpu40|gpu80|auto` sets all of it).
 
     Nothing here changes what is learned. Tolerances on the losses are in docs/training.md and tested.
     """
 
     name: str = "cpu"
-    max_micro_batch: int | None = None
+    """Name of the preset in configs/hardware/."""
+    max_micro_batch: int | None = option(None, ge=1)
     """Samples a process computes at once, at most, where `train.micro_batch_size` is null; null: all of its share."""
     channels_last: bool = False
-    """Convolutions in the memory layout that tensor cores read."""
+    """Compute convolutions in the memory layout that tensor cores read."""
     sdpa: bool = True
-    """Fused attention; false: the plain products and softmax, which keep the attention matrix."""
+    """Use fused attention; false: the plain products and softmax, which keep the attention matrix."""
     one_token_attention: bool = True
-    """Cross-attention to a single token as the constant it is; false: queries, keys and a softmax over one."""
+    """Compute cross-attention to a single token as the constant it is; false: queries, keys and a softmax over one."""
     fused_adamw: bool = False
-    """AdamW in one kernel."""
+    """Run AdamW in one kernel."""
     compile_blocks: bool = False
-    """torch.compile, each repeated block by itself: compiled once a shape rather than once a network."""
-    checkpointing: str = "none"
-    """`blocks`: activations inside a block are computed again in the backward pass instead of kept."""
+    """Compile each repeated block by itself: once per shape rather than once per network."""
+    checkpointing: str = option("none", choices=("none", "blocks"))
+    """`blocks` computes activations inside a block again in the backward pass instead of keeping them."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +68,9 @@ def choose_preset(free: int, has_bf16: bool) -> Detected:
     return Detected([*fitting, list(NEEDED)[-1]][0], None if has_bf16 else precision)
 
 
+@functools.cache
 def detect_hardware() -> Detected:
-    """Return `cpu`, or the GPU preset for the memory that is free on this process's GPU."""
+    """Return `cpu`, or the GPU preset for the memory that is free on this process's GPU at the first call."""
     drivers = (shutil.which("nvidia-smi"), Path("/dev/nvidiactl").exists(), Path("/dev/kfd").exists())
     if not any(drivers):
         return Detected("cpu")  # without importing torch, so that a typo on the command line is refused at once

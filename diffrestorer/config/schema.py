@@ -1,245 +1,139 @@
-"""The typed configuration of training and preparation: what keys exist, their types, defaults and meaning."""
+"""The typed configuration of each training script and of preparation: keys, types, limits, defaults and meaning."""
 
 from dataclasses import dataclass, field
 from typing import Any
 
-from diffrestorer.config.hardware_presets import HardwareConfig
+from diffrestorer.config.options import option
+from diffrestorer.config.parts import LR_SCHEDULES
+from diffrestorer.config.parts import DataConfig as DataConfig
+from diffrestorer.config.parts import ModelConfig as ModelConfig
+from diffrestorer.config.parts import TrainConfig as TrainConfig
 from diffrestorer.config.synthesis_ranges import Synthesis
-from diffrestorer.config.view_ranges import Views
 
-CHOICES = {
-    "train.mixed_precision": ("no", "bf16"),
-    "train.lr_schedule": ("constant", "cosine", "steps"),
-    "pretraining.lr_schedule": ("constant", "cosine", "steps"),
-    "train.save_dtype": ("float32", "float16"),
-    "train.tracker": ("none", "tensorboard", "wandb"),
-    "train.hardware.checkpointing": ("none", "blocks"),
-    "model.train_unet": ("none", "cross_attention", "all", "lora"),
-    "model.perceptual": ("vgg19", "efficientnet_lite0", "lpips", "none"),
-    "z0": ("hq", "sampled"),
-    "split": ("train", "test"),
-    "fit": ("auto", "resize", "crop"),
-    "haze": ("OTS", "ITS"),
-    "dtype": ("float32", "tf32", "bfloat16", "float16"),
-    "only": ("restore", "score"),
-    "part": ("all", "vae", "image_encoder", "unet"),
-    "loss": ("l1", "smooth_l1", "psnr"),
-    "pixel_loss": ("mse", "psnr"),
-    "optimizer": ("adam", "adamw"),
-    "perceptual": ("vgg16", "efficientnet_lite0", "none"),
-}
-"""Keys whose values are names, and the names."""
+PIXEL_LOSSES = ("mse", "psnr")
 
 
 @dataclass
-class ModelConfig:
-    """Which networks. The dictionaries are constructor arguments of the classes in `diffrestorer.models`."""
+class RunConfig:
+    """Keys of every training run."""
 
-    name: str = "sd15"
-    base: str | None = None
-    """Pretrained VAE and UNet (mini: image encoder too): a folder, a hub id, `mini` (bundled) or `none` (random)."""
-    clip: str | None = None
-    """CLIP weights: a tag of open_clip (`openai`) or a file; unused where the base brings its image encoder."""
-    vae_class: str = "AutoencoderKL"
-    image_encoder_class: str = "ImageEncoder"
-    control_encoder_class: str = "ControlEncoder"
-    decoder_class: str = "DegradationAwareDecoder"
-    """Names of the classes that may differ from the paper's; see `diffrestorer.models.mini`."""
-    vae: dict[str, Any] = field(default_factory=dict)
-    image_encoder: dict[str, Any] = field(default_factory=dict)
-    prompt_processor: dict[str, Any] = field(default_factory=dict)
-    unet: dict[str, Any] = field(default_factory=dict)
-    control_encoder: dict[str, Any] = field(default_factory=dict)
-    decoder: dict[str, Any] = field(default_factory=dict)
-    relative_prediction: bool = False
-    """Whether the UNet predicts the difference to the degraded image's latents; needs prediction_type=sample."""
-    scheduler: dict[str, Any] = field(default_factory=dict)
-    refine: bool = True
-    """False leaves the DRBs out of the decoder."""
-    train_unet: str = "none"
-    perceptual: str = "vgg19"
-    """Feature network of the decoder stage's perceptual loss."""
-    perceptual_weights: str | None = None
-    """File with its weights, where they can't be downloaded."""
+    output_dir: str = "outputs"
+    """Folder that holds everything the run writes. The same command on the same folder resumes."""
+    seed: int = option(0, ge=0)
+    """Seed of every random number."""
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
 
 
 @dataclass
-class DataConfig:
-    """Which pairs."""
-
-    name: str = "paper"
-    root: str | None = None
-    """A folder that scripts/prepare_data.py made, or (`data=photos`) one of clean photos, searched recursively."""
-    size: int = 512
-    """Side of the training crop in pixels, a multiple of 8."""
-    degradations: list[str] | None = None
-    """Classes that are trained on; null: all. `data=photos` makes the more of one the more often it is named."""
-    synthesis: Synthesis = field(default_factory=Synthesis)
-    """How strong the synthesised degradations are, such as data.synthesis.noise.sigma=[10,50]."""
-    views: Views = field(default_factory=Views)
-    """What is seen of the clean photos, such as data.views.scale=[0.5,1]."""
-    validation_root: str | None = None
-    """Folder of clean photos that are not trained on, for `train.validate_every`; degraded on the fly, once for all."""
-    classes: list[str] | None = None
-    """The model's classes, in the order of its probabilities. Null: the paper's eight, in later stages stage 1's."""
-
-
-@dataclass
-class TrainConfig:
-    """How long, how fast, and what is kept."""
-
-    max_steps: int = 500_000
-    global_batch_size: int = 16
-    """Samples a step over all processes: what counts, whatever their number."""
-    micro_batch_size: int | None = None
-    """Samples a process computes at once, accumulating gradients up to its share; null: as `hardware` says."""
-    lr: float = 1e-5
-    weight_decay: float = 0.01
-    lr_schedule: str = "constant"
-    """`constant`, `cosine` down to 0 at max_steps, or `steps` at `lr_milestones`."""
-    lr_hold: float = 0.0
-    """Share of the run that `cosine` stays at the peak before it falls."""
-    lr_milestones: dict[float, float] = field(default_factory=dict)
-    """Share of the run -> factor on the learning rate from there on."""
-    warmup_steps: int = 0
-    max_grad_norm: float | None = None
-    """Gradients are clipped to this norm; null: not clipped."""
-    mixed_precision: str = "no"
-    num_workers: int = 4
-    checkpoint_every: int = 5000
-    keep_checkpoints: int = 2
-    log_every: int = 50
-    sample_every: int = 5000
-    save_dtype: str = "float32"
-    """Of the weights in `model/`."""
-    tracker: str = "none"
-    """Where losses go besides `losses.csv`."""
-    ema_decay: float | None = None
-    """Keep an average of the weights with this decay (say 0.9999), validate and save it as the model; null: none."""
-    validate_every: int | None = None
-    """Steps between validations on `data.validation_root`; null: none."""
-    validation_images: int = 16
-    """Photos of a validation, the first by name, each with the next degradation."""
-    validation_lpips: bool = False
-    """LPIPS (AlexNet, fetched by torchvision) beside PSNR."""
-    cache_dir: str | None = None
-    """Folder for what frozen encoders say of prepared pairs, computed once and read ever after; null: computed anew."""
-    allow_changed_data: bool = False
-    """Resume although the training data are not those the run began with."""
-    hardware: HardwareConfig = field(default_factory=HardwareConfig)
-
-
-@dataclass
-class BaseConfig:
+class BaseConfig(RunConfig):
     """`scripts/train_base.py`: mini's VAE, image encoder and UNet, one after the other."""
 
     output_dir: str = "outputs/train_base"
-    seed: int = 0
-    part: str = "all"
+    part: str = option("all", choices=("all", "vae", "image_encoder", "unet"))
     """Train one part only; the parts before it must be finished."""
     init: str | None = None
     """Base whose weights the parts begin with, `mini` or a folder (say, of smaller images); null: random ones."""
     model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    vae_steps: int | None = None
-    """Steps of each part; null: train.max_steps."""
-    image_encoder_steps: int | None = None
-    unet_steps: int | None = None
-    lambda_kl: float = 1e-6
+    vae_steps: int | None = option(None, ge=1)
+    """Steps of the VAE; null: train.max_steps."""
+    image_encoder_steps: int | None = option(None, ge=1)
+    """Steps of the image encoder; null: train.max_steps."""
+    unet_steps: int | None = option(None, ge=1)
+    """Steps of the UNet; null: train.max_steps."""
+    lambda_kl: float = option(1e-6, ge=0)
     """Weight of the VAE's Kullback-Leibler term."""
-    lambda_content: float = 0.1
+    lambda_content: float = option(0.1, ge=0)
     """Weight of the image encoder's contrastive term beside its classification of the degradation."""
 
 
 @dataclass
-class Stage1Config:
+class Stage1Config(RunConfig):
     """`scripts/train_stage1.py`: prompt processor, classifier and control module (Eq. 7)."""
 
     output_dir: str = "outputs/train_stage1"
-    seed: int = 0
     base: str | None = None
     """Overrides model.base: a folder, a hub id, `mini`, or `none` for random weights."""
     init: str | None = None
     """Model whose weights all that trains begins with, to go on from it; null: as the method says."""
     model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    lambda_deg: float = 1.0
-    lambda_rec: float = 1.0
+    lambda_deg: float = option(1.0, ge=0)
+    """Weight of the degradation classifier's loss."""
+    lambda_rec: float = option(1.0, ge=0)
+    """Weight of the control decoder's reconstruction loss."""
 
 
 @dataclass
-class DecoderConfig:
+class DecoderConfig(RunConfig):
     """`scripts/train_decoder.py`: the Degradation-aware Decoder (Eq. 8)."""
 
     output_dir: str = "outputs/train_decoder"
-    seed: int = 0
     stage1: str | None = None
-    """Output folder of stage 1 (or a model folder): whose prompts modulate the decoder."""
+    """Output folder of stage 1 (or a model folder), whose prompts modulate the decoder."""
     init: str | None = None
     """Model whose refined decoder's weights the decoder begins with; null: the VAE's."""
     model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    z0: str = "hq"
+    z0: str = option("hq", choices=("hq", "sampled"))
     """Latents it learns to decode: of the clean image (paper) or sampled by stage 1 from the degraded one."""
-    z0_steps: int = 4
+    z0_steps: int = option(4, ge=1)
     """Sampling steps of `z0=sampled`."""
-    pixel_loss: str = "mse"
-    """`mse` (paper), or `psnr`: its logarithm an image, so that mild degradations count as much as strong ones."""
-    lambda_perceptual: float = 0.1
-    lambda_adversarial: float = 0.001
-    """0: there is no discriminator."""
-    discriminator_lr: float = 1e-5
-    discriminator_start: int = 0
-    """Step from which the discriminator learns and the decoder hears of it; the paper states none."""
-    discriminator_channels: int = 64
+    pixel_loss: str = option("mse", choices=PIXEL_LOSSES)
+    """`mse` (paper), or `psnr`: its logarithm per image, so that mild degradations count as much as strong ones."""
+    lambda_perceptual: float = option(0.1, ge=0)
+    """Weight of the perceptual loss."""
+    lambda_adversarial: float = option(0.001, ge=0)
+    """Weight of the adversarial loss; 0: there is no discriminator."""
+    discriminator_lr: float = option(1e-5, gt=0)
+    """Learning rate of the discriminator."""
+    discriminator_start: int = option(0, ge=0)
+    """First step at which the adversarial loss is active; the paper states none."""
+    discriminator_channels: int = option(64, ge=1)
     """Width of the PatchGAN's first layer."""
 
 
 @dataclass
-class StudentConfig:
+class StudentConfig(RunConfig):
     """`scripts/train_student.py`: a student that restores in one step (docs/student.md)."""
 
     output_dir: str = "outputs/train_student"
-    seed: int = 0
     teacher: str | None = None
     """Finished model that the student begins as: output folder of the decoder stage, a model folder, or `mini`."""
     init: str | None = None
     """Finished student whose weights it begins with instead; null: the teacher's."""
     model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    tau: int = 200
-    """Timestep of the one network call, from 0 to 999."""
-    lora_rank: int = 64
-    """Of the UNet's adapters, with `model.train_unet=lora`."""
-    lora_lr: float = 5e-5
+    tau: int = option(200, ge=0, lt=1000)
+    """Timestep of the one network call."""
+    lora_rank: int = option(64, ge=1)
+    """Rank of the UNet's adapters, with `model.train_unet=lora`."""
+    lora_lr: float = option(5e-5, gt=0)
     """Learning rate of the adapters."""
     train_decoder: bool = True
-    """False keeps the teacher's decoder."""
-    decoder_start: int = 0
+    """Train the decoder too; false keeps the teacher's."""
+    decoder_start: int = option(0, ge=0)
     """First step at which the decoder's weights change."""
-    pixel_loss: str = "mse"
+    pixel_loss: str = option("mse", choices=PIXEL_LOSSES)
     """`mse`, or `psnr`: its logarithm per image, so that mild degradations count as much as strong ones."""
-    lambda_pixel: float = 1.0
-    lambda_perceptual: float = 5.0
-    lambda_adversarial: float = 0.5
-    """0: there are no discriminators."""
-    lambda_latent: float = 0.1
+    lambda_pixel: float = option(1.0, ge=0)
+    """Weight of the pixel loss."""
+    lambda_perceptual: float = option(5.0, ge=0)
+    """Weight of the perceptual loss."""
+    lambda_adversarial: float = option(0.5, ge=0)
+    """Weight of the adversarial loss; 0: there are no discriminators."""
+    lambda_latent: float = option(0.1, ge=0)
     """Weight of the squared distance to the clean image's latents."""
-    lambda_distillation: float = 0.0
+    lambda_distillation: float = option(0.0, ge=0)
     """First weight of the squared distance to the latents that the teacher samples; 0: the teacher does not sample."""
-    lambda_degradation: float = 0.0
+    lambda_degradation: float = option(0.0, ge=0)
     """Weight of the classifier's cross-entropy. Above 0 the prompt processor trains too; at 0 it is the teacher's."""
-    distillation_share: float = 0.3
+    distillation_share: float = option(0.3, gt=0, le=1)
     """Share of the run over which that weight falls to 0."""
-    distillation_steps: int = 20
-    discriminator_lr: float = 1e-5
-    discriminator_start: int = 0
+    distillation_steps: int = option(20, ge=1)
+    """Sampling steps of the teacher."""
+    discriminator_lr: float = option(1e-5, gt=0)
+    """Learning rate of the discriminators."""
+    discriminator_start: int = option(0, ge=0)
     """First step at which the adversarial loss is active."""
-    discriminator_channels: int = 64
+    discriminator_channels: int = option(64, ge=1)
     """Width of the PatchGAN's first layer."""
 
 
@@ -248,72 +142,78 @@ class MiniConfig:
     """`scripts/train_mini.py`: mini in a given number of minutes."""
 
     output_dir: str = "outputs/train_mini"
-    seed: int = 0
+    """Folder that holds the runs of the stages. The same command on the same folder resumes."""
+    seed: int = option(0, ge=0)
+    """Seed of every random number."""
     root: str | None = None
     """Folder of clean photos, searched recursively."""
-    minutes: float = 10.0
+    minutes: float = option(10.0, gt=0)
     """Time for all stages, from the start to the finished model."""
-    num_workers: int | None = None
+    num_workers: int | None = option(None, ge=0)
     """Processes that make training pairs; null: one per core but one."""
     common: list[str] = field(default_factory=list)
-    """What every stage is given, as on the command line of its script."""
+    """Overrides for every stage, as on the command line of its script."""
     stages: dict[str, list[str]] = field(default_factory=dict)
-    """Stage -> what it is given besides."""
-    shares: dict[str, float] = field(default_factory=dict)
+    """Stage -> its own overrides."""
+    shares: dict[str, float] = option({}, gt=0, le=1)
     """Stage -> its share of the minutes."""
 
 
 @dataclass
 class PretrainingConfig:
-    """A method's first phase: the keys of `train` that differ in it. 0 steps: there is none."""
+    """A method's first phase: the keys of `train` that differ in it."""
 
-    max_steps: int = 0
-    global_batch_size: int | None = None
-    """Null: as in `train`."""
-    lr: float = 1e-4
-    weight_decay: float = 0.0
-    lr_schedule: str = "constant"
-    lr_milestones: dict[float, float] = field(default_factory=dict)
+    max_steps: int = option(0, ge=0)
+    """Steps of the phase; 0: there is none."""
+    global_batch_size: int | None = option(None, ge=1)
+    """Samples per step over all processes; null: as in `train`."""
+    lr: float = option(1e-4, gt=0)
+    """Peak learning rate."""
+    weight_decay: float = option(0.0, ge=0)
+    """Weight decay of the optimiser."""
+    lr_schedule: str = option("constant", choices=LR_SCHEDULES)
+    """As in `train`."""
+    lr_milestones: dict[float, float] = option({}, ge=0)
+    """Share of the phase -> factor on the learning rate from there on."""
 
 
 @dataclass
-class BaselineConfig:
+class BaselineConfig(RunConfig):
     """`scripts/train_baseline.py`: one of the six compared methods."""
 
     output_dir: str = "outputs/train_baseline"
-    seed: int = 0
     method: str = "nafnet"
+    """Name of the method: a file in configs/method/."""
     size: str = "paper"
+    """Size of the network and its recipe: a file in configs/size/."""
     network: dict[str, Any] = field(default_factory=dict)
-    """Constructor arguments of the method's class in `diffrestorer.baselines`."""
-    data: DataConfig = field(default_factory=DataConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
+    """Arguments of the method's class in `diffrestorer.baselines`."""
     pretraining: PretrainingConfig = field(default_factory=PretrainingConfig)
     """First phase of AirNet (its encoder) and DA-CLIP (its controller)."""
-    optimizer: str = "adamw"
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
-    loss: str = "l1"
-    lambda_perceptual: float = 0.0
+    optimizer: str = option("adamw", choices=("adam", "adamw"))
+    """Optimiser."""
+    betas: list[float] = option([0.9, 0.999], ge=0, lt=1)
+    """Decay rates of the optimiser's two averages."""
+    loss: str = option("l1", choices=("l1", "smooth_l1", "psnr"))
+    """Loss on pixels."""
+    lambda_perceptual: float = option(0.0, ge=0)
     """Weight of the perceptual term (TransWeather)."""
-    perceptual: str = "none"
+    perceptual: str = option("none", choices=("vgg16", "efficientnet_lite0", "none"))
+    """Feature network of the perceptual term."""
     perceptual_weights: str | None = None
     """File with VGG-16's weights, where they can't be downloaded."""
-    lambda_contrastive: float = 0.1
-    """AirNet: weight of the contrastive term in the second phase."""
-    patch_size: int = 128
-    """AirNet: side of the two crops of an image that belong together."""
-    queue_length: int = 2048
-    """AirNet: negatives of the contrastive term, a multiple of the global batch."""
-    momentum: float = 0.999
-    """AirNet: of the key encoder."""
-    temperature: float = 0.07
-    """AirNet: of the contrastive term."""
+    lambda_contrastive: float = option(0.1, ge=0)
+    """Weight of AirNet's contrastive term in the second phase."""
+    patch_size: int = option(128, ge=8)
+    """Side of AirNet's two crops of one image."""
+    queue_length: int = option(2048, ge=1)
+    """Negatives of AirNet's contrastive term, a multiple of the global batch."""
+    momentum: float = option(0.999, ge=0, le=1)
+    """Momentum of AirNet's key encoder."""
+    temperature: float = option(0.07, gt=0)
+    """Temperature of AirNet's contrastive term."""
     clip: str | None = None
-    """DA-CLIP: CLIP's weights: a tag of open_clip (`openai`), a file, `mini` (its image encoder) or `none`."""
-
-
-RunConfig = BaseConfig | Stage1Config | DecoderConfig | StudentConfig | BaselineConfig
-"""Of any training run."""
+    """CLIP's weights for DA-CLIP: a tag of open_clip (`openai`), a file, `mini` (its image encoder) or `none`."""
 
 
 @dataclass
@@ -321,29 +221,31 @@ class PrepareConfig:
     """`scripts/prepare_data.py`: from downloads to verified pairs on disk."""
 
     set: str = "all"
+    """Name of the data set, `all`, `photos` or `open_photos`."""
     root: str | None = None
-    """Folder (or archive) of the downloads; for `photos` and `open_photos` see the file's header."""
+    """Folder (or archive) of the downloads, or of photos."""
     out: str | None = None
     """Folder of the prepared pairs; several sets may share one."""
     check: bool = False
-    """Validate what is at `root`, verify the checksums of what is at `out`, and make nothing."""
-    seed: int = 0
-    size: int = 512
+    """Validate the downloads at `root`, verify the checksums of the pairs at `out`, and make nothing."""
+    seed: int = option(0, ge=0)
+    """Seed of every random number."""
+    size: int = option(512, ge=32, multiple_of=8)
     """Side of the stored images in pixels."""
-    fit: str = "auto"
+    fit: str = option("auto", choices=("auto", "resize", "crop"))
     """`resize` to a square (the paper), `crop`, or `auto`: crop for photos, resize for everything else."""
-    budget: int | None = None
-    """Training pairs a class, shared by the sets that make it; null: 10,000, for photos one a photo."""
-    split: str = "train"
-    """What `photos` are for: training pairs of the eight classes, or test images of these and the four mixtures."""
-    haze: str = "OTS"
-    """Which of RESIDE's training parts."""
+    budget: int | None = option(None, ge=1)
+    """Training pairs per class, shared by the sets that make it; null: 10,000, for photos one per photo."""
+    split: str = option("train", choices=("train", "test"))
+    """Use of `photos`: training pairs of the eight classes, or test images of these and the four mixtures."""
+    haze: str = option("OTS", choices=("OTS", "ITS"))
+    """Training part of RESIDE."""
     degradations: list[str] = field(default_factory=list)
     """Make these classes and mixtures only; empty: all that the set gives."""
     synthesis: Synthesis = field(default_factory=Synthesis)
-    """How strong the synthesised degradations are, such as synthesis.noise.sigma=[10,50]."""
-    num_workers: int | None = None
-    """Processes; null: one a core."""
+    """Strength of the synthesised degradations, such as synthesis.noise.sigma=[10,50]."""
+    num_workers: int | None = option(None, ge=1)
+    """Processes; null: one per core."""
     allow_incomplete: bool = False
     """Go on without sets that are missing (the others take over their share) and without files that lack a partner."""
     skip_unreadable: bool = False
