@@ -1,29 +1,84 @@
-"""Writing files: each output appears under its name whole, or not at all."""
+"""Files: each output appears under its name whole or not at all, and inputs are regular files that cannot hang."""
 
 import errno
 import os
+import secrets
 import shutil
+import stat
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedWriter
 from pathlib import Path
+from typing import BinaryIO
 
 RESERVE_BYTES = 1 << 28
 """Disk that is left free: a quarter of a GiB."""
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""What the system says where nothing more can be written: a full disk, a quota, a file's limit."""
+"""Errors of a system that can write no more: a full disk, a quota, a limit on the size of files."""
+
+LONGEST_NAME = 255
+"""Bytes that a file's name may have on the usual file systems."""
 
 
 def free_bytes(folder: Path) -> int:
-    """What may be written below an existing folder."""
+    """Return how many bytes may be written below an existing folder."""
     return max(shutil.disk_usage(folder).free - RESERVE_BYTES, 0)
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """Open a file to read its bytes. A pipe or a device is refused at once: reading it could wait forever.
+
+    Raises:
+        IsADirectoryError: it is a folder.
+        OSError: it cannot be opened, or is no regular file.
+    """
+    file = open(path, "rb", opener=_open_at_once)
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        return file
+    file.close()
+    raise OSError(errno.EINVAL, "it is not a regular file", os.fspath(path))
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open a file without waiting for anybody at the other end of a pipe."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def find_special_file(path: Path) -> Path | None:
+    """Return `path`, or the first thing below it, that is a pipe, a device or a socket; None if there is none."""
+    found = [path]
+    if path.is_dir():
+        found += [Path(parent, name) for parent, _, names in os.walk(path) for name in names]
+    for file in found:
+        try:
+            mode = os.stat(file).st_mode
+        except OSError:
+            continue
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            return file
+    return None
+
+
+def fit_name(name: str, suffix: str = "") -> str:
+    """Return `name` with `suffix`, shortened in the middle where the file system would refuse it.
+
+    Different names stay different: the checksum of the whole name takes the place of what is cut.
+    """
+    room = LONGEST_NAME - len(os.fsencode(suffix))
+    encoded = os.fsencode(name)
+    if len(encoded) <= room:
+        return name + suffix
+    mark = f"~{zlib.crc32(encoded):08x}"
+    kept = encoded[: room - len(mark)].decode(errors="ignore")
+    return kept + mark + suffix
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BufferedWriter]:
-    """A file that appears under its name when it is complete and on the disk, or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Yield a file to write that appears under its name when it is complete and on the disk, or not at all."""
+    partial = path.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
         with partial.open("wb") as file:
             yield file

@@ -9,16 +9,24 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from diffrestorer.data.images import as_photo
+
 ImageTensor = Float[Tensor, "3 _ _"]
 ImageInput = Image.Image | np.ndarray | Float[Tensor, "..."]
 OutputType = Literal["pil", "np", "pt"]
 
+_FULL_SCALE = {"uint8": 255, "uint16": 65535, "float16": 1, "float32": 1, "float64": 1}
+
 
 def as_tensors(image: ImageInput | Sequence[ImageInput]) -> list[ImageTensor]:
-    """Images as floats (3, h, w) in [0, 1]: one, several, or a tensor (b, 3, h, w).
+    """Convert images to floats (3, h, w) in [0, 1].
+
+    Args:
+        image: one image, several, or a tensor (b, 3, h, w). PIL images follow the rules of `read_photo`: orientation,
+            16 bits, grey, CMYK, profiles.
 
     Raises:
-        ValueError: says what an image may be.
+        ValueError: an image is of another kind; the message says what it may be.
     """
     if isinstance(image, Image.Image | np.ndarray) or (isinstance(image, Tensor) and image.ndim == 3):
         image = [image]
@@ -26,16 +34,19 @@ def as_tensors(image: ImageInput | Sequence[ImageInput]) -> list[ImageTensor]:
 
 
 def _as_tensor(image: ImageInput) -> ImageTensor:
+    """Convert one image, and check what it holds."""
     if isinstance(image, Tensor):
         tensor = image
     else:
-        array = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
-        scale = {"uint8": 255, "uint16": 65535, "float16": 1, "float32": 1, "float64": 1}.get(array.dtype.name)
+        array = as_photo(image).pixels if isinstance(image, Image.Image) else image
+        scale = _FULL_SCALE.get(array.dtype.name)
         if scale is None:
             raise ValueError(f"an image array must be uint8, uint16 or floats in [0, 1], not {array.dtype}")
         if array.ndim != 3 or array.shape[2] != 3:
             raise ValueError(f"an image array must be (height, width, 3), not {array.shape}")
         tensor = torch.from_numpy(array.astype(np.float32)).div_(scale).permute(2, 0, 1)
+
+    # Whatever it came from: three channels of floats in [0, 1].
     if tensor.ndim != 3 or tensor.shape[0] != 3 or not tensor.is_floating_point():
         raise ValueError(f"an image tensor must be floats (3, height, width), not {tensor.dtype} {tuple(tensor.shape)}")
     if not tensor.numel():
@@ -47,7 +58,7 @@ def _as_tensor(image: ImageInput) -> ImageTensor:
 
 
 def from_tensor(image: Float[Tensor, "3 h w"], output_type: OutputType) -> Image.Image | np.ndarray | ImageTensor:
-    """A float image in [0, 1] as PIL, as an array (h, w, 3), or as it is; the first may overwrite it."""
+    """Convert a float image in [0, 1] to PIL (which may overwrite it), to an array (h, w, 3), or return it as it is."""
     if output_type == "pt":
         return image
     if output_type == "np":

@@ -229,9 +229,9 @@ def test_write_and_read_again(tmp_path: Path, format: str, dtype: type, with_alp
     write_photo(path, Photo(pixels, alpha, SRGB), format)
     again = read_photo(path)
     assert again.icc_profile == SRGB
-    assert again.pixels.dtype == (dtype if format == "png" else np.uint8)
+    assert again.pixels.dtype == (dtype if format in ("png", "tif") else np.uint8)
     assert (again.alpha is not None) == (with_alpha and format != "jpg")
-    if format == "png":
+    if format in ("png", "tif"):
         assert np.array_equal(again.pixels, pixels)
         assert alpha is None or np.array_equal(again.alpha, alpha)
     elif not with_alpha:
@@ -312,7 +312,7 @@ def test_readers_never_see_half_a_file(tmp_path: Path) -> None:
 
 
 def test_wrong_use_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="choose one of png, jpg, webp"):
+    with pytest.raises(ValueError, match="choose one of png, jpg, webp, tif"):
         write_photo(tmp_path / "a.gif", Photo(RGB), "gif")
     with pytest.raises(ImageError, match="16383"):
         write_photo(tmp_path / "a.webp", Photo(np.zeros((1, 17000, 3), np.uint8)), "webp")

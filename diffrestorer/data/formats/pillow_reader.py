@@ -1,0 +1,94 @@
+"""Everything that Pillow decodes right: JPEG, WebP, GIF, BMP, JPEG 2000, AVIF, HEIC by its plug-in, and PIL images."""
+
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image
+
+from diffrestorer.data.formats.colour import rgb_profile, to_rgb
+from diffrestorer.data.formats.jpeg import read_without_end
+from diffrestorer.data.formats.metadata import upright_photo
+from diffrestorer.data.formats.photo import ImageError, Photo, check_size
+
+READS_HEIC = find_spec("pillow_heif") is not None
+"""Whether the extra `heic` is installed."""
+
+_FORMATS = ["JPEG", "WEBP", "BMP", "DIB", "GIF", "PPM", "JPEG2000", "AVIF"]
+_lock = threading.Lock()
+
+
+@contextmanager
+def quiet_pillow() -> Iterator[None]:
+    """Lift Pillow's own limit on pixels (global, too low for a panorama), and keep its warnings off the terminal."""
+    with _lock, warnings.catch_warnings():
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+def read_with_pillow(file: BinaryIO, max_pixels: int) -> Photo:
+    """Decode an image file of one of the formats that Pillow reads right.
+
+    Raises:
+        ImageError: the file is animated or too large, or its pixels are of an unsupported kind.
+        Exception: Pillow's readers raise almost anything on damaged data.
+    """
+    image = Image.open(file, formats=_formats())
+    check_size(image.width, image.height, max_pixels)
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format not in ("MPO", "HEIF"):  # there, the first picture is the photo
+        raise ImageError(f"it has {frames} frames (an animation); only still images are supported")
+    info = image.info
+    try:
+        image.load()
+    except OSError as error:
+        if image.format not in ("JPEG", "MPO") or "truncated" not in str(error):
+            raise
+        file.seek(0)
+        image = read_without_end(file)
+    return _photo(image, info)
+
+
+def photo_from_pil(image: Image.Image) -> Photo:
+    """Return a PIL image as the photo that its file would be read as.
+
+    Raises:
+        ImageError: its pixels are 32-bit numbers or of a colour space without a plain conversion.
+    """
+    with quiet_pillow():
+        image.load()
+        return _photo(image, image.info)
+
+
+def _formats() -> list[str]:
+    """Return Pillow's names of the formats, HEIF too where its plug-in is installed."""
+    if not READS_HEIC:
+        return _FORMATS
+    import pillow_heif
+
+    pillow_heif.register_heif_opener(thumbnails=False)
+    return [*_FORMATS, "HEIF"]
+
+
+def _photo(image: Image.Image, info: dict[str, object]) -> Photo:
+    """Return a decoded PIL image as a photo; `info` is what its file says beside the pixels."""
+    profile = info.get("icc_profile")
+    profile = profile if isinstance(profile, bytes) and profile else None
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
+        grey = np.asarray(image).astype(np.uint16)
+        pixels, alpha, profile = np.repeat(grey[..., None], 3, axis=2), None, rgb_profile(profile)
+    else:
+        pixels, alpha, profile = to_rgb(image, profile)
+
+    exif, xmp = info.get("exif"), info.get("xmp")
+    exif = exif if isinstance(exif, bytes) else None
+    xmp = xmp if isinstance(xmp, bytes | str) else None
+    return upright_photo(pixels, alpha, profile, exif, xmp)

@@ -1,0 +1,241 @@
+"""TIFF: the one picture of a file is found by its tags, and decoded only in the layouts that are known to come out right.
+
+Source: Adobe, TIFF Revision 6.0, and its supplements. One decoder (tifffile) reads everything, so that no failure is
+answered by another decoder's idea of the file.
+"""
+
+import logging
+from typing import BinaryIO
+
+import numpy as np
+import tifffile
+from PIL import Image
+
+from diffrestorer.data.formats.colour import rgb_profile, to_rgb
+from diffrestorer.data.formats.metadata import tiff_exif, upright_photo
+from diffrestorer.data.formats.photo import ImageError, Photo, check_size
+
+MAGICS = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
+
+_MOST_PAGES = 64  # thumbnails, masks and pages that are looked at; a file with more is no photo
+_SUBFILE, _OLD_SUBFILE, _ORIENTATION, _SAMPLE_FORMAT, _SUB_DIRECTORIES = 254, 255, 274, 339, 330
+_BITS, _XMP, _PROFILE, _DNG_VERSION = 258, 700, 34675, 50706
+_REDUCED, _MASK = 1, 4  # bits of the subfile type
+_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR = 0, 1, 2, 3, 5, 6
+_RAW = {32803: "a camera's raw data", 34892: "a camera's raw data"}
+_COLOURS = {_WHITE_IS_ZERO: 1, _BLACK_IS_ZERO: 1, _RGB: 3, _PALETTE: 1, _CMYK: 4, _YCBCR: 3}
+_JPEG, _FAX = 7, (2, 3, 4)
+_LOSSLESS = (1, 5, 8, 32946, 32773, 34925, 50000)  # none, LZW, Deflate (two codes), PackBits, LZMA, Zstandard
+_DAMAGED, _CUT_OFF = "the image data is damaged", "the file is cut off"
+
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what matters of a damaged file is raised
+
+
+def read_tiff(file: BinaryIO, max_pixels: int) -> Photo:
+    """Decode the one picture of full size in a TIFF file.
+
+    Raises:
+        ImageError: the file has several pictures or none, is too large, cut off or damaged, or is laid out in a way that
+            is not known to be decoded right.
+    """
+    size = file.seek(0, 2)
+    file.seek(0)
+    with tifffile.TiffFile(file) as tiff:
+        page, index = _find_picture(tiff)
+        check_size(page.imagewidth, page.imagelength, max_pixels)
+        _check_layout(page)
+        _check_segments(file, page, size)
+        samples = _decode(page)
+        orientation = page.tags.valueof(_ORIENTATION, 1)
+        profile, xmp = page.tags.valueof(_PROFILE), page.tags.valueof(_XMP)
+        pixels, alpha, profile = _to_photo(page, samples, profile if isinstance(profile, bytes) else None)
+
+    exif = _read_exif(file, index)
+    xmp = xmp if isinstance(xmp, bytes | str) else None
+    return upright_photo(pixels, alpha, profile, exif, xmp, orientation if orientation in range(1, 9) else 1)
+
+
+def _find_picture(tiff: tifffile.TiffFile) -> tuple[tifffile.TiffPage, int]:
+    """Return the page that holds the photo, and its number in the file (0 for one in a subdirectory)."""
+    pictures = []
+    for index in range(_MOST_PAGES + 1):
+        try:
+            page = tiff.pages[index]
+        except IndexError:
+            break
+        if index == _MOST_PAGES:
+            raise ImageError(f"it has more than {_MOST_PAGES} pages; only still images are supported")
+        if not isinstance(page, tifffile.TiffPage):
+            raise ImageError(_DAMAGED)
+        if _DNG_VERSION in page.tags:
+            raise ImageError("it is a camera's raw file; develop it to TIFF or JPEG first")
+        if _is_picture(page):
+            pictures.append((page, index))
+
+    # Some files keep a preview in the chain and the photo in a subdirectory.
+    if not pictures:
+        offsets = tiff.pages[0].tags.valueof(_SUB_DIRECTORIES) or ()
+        if len(offsets) > _MOST_PAGES:
+            raise ImageError(_DAMAGED)
+        nested = [tifffile.TiffPage(tiff, index=(0, number)) for number in _seek_each(tiff, offsets)]
+        pictures = [(page, 0) for page in nested if _is_picture(page)]
+    if not pictures:
+        raise ImageError("it holds thumbnails only, and no photo")
+    several = len(pictures)
+    if tiff.is_imagej:
+        several = max(several, int((tiff.imagej_metadata or {}).get("images", 1)))
+    if several > 1:
+        raise ImageError(f"it has {several} pages; only still images are supported")
+    return pictures[0]
+
+
+def _seek_each(tiff: tifffile.TiffFile, offsets: "tuple[int, ...]"):  # type: ignore[no-untyped-def]
+    """Yield the number of each subdirectory with the file standing at it, where tifffile begins to read."""
+    for number, offset in enumerate(offsets):
+        tiff.filehandle.seek(offset)
+        yield number
+
+
+def _is_picture(page: tifffile.TiffPage) -> bool:
+    """Return whether a page is neither a thumbnail nor a mask."""
+    kind = page.tags.valueof(_SUBFILE, 0)
+    old_kind = page.tags.valueof(_OLD_SUBFILE, 1)
+    return not kind & (_REDUCED | _MASK) and old_kind != 2
+
+
+def _check_layout(page: tifffile.TiffPage) -> None:
+    """Refuse layouts that are not known to be decoded right.
+
+    Raises:
+        ImageError: the reason.
+    """
+    photometric, compression, bits = page.photometric, page.compression, page.tags.valueof(_BITS, 1)
+    if photometric in _RAW:
+        raise ImageError("it is a camera's raw file; develop it to TIFF or JPEG first")
+    if photometric not in _COLOURS:
+        name = getattr(photometric, "name", photometric)
+        raise ImageError(f"its colours are in the space {name}; convert it to RGB first")
+
+    # Samples: all of one width, unsigned.
+    widths = set(bits) if isinstance(bits, tuple) else {bits}
+    formats = page.tags.valueof(_SAMPLE_FORMAT, 1)
+    formats = set(formats) if isinstance(formats, tuple) else {formats}
+    if widths & {24, 32, 64}:
+        raise ImageError("its pixels are 32-bit numbers; only 8-bit and 16-bit images are supported")
+    if formats - {1, 4}:
+        raise ImageError("its samples are signed or floating-point numbers; only 8-bit and 16-bit images are supported")
+    allowed = {8, 16} if _COLOURS[photometric] > 1 else {1, 2, 4, 8, 16}
+    if photometric == _PALETTE:
+        allowed = {1, 2, 4, 8}
+    if len(widths) != 1 or not widths <= allowed:
+        raise ImageError(f"its samples have {' and '.join(map(str, sorted(widths)))} bits, a layout that is not supported")
+
+    # Compression: each with the kinds of pictures that it is used for.
+    bilevel = widths == {1} and photometric in (_WHITE_IS_ZERO, _BLACK_IS_ZERO)
+    known = compression in _LOSSLESS or (compression in _FAX and bilevel) or (compression == _JPEG and widths == {8})
+    if not known or (photometric == _YCBCR and compression != _JPEG):
+        name = getattr(compression, "name", compression)
+        raise ImageError(f"it is compressed in a way that is not supported here ({name}); save it as a plain TIFF first")
+    if compression == _JPEG and photometric not in (_BLACK_IS_ZERO, _RGB, _YCBCR):
+        raise ImageError("it is compressed in a way that is not supported here (JPEG); save it as a plain TIFF first")
+    if page.predictor not in (1, 2) or page.imagedepth > 1:
+        raise ImageError("it is laid out in a way that is not supported; save it as a plain TIFF first")
+    if not 0 <= page.samplesperpixel - _COLOURS[photometric] <= 4:
+        raise ImageError(f"it has {page.samplesperpixel} samples per pixel, a layout that is not supported")
+
+
+def _check_segments(file: BinaryIO, page: tifffile.TiffPage, size: int) -> None:
+    """Refuse a file that lacks strips or tiles, or their ends: they would be decoded as black or grey."""
+    offsets, counts = page.dataoffsets, page.databytecounts
+    across, down = 1, -(-page.imagelength // max(1, page.rowsperstrip))
+    if page.is_tiled:
+        if min(page.tilewidth, page.tilelength) < 1:
+            raise ImageError(_DAMAGED)
+        across, down = -(-page.imagewidth // page.tilewidth), -(-page.imagelength // page.tilelength)
+    expected = across * down * (page.samplesperpixel if page.planarconfig == 2 else 1)
+    if len(offsets) != expected or len(counts) != expected:
+        raise ImageError(_DAMAGED)
+    for offset, count in zip(offsets, counts, strict=True):
+        if count <= 0 or offset <= 0:
+            raise ImageError("parts of the picture are missing")
+        if offset + count > size:
+            raise ImageError(_CUT_OFF)
+        if page.compression == _JPEG:
+            file.seek(offset + count - 4)
+            if b"\xff\xd9" not in file.read(4):
+                raise ImageError(_CUT_OFF)
+
+
+def _decode(page: tifffile.TiffPage) -> np.ndarray:
+    """Return the samples (h, w, c)."""
+    samples = page.asarray(maxworkers=1)
+    height, width, channels = page.imagelength, page.imagewidth, page.samplesperpixel
+    if samples.size != height * width * channels:
+        raise ImageError(_DAMAGED)
+    if page.planarconfig == 2 and channels > 1:
+        return np.moveaxis(samples.reshape(channels, height, width), 0, 2)
+    return samples.reshape(height, width, channels)
+
+
+def _to_photo(
+    page: tifffile.TiffPage, samples: np.ndarray, profile: bytes | None
+) -> tuple[np.ndarray, np.ndarray | None, bytes | None]:
+    """Return RGB, alpha and the profile of the RGB, of decoded samples."""
+    photometric, colours = page.photometric, _COLOURS[page.photometric]
+    bits = page.tags.valueof(_BITS, 1)
+    bits = bits[0] if isinstance(bits, tuple) else bits
+    colour, alpha = samples[..., :colours], _find_alpha(page, samples, colours)
+
+    # Grey of few bits takes the full range; zero may be white.
+    if photometric == _PALETTE:
+        colour = _look_up(page, colour[..., 0])
+    elif bits < 8:
+        colour = (colour.astype(np.uint16) * 255 // (2**bits - 1)).astype(np.uint8)
+    if photometric == _WHITE_IS_ZERO:
+        colour = np.iinfo(colour.dtype).max - colour
+
+    # Colours that were multiplied by the opacity are divided by it again.
+    if alpha is not None and page.extrasamples[:1] == (1,):
+        full = np.iinfo(colour.dtype).max
+        opacity = np.maximum(alpha, 1).astype(np.uint64)[..., None]
+        colour = np.minimum((colour.astype(np.uint64) * full + opacity // 2) // opacity, full).astype(colour.dtype)
+
+    if colour.dtype == np.uint8 and colour.shape[2] != 3:
+        mode = "CMYK" if colour.shape[2] == 4 else "L"
+        image = Image.fromarray(np.ascontiguousarray(colour if mode == "CMYK" else colour[..., 0]), mode)
+        pixels, _, profile = to_rgb(image, profile)
+        return pixels, alpha, profile
+    if photometric == _CMYK:
+        raise ImageError("its colours are CMYK of 16 bits; convert it to RGB or to 8 bits first")
+    return np.broadcast_to(colour, (*colour.shape[:2], 3)), alpha, rgb_profile(profile)
+
+
+def _find_alpha(page: tifffile.TiffPage, samples: np.ndarray, colours: int) -> np.ndarray | None:
+    """Return the opacity (h, w), or None. A further channel that is named unspecified (a selection) is none."""
+    if samples.shape[2] == colours or samples.dtype not in (np.uint8, np.uint16):
+        return None
+    named = page.extrasamples
+    if named and named[0] not in (1, 2):
+        return None
+    return samples[..., colours]
+
+
+def _look_up(page: tifffile.TiffPage, places: np.ndarray) -> np.ndarray:
+    """Return 8-bit RGB by the palette, whose entries have 16 bits, or 8 in files of some old programs."""
+    palette = page.colormap
+    if palette is None or palette.shape[0] != 3 or places.max() >= palette.shape[1]:
+        raise ImageError(_DAMAGED)
+    if palette.max() > 255:
+        palette = palette >> 8
+    return palette.astype(np.uint8).T[places]
+
+
+def _read_exif(file: BinaryIO, index: int) -> bytes | None:
+    """Return an EXIF block of what a page's directory says of the photo; Pillow reads the nested directories."""
+    try:
+        file.seek(0)
+        image = Image.open(file, formats=("TIFF",))
+        image.seek(index)
+        return tiff_exif(image)
+    except Exception:  # Pillow fails on much that tifffile reads; the pixels are fine
+        return None
