@@ -71,6 +71,8 @@ class DataConfig:
     """How strong the synthesised degradations are, such as data.synthesis.noise.sigma=[10,50]."""
     views: Views = field(default_factory=Views)
     """What is seen of the clean photos, such as data.views.scale=[0.5,1]."""
+    augment: bool = False
+    """Mirror pairs and turn them by quarter turns, in one of eight ways each."""
     validation_root: str | None = None
     """Folder of clean photos that are not trained on, for `train.validate_every`; degraded on the fly, once for all."""
     classes: list[str] | None = None
@@ -92,6 +94,8 @@ class TrainConfig:
     """`constant`, `cosine` down to 0 at max_steps, or `steps` at `lr_milestones`."""
     lr_hold: float = 0.0
     """Share of the run that `cosine` stays at the peak before it falls."""
+    lr_floor: float = 0.0
+    """Learning rate at which `cosine` ends."""
     lr_milestones: dict[float, float] = field(default_factory=dict)
     """Share of the run -> factor on the learning rate from there on."""
     warmup_steps: int = 0
@@ -266,6 +270,12 @@ class PretrainingConfig:
     weight_decay: float = 0.0
     lr_schedule: str = "constant"
     lr_milestones: dict[float, float] = field(default_factory=dict)
+    lr_floor: float = 0.0
+    warmup_steps: int = 0
+    betas: list[float] | None = None
+    """Of the optimiser; null: as in the second phase."""
+    eps: float | None = None
+    """Of the optimiser; null: as in the second phase."""
 
 
 @dataclass
@@ -284,6 +294,7 @@ class BaselineConfig:
     """First phase of AirNet (its encoder) and DA-CLIP (its controller)."""
     optimizer: str = "adamw"
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    eps: float = 1e-8
     loss: str = "l1"
     lambda_perceptual: float = 0.0
     """Weight of the perceptual term (TransWeather)."""
@@ -301,7 +312,7 @@ class BaselineConfig:
     temperature: float = 0.07
     """AirNet: of the contrastive term."""
     clip: str | None = None
-    """DA-CLIP: CLIP's weights: a tag of open_clip (`openai`), a file, `mini` (its image encoder) or `none`."""
+    """DA-CLIP: CLIP's weights, a tag of open_clip (`laion2b_s34b_b79k`), a file, `mini` (its encoder) or `none`."""
 
 
 RunConfig = BaseConfig | Stage1Config | DecoderConfig | StudentConfig | BaselineConfig
