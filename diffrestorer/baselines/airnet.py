@@ -1,4 +1,4 @@
-"""AirNet: an encoder learns by contrast what is wrong with an image, its features guide the restoring network.
+"""AirNet: an encoder learns degradations by contrast, and its features guide the restoring network.
 
 Li et al., "All-In-One Image Restoration for Unknown Corruption", CVPR 2022.
 """
@@ -15,7 +15,7 @@ from torchvision.ops import deform_conv2d
 from diffrestorer.baselines.protocol import RegressionBaseline
 
 SLOPE = 0.1
-"""Of every LeakyReLU."""
+"""Negative slope of every LeakyReLU."""
 
 
 def _conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:
@@ -35,7 +35,8 @@ class NormalisedResBlock(nn.Module):
             nn.BatchNorm2d(out_channels),
         )
         self.shortcut = nn.Sequential(
-            nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
+            nn.Conv2d(in_channels, out_channels, 1, stride, bias=False),
+            nn.BatchNorm2d(out_channels),
         )
 
     def forward(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
@@ -43,7 +44,7 @@ class NormalisedResBlock(nn.Module):
 
 
 class DegradationEncoder(nn.Module):
-    """CBDE's encoder: a degradation embedding to contrast, and the full-size features that guide the restoration."""
+    """CBDE's encoder: full-size features that guide the restoration, and an embedding for the contrastive loss."""
 
     def __init__(self, num_features: int, embedding_dim: int) -> None:
         super().__init__()
@@ -55,15 +56,17 @@ class DegradationEncoder(nn.Module):
             nn.Flatten(),
         )
         self.head = nn.Sequential(
-            nn.Linear(embedding_dim, embedding_dim), nn.LeakyReLU(SLOPE), nn.Linear(embedding_dim, embedding_dim)
+            nn.Linear(embedding_dim, embedding_dim),
+            nn.LeakyReLU(SLOPE),
+            nn.Linear(embedding_dim, embedding_dim),
         )
 
     def guidance(self, lq: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h w"]:
-        """What DGRN takes: the features of the first block."""
+        """Return the features of the first block, which guide DGRN."""
         return self.first(lq)
 
     def embed(self, guidance: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
-        """What the contrastive loss takes, of unit length."""
+        """Return the degradation embedding, of unit length."""
         return F.normalize(self.head(self.body(guidance)), dim=-1)
 
 
@@ -73,44 +76,54 @@ def deformable_convolution(
     mask: Float[Tensor, "b 9 h w"],
     weight: Float[Tensor, "d c 3 3"],
 ) -> Float[Tensor, "b d h w"]:
-    """Modulated deformable 3x3 convolution; pixels outside are 0. Zhu et al., CVPR 2019, Eq. 1.
+    """Convolve 3x3 at displaced positions; pixels outside are 0. Source: Zhu et al., CVPR 2019, Eq. 1.
 
     Args:
-        offset: (y, x) in pixels for each of the nine taps, row by row, as torchvision has it.
+        offset: (y, x) in pixels for each of the nine taps, row by row, in torchvision's order.
         mask: factor for each tap.
     """
     if features.is_cuda:
         return deform_conv2d(features, offset, weight, padding=1, mask=mask)
-    # torchvision's kernel for CPUs takes several times as long, above all backwards (benchmarks/baselines.py).
+
+    # torchvision's kernel for CPUs is several times slower, above all backwards (benchmarks/baselines.py). Here each
+    # tap's pixels are sampled first, at these positions.
     height, width = features.shape[-2:]
-    tap = torch.arange(9, device=features.device)
-    y = offset[:, 0::2] + (tap // 3 - 1)[:, None, None] + torch.arange(height, device=features.device)[:, None]
-    x = offset[:, 1::2] + (tap % 3 - 1)[:, None, None] + torch.arange(width, device=features.device)
+    device = features.device
+    tap = torch.arange(9, device=device)
+    rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
+    y = offset[:, 0::2] + (tap // 3 - 1)[:, None, None] + rows[:, None]
+    x = offset[:, 1::2] + (tap % 3 - 1)[:, None, None] + columns
+
+    # Then the nine taps are channels of a pointwise convolution.
     grid = torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], dim=-1)
-    sampled = F.grid_sample(features, grid.flatten(1, 2), align_corners=False).unflatten(2, (9, height))
-    return F.conv2d((sampled * mask[:, None]).flatten(1, 2), weight.flatten(1)[:, :, None, None])
+    sampled = F.grid_sample(features, grid.flatten(1, 2), align_corners=False)
+    sampled = sampled.unflatten(2, (9, height)) * mask[:, None]
+    return F.conv2d(sampled.flatten(1, 2), weight.flatten(1)[:, :, None, None])
 
 
 class DeformableConvolution(nn.Module):
-    """Modulated deformable 3x3 convolution whose offsets and masks come from features and guidance together."""
+    """Modulated deformable 3x3 convolution with offsets and masks from features and guidance."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(num_features, num_features, 3, 3))
         nn.init.kaiming_uniform_(self.weight, a=5**0.5)
         self.offset_and_mask = _conv3x3(2 * num_features, 27)
+
+        # No offset and a mask of sigmoid(0): the layer starts as half a plain convolution.
         for parameter in self.offset_and_mask.parameters():
-            nn.init.zeros_(parameter)  # starts as half a plain convolution
+            nn.init.zeros_(parameter)
 
     def forward(
         self, features: Float[Tensor, "b c h w"], guidance: Float[Tensor, "b c h w"]
     ) -> Float[Tensor, "b c h w"]:
-        offset, mask = self.offset_and_mask(torch.cat([features, guidance], dim=1)).split((18, 9), dim=1)
+        both = torch.cat([features, guidance], dim=1)
+        offset, mask = self.offset_and_mask(both).split((18, 9), dim=1)
         return deformable_convolution(features, offset, mask.sigmoid(), self.weight)
 
 
 class FeatureTransform(nn.Module):
-    """SFT: scale and shift for every pixel and channel, from the guidance."""
+    """SFT: scale and shift of every pixel and channel, from the guidance."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
@@ -122,7 +135,8 @@ class FeatureTransform(nn.Module):
                 nn.Conv2d(num_features, num_features, 1, bias=False),
             )
 
-        self.scale, self.shift = pointwise(), pointwise()
+        self.scale = pointwise()
+        self.shift = pointwise()
 
     def forward(
         self, features: Float[Tensor, "b c h w"], guidance: Float[Tensor, "b c h w"]
@@ -131,7 +145,7 @@ class FeatureTransform(nn.Module):
 
 
 class GuidedModule(nn.Module):
-    """DGM: x + deformable convolution + SFT, both guided."""
+    """DGM: the sum of a skip, a guided deformable convolution and a guided SFT."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
@@ -149,14 +163,18 @@ class GuidedBlock(nn.Module):
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
-        self.module1, self.module2 = GuidedModule(num_features), GuidedModule(num_features)
-        self.conv1, self.conv2 = _conv3x3(num_features, num_features), _conv3x3(num_features, num_features)
+        self.module1 = GuidedModule(num_features)
+        self.module2 = GuidedModule(num_features)
+        self.conv1 = _conv3x3(num_features, num_features)
+        self.conv2 = _conv3x3(num_features, num_features)
 
     def forward(
         self, features: Float[Tensor, "b c h w"], guidance: Float[Tensor, "b c h w"]
     ) -> Float[Tensor, "b c h w"]:
-        hidden = F.leaky_relu(self.conv1(F.leaky_relu(self.module1(features, guidance), SLOPE)), SLOPE)
-        return features + self.conv2(F.leaky_relu(self.module2(hidden, guidance), SLOPE))
+        hidden = F.leaky_relu(self.module1(features, guidance), SLOPE)
+        hidden = F.leaky_relu(self.conv1(hidden), SLOPE)
+        hidden = F.leaky_relu(self.module2(hidden, guidance), SLOPE)
+        return features + self.conv2(hidden)
 
 
 class GuidedGroup(nn.Module):
@@ -179,13 +197,34 @@ class GuidedGroup(nn.Module):
 class AirNet(RegressionBaseline):
     """AirNet; the defaults are the paper's.
 
-    `key_encoder` is MoCo's momentum copy of `encoder`: part of the published size, used in training only.
+    `key_encoder` is MoCo's momentum copy of `encoder`. It counts towards the published size and is used in training
+    only.
 
     Args:
         num_features: channels of DGRN and of the guidance.
-        num_groups, num_blocks: DGGs, and DGBs in each.
-        embedding_dim: of the degradation embedding.
+        num_groups, num_blocks: number of DGGs, and of DGBs in each.
+        embedding_dim: width of the degradation embedding.
     """
+
+    authors_names = (
+        ("key_encoder.", "E.E.encoder_k."),
+        ("encoder.", "E.E.encoder_q."),
+        ("_q.first.", "_q.E_pre."),
+        ("_k.first.", "_k.E_pre."),
+        ("_q.body.", "_q.E."),
+        ("_k.body.", "_k.E."),
+        ("_q.head.", "_q.mlp."),
+        ("_k.head.", "_k.mlp."),
+        ("groups.", "R.body."),
+        *((f".blocks.{i}.", f".body.{i}.") for i in range(5)),
+        (".module", ".dgm"),
+        (".convolution.offset_and_mask.", ".dcn.conv_offset_mask."),
+        (".convolution.", ".dcn."),
+        (".transform.scale.", ".sft.conv_gamma."),
+        (".transform.shift.", ".sft.conv_beta."),
+        *((f"R.body.{i}.conv.", f"R.body.{i}.body.5.") for i in range(5)),
+    )
+    authors_unused = ("E.E.queue",)
 
     @register_to_config
     def __init__(
@@ -201,13 +240,21 @@ class AirNet(RegressionBaseline):
 
     @property
     def multiple(self) -> int:
-        """Any size will do."""
+        """1: images of any size."""
         return 1
+
+    @classmethod
+    def authors_name(cls, name: str) -> str:
+        """Return the name that one of our tensors has in the authors' checkpoint."""
+        # Three layers are named like parts of others, so their names change as a whole.
+        layer, _, kind = name.rpartition(".")
+        whole = {"head": "R.head.0", "conv": "R.body.5", "tail": "R.tail.0"}
+        return f"{whole[layer]}.{kind}" if layer in whole else super().authors_name(name)
 
     def restore_guided(
         self, lq: Float[Tensor, "b 3 h w"], guidance: Float[Tensor, "b c h w"]
     ) -> Float[Tensor, "b 3 h w"]:
-        """DGRN: the restored image, guided by the encoder's features."""
+        """Restore with DGRN, guided by the encoder's features; the result is not clamped."""
         first = features = self.head(lq)
         for group in self.groups:
             features = group(features, guidance)
@@ -220,11 +267,11 @@ class AirNet(RegressionBaseline):
 class KeyQueue(nn.Module):
     """MoCo's dictionary of negatives: first in, first out.
 
-    He et al., CVPR 2020, arXiv 1911.05722, algorithm 1.
+    Source: He et al., CVPR 2020, arXiv 1911.05722, algorithm 1.
 
     Args:
-        length: how many keys it holds; a multiple of the keys of one step.
-        dim: of a key.
+        length: number of keys; a multiple of the keys of one step.
+        dim: width of a key.
     """
 
     keys: Float[Tensor, "k d"]
@@ -238,18 +285,21 @@ class KeyQueue(nn.Module):
     def logits(
         self, query: Float[Tensor, "b d"], key: Float[Tensor, "b d"], temperature: float
     ) -> Float[Tensor, "b k1"]:
-        """Similarities of each query with its key (column 0) and with the queue, over the temperature."""
+        """Return each query's similarity to its key (column 0) and to the queue, divided by the temperature."""
         positive = (query * key).sum(dim=1, keepdim=True)
-        negatives = query @ self.keys.clone().T  # a copy: the queue moves on before the backward pass
+
+        # Of a copy, since the queue moves on before the backward pass.
+        negatives = query @ self.keys.clone().T
         return torch.cat([positive, negatives], dim=1) / temperature
 
     @torch.no_grad()
     def push(self, keys: Float[Tensor, "n d"]) -> None:
-        """Replaces the oldest keys."""
+        """Replace the oldest keys."""
         length, count = len(self.keys), len(keys)
         if length % count:
             raise ValueError(f"a queue of {length} keys can't take {count} at a time: make it a multiple")
-        # On the device throughout: to read the position, the host would wait for it at every step.
+
+        # The position stays on the device. Reading it would make the host wait at every step.
         oldest = self.position + torch.arange(count, device=self.position.device)
         self.keys.index_copy_(0, oldest, keys.to(self.keys.dtype))
         self.position.add_(count).remainder_(length)
@@ -257,6 +307,6 @@ class KeyQueue(nn.Module):
 
 @torch.no_grad()
 def update_momentum(key_encoder: nn.Module, encoder: nn.Module, momentum: float) -> None:
-    """theta_k <- m theta_k + (1 - m) theta_q. Source: Eq. 2 of MoCo."""
+    """Set theta_k to m theta_k + (1 - m) theta_q. Source: Eq. 2 of MoCo."""
     for key, query in zip(key_encoder.parameters(), encoder.parameters(), strict=True):
         key.lerp_(query, 1 - momentum)

@@ -1,7 +1,7 @@
 """PromptIR: Restormer's layout with learned prompts in its decoder. Potlapalli et al., NeurIPS 2023, arXiv 2306.13090.
 
-The authors' network carries six 1x1 convolutions that its forward pass never uses (0.22 M of 35.59 M parameters, no
-gradient ever); they are left out here.
+The authors' network has six 1x1 convolutions that its forward pass never uses (0.22 M of 35.59 M parameters). They are
+left out here.
 """
 
 from collections.abc import Sequence
@@ -16,14 +16,14 @@ from diffrestorer.baselines.restormer import RestormerLike, RestormerNetwork, Tr
 
 
 class PromptGeneration(nn.Module):
-    """A prompt for these features: a mixture of learned ones, resized to the features' size.
+    """A prompt for the features: a mixture of learned prompts, resized to the features' size.
 
     Source: section 3.1.1 of PromptIR (PGM).
 
     Args:
-        feature_dim: channels of the features that choose the mixture.
+        feature_dim: channels of the features, which choose the mixture.
         prompt_dim, prompt_size: channels and side of the learned prompts.
-        num_prompts: how many there are.
+        num_prompts: number of learned prompts.
     """
 
     def __init__(self, feature_dim: int, prompt_dim: int, prompt_size: int, num_prompts: int) -> None:
@@ -39,7 +39,7 @@ class PromptGeneration(nn.Module):
 
 
 class PromptInteraction(nn.Module):
-    """Features and their prompt, side by side through a transformer block, reduced again.
+    """A transformer block over the features and their prompt, and a reduction of its channels.
 
     Source: section 3.1.2 of PromptIR (PIM).
     """
@@ -67,10 +67,20 @@ class PromptIR(RestormerLike):
 
     Args:
         dim, num_blocks, num_heads, num_refinement_blocks, expansion: see `RestormerNetwork`.
-        num_prompts: learned prompts of each prompt block; 0: no prompt blocks, plain Restormer.
+        num_prompts: learned prompts of each prompt block; 0 for no prompt blocks, which is plain Restormer.
         prompt_dims, prompt_sizes: channels and sides of the prompts, the lowest size of the decoder first.
         prompt_heads: attention heads of the blocks that join prompts and features.
     """
+
+    authors_names = (
+        *((f"network.interactions.{i}.generation.prompts", f"prompt{3 - i}.prompt_param") for i in range(3)),
+        *((f"network.interactions.{i}.generation.mixture.", f"prompt{3 - i}.linear_layer.") for i in range(3)),
+        *((f"network.interactions.{i}.generation.convolution.", f"prompt{3 - i}.conv3x3.") for i in range(3)),
+        *((f"network.interactions.{i}.block.", f"noise_level{3 - i}.") for i in range(3)),
+        *((f"network.interactions.{i}.reduce.", f"reduce_noise_level{3 - i}.") for i in range(3)),
+        *RestormerLike.authors_names,
+    )
+    authors_unused = ("chnl_reduce", "reduce_noise_channel_")
 
     @register_to_config
     def __init__(
@@ -86,17 +96,20 @@ class PromptIR(RestormerLike):
         prompt_heads: int = 4,
     ) -> None:
         super().__init__()
-        interactions, out_dims = [], []
-        if num_prompts:
-            if not len(prompt_dims) == len(prompt_sizes) == len(num_blocks) - 1:
-                raise ValueError("prompt_dims and prompt_sizes need one entry for each upsampling of the decoder")
-            for i, (prompt_dim, prompt_size) in enumerate(zip(prompt_dims, prompt_sizes, strict=True)):
-                feature_dim = dim * 2 ** (len(num_blocks) - 1 - i)
-                out_dims.append(feature_dim if i else feature_dim // 2)  # the authors halve the lowest features here
-                generation = PromptGeneration(feature_dim, prompt_dim, prompt_size, num_prompts)
-                interactions.append(
-                    PromptInteraction(generation, feature_dim, prompt_dim, out_dims[-1], prompt_heads, expansion)
-                )
+        num_doublings = len(num_blocks) - 1
+        if num_prompts and not len(prompt_dims) == len(prompt_sizes) == num_doublings:
+            raise ValueError("prompt_dims and prompt_sizes need one entry for each upsampling of the decoder")
+
+        # One prompt block before each upsampling. The authors halve the lowest features here already.
+        interactions: list[PromptInteraction] = []
+        out_dims: list[int] = []
+        for i in range(num_doublings if num_prompts else 0):
+            feature_dim = dim * 2 ** (num_doublings - i)
+            out_dims.append(feature_dim if i else feature_dim // 2)
+            generation = PromptGeneration(feature_dim, prompt_dims[i], prompt_sizes[i], num_prompts)
+            interactions.append(
+                PromptInteraction(generation, feature_dim, prompt_dims[i], out_dims[i], prompt_heads, expansion)
+            )
         self.network = RestormerNetwork(
             dim, num_blocks, num_heads, num_refinement_blocks, expansion, interactions, out_dims
         )

@@ -1,4 +1,4 @@
-"""The compared methods by name: building, saving and loading them."""
+"""The compared methods by name: build and load them."""
 
 import json
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ BASELINES: dict[str, type[Baseline]] = {
 
 
 def build_baseline(method: str, arguments: Mapping[str, Any]) -> Baseline:
-    """A method with random weights.
+    """Build a method with random weights.
 
     Raises:
         ValueError: an unknown method or argument, or values that do not fit one another.
@@ -38,7 +38,7 @@ def build_baseline(method: str, arguments: Mapping[str, Any]) -> Baseline:
 
 
 def find_baseline(folder: Path) -> str | None:
-    """The name of the method whose weights lie in a model folder; None: it is no compared method's."""
+    """Return the name of the method that a model folder holds, or None if it holds none."""
     try:
         config = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError):
@@ -48,17 +48,21 @@ def find_baseline(folder: Path) -> str | None:
 
 
 def load_baseline(folder: Path, method: str | None = None) -> Baseline:
-    """Reads a trained method, strictly.
+    """Load a trained method, strictly.
 
     Args:
-        folder: a model folder, the output folder of a training run, or a file of the authors (with `method`).
-        method: what it must be; None: whatever it is.
+        folder: a model folder, the output folder of a training run, or the authors' checkpoint (with `method`).
+        method: the method it must be; None accepts any.
 
     Raises:
         ModelFolderError: it is another method's, or a file is missing, damaged, or does not fit.
     """
     if method is not None and folder.is_file():
-        return load_published(method, folder)
+        if method not in BASELINES:
+            raise ModelFolderError(f"{folder}: {method} is none of the methods {', '.join(BASELINES)}")
+        return load_published(BASELINES[method], method, folder)
+
+    # A training run keeps its finished network in model/.
     folder = folder / "model" if (folder / "model").is_dir() else folder
     found = find_baseline(folder)
     if found is None:

@@ -19,7 +19,7 @@ class ChannelNorm(nn.LayerNorm):
 
 
 class TransposedAttention(nn.Module):
-    """MDTA: every channel attends to every channel; a depthwise 3x3 convolution gives q, k and v their neighbourhood.
+    """MDTA: attention across channels, after a depthwise 3x3 convolution that brings in the neighbourhood.
 
     Source: Eq. 1 of Restormer.
     """
@@ -33,15 +33,18 @@ class TransposedAttention(nn.Module):
         self.project_out = nn.Conv2d(dim, dim, 1, bias=False)
 
     def forward(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        qkv = self.qkv_depthwise(self.qkv(features))
-        q, k, v = qkv.flatten(2).unflatten(1, (3, self.num_heads, -1)).unbind(1)  # b heads c/heads h*w
+        # Queries, keys and values of each head: channels by pixels.
+        qkv = self.qkv_depthwise(self.qkv(features)).flatten(2)
+        q, k, v = qkv.unflatten(1, (3, self.num_heads, -1)).unbind(1)
+
+        # Channels attend to channels.
         similarity = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1)
         attended = (similarity * self.temperature).softmax(dim=-1) @ v
         return self.project_out(attended.reshape(features.shape))
 
 
 class GatedFeedForward(nn.Module):
-    """GDFN: two parallel paths of pointwise and depthwise convolution, the one gating the other through GELU.
+    """GDFN: two paths of pointwise and depthwise convolution, one of which gates the other through GELU.
 
     Source: Eq. 2 of Restormer.
     """
@@ -84,15 +87,15 @@ def _upsample(dim: int) -> nn.Sequential:
 
 
 class RestormerNetwork(nn.Module):
-    """Restormer's layout; PromptIR puts its prompts between a level of the decoder and the next.
+    """Restormer's layout, with room for PromptIR's prompts between the levels of the decoder.
 
     Args:
-        dim: channels at full size; doubled at each lower one.
+        dim: channels at full size; doubled at each lower size.
         num_blocks, num_heads: at each size, the highest first.
         num_refinement_blocks: at full size, after the decoder.
         expansion: of the feed-forward.
-        interactions: a module before each upsampling, the lowest size first; none: plain Restormer.
-        interaction_dims: channels that each interaction puts out.
+        interactions: a module before each upsampling, the lowest size first; none for plain Restormer.
+        interaction_dims: output channels of each interaction.
     """
 
     def __init__(
@@ -113,15 +116,18 @@ class RestormerNetwork(nn.Module):
         def blocks(width: int, level: int, count: int) -> nn.Sequential:
             return nn.Sequential(*(TransformerBlock(width, num_heads[level], expansion) for _ in range(count)))
 
+        # Down: each level has half the size and twice the channels.
         self.embed = nn.Conv2d(3, dim, 3, padding=1, bias=False)
         self.encoders = nn.ModuleList(blocks(width, i, num_blocks[i]) for i, width in enumerate(widths))
         self.downsamples = nn.ModuleList(_downsample(width) for width in widths[:-1])
+
+        # Up: the skip joins after the upsampling; at full size the joined channels are kept.
         self.interactions = nn.ModuleList(interactions)
         self.upsamples, self.reductions, self.decoders = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         for i, level in enumerate(reversed(range(len(widths) - 1))):
             below = interaction_dims[i] if interactions else widths[level + 1]
             joined = below // 2 + widths[level]
-            width = widths[level] if level else joined  # at full size nothing is reduced
+            width = widths[level] if level else joined
             self.upsamples.append(_upsample(below))
             self.reductions.append(nn.Conv2d(joined, width, 1, bias=False) if level else nn.Identity())
             self.decoders.append(blocks(width, level, num_blocks[level]))
@@ -129,27 +135,47 @@ class RestormerNetwork(nn.Module):
         self.output = nn.Conv2d(width, 3, 3, padding=1, bias=False)
 
     def forward(self, lq: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+        # Down, keeping the features of every level but the lowest.
         features, skips = self.encoders[0](self.embed(lq)), []
         for downsample, encoder in zip(self.downsamples, self.encoders[1:], strict=True):
             skips.append(features)
             features = encoder(downsample(features))
-        for i, (upsample, reduce, decoder) in enumerate(
-            zip(self.upsamples, self.reductions, self.decoders, strict=True)
-        ):
+
+        # Up again.
+        levels = zip(self.upsamples, self.reductions, self.decoders, strict=True)
+        for i, (upsample, reduce, decoder) in enumerate(levels):
             if self.interactions:
                 features = self.interactions[i](features)
-            features = decoder(reduce(torch.cat([upsample(features), skips.pop()], dim=1)))
+            joined = torch.cat([upsample(features), skips.pop()], dim=1)
+            features = decoder(reduce(joined))
         return self.output(self.refinement(features)) + lq
 
 
 class RestormerLike(RegressionBaseline):
-    """A method that is a `RestormerNetwork`; its arguments, which are saved, hold those of `Restormer`."""
+    """A method that consists of a `RestormerNetwork`. Its arguments include those of `Restormer`."""
 
     network: RestormerNetwork
 
+    authors_names = (
+        ("network.embed.", "patch_embed.proj."),
+        *((f"network.encoders.{level}.", f"encoder_level{level + 1}.") for level in range(3)),
+        ("network.encoders.3.", "latent."),
+        *((f"network.downsamples.{i}.0.", f"down{i + 1}_{i + 2}.body.0.") for i in range(3)),
+        *((f"network.upsamples.{i}.0.", f"up{4 - i}_{3 - i}.body.0.") for i in range(3)),
+        *((f"network.reductions.{i}.", f"reduce_chan_level{3 - i}.") for i in range(2)),
+        *((f"network.decoders.{i}.", f"decoder_level{3 - i}.") for i in range(3)),
+        ("network.", ""),
+        (".attention.qkv_depthwise.", ".attn.qkv_dwconv."),
+        (".attention.", ".attn."),
+        (".feed_forward.depthwise.", ".ffn.dwconv."),
+        (".feed_forward.", ".ffn."),
+        (".norm1.", ".norm1.body."),
+        (".norm2.", ".norm2.body."),
+    )
+
     @property
     def multiple(self) -> int:
-        """Every level but the first halves the image."""
+        """Two to the number of levels less one: every level but the first halves the image."""
         return 2 ** (len(self.config.num_blocks) - 1)
 
     def forward(self, lq: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:

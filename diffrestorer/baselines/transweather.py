@@ -1,9 +1,11 @@
-"""TransWeather: a transformer encoder that also looks inside its patches, and a decoder asked by weather queries.
+"""TransWeather: a transformer encoder with attention inside its patches, and a decoder with weather queries.
 
 Valanarasu et al., "TransWeather: Transformer-based Restoration of Images Degraded by Adverse Weather Conditions",
-CVPR 2022, arXiv 2111.14813. Stochastic depth is left out: nothing of our training is drawn but by counter.
+CVPR 2022, arXiv 2111.14813. Two layers that the authors' forward pass never uses are left out, and so is stochastic
+depth: our training draws by counter only.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -13,6 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffrestorer.baselines.protocol import RegressionBaseline
+from diffrestorer.models.blocks import pad_to_multiple
+
+BLOCK_EPS = 1e-6
+"""Of the LayerNorms in and after blocks. Those of patch embeddings and reductions keep PyTorch's 1e-5."""
 
 
 def _tokens(features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n c"]:
@@ -23,26 +29,57 @@ def _features(tokens: Float[Tensor, "b n c"], like: Float[Tensor, "b c0 h w"]) -
     return tokens.transpose(1, 2).unflatten(2, like.shape[-2:])
 
 
+def _crop_to(features: Float[Tensor, "b c _ _"], like: Float[Tensor, "b c2 h w"]) -> Float[Tensor, "b c h w"]:
+    """Drop the last row and column where an odd size was halved and doubled again."""
+    height, width = like.shape[-2:]
+    return features[..., :height, :width]
+
+
+def initialise(module: nn.Module) -> None:
+    """Draw a module's first weights as the authors do: truncated normal, fan-out convolutions, zero biases."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+    elif isinstance(module, nn.Conv2d):
+        fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
+        nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
+    if isinstance(module, nn.Linear | nn.Conv2d) and module.bias is not None:
+        nn.init.zeros_(module.bias)
+
+
 class PatchEmbedding(nn.Module):
-    """Overlapping patches to normalised features: a strided convolution and LayerNorm over channels."""
+    """A strided convolution over overlapping patches, and LayerNorm over channels."""
 
     def __init__(self, in_dim: int, dim: int, kernel_size: int, stride: int) -> None:
         super().__init__()
         self.projection = nn.Conv2d(in_dim, dim, kernel_size, stride, padding=kernel_size // 2)
-        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.norm = nn.LayerNorm(dim)
 
     def forward(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
         features = self.projection(features)
         return _features(self.norm(_tokens(features)), features)
 
 
+class PatchReduction(nn.Module):
+    """A convolution whose kernel is its stride, and LayerNorm: fewer tokens for keys and values."""
+
+    def __init__(self, dim: int, reduction: int) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(dim, dim, reduction, reduction)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b m c"]:
+        return self.norm(_tokens(self.convolution(features)))
+
+
 class Attention(nn.Module):
-    """Attention whose keys and values come from features reduced in size, and whose queries may be learned.
+    """Attention with keys and values from features of reduced size, and optionally with learned queries.
+
+    Source: sections 3.2 (intra-patch blocks) and 3.3 (weather queries) of TransWeather.
 
     Args:
         dim, num_heads: of the attention.
-        reduction: factor by which keys and values are smaller.
-        num_queries: learned weather queries, stretched over the tokens; 0: the tokens ask for themselves.
+        reduction: factor by which keys and values are smaller along each side.
+        num_queries: learned weather queries, stretched over the tokens; 0: queries come from the tokens.
     """
 
     def __init__(self, dim: int, num_heads: int, reduction: int, num_queries: int) -> None:
@@ -51,30 +88,29 @@ class Attention(nn.Module):
             raise ValueError(f"a width of {dim} does not divide among {num_heads} heads")
         self.num_heads = num_heads
         self.queries = nn.Parameter(torch.randn(1, num_queries, dim)) if num_queries else None
-        self.q, self.kv, self.out = nn.Linear(dim, dim), nn.Linear(dim, 2 * dim), nn.Linear(dim, dim)
+        self.q = nn.Linear(dim, dim)
+        self.kv = nn.Linear(dim, 2 * dim)
+        self.out = nn.Linear(dim, dim)
         self.reduce: PatchReduction | None = PatchReduction(dim, reduction) if reduction > 1 else None
 
     def forward(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n c"]:
         tokens = _tokens(features)
-        q = self.q(tokens if self.queries is None else self.queries)
-        if self.queries is not None:  # 48 queries for n tokens: each asks for a run of them
-            q = F.interpolate(q.transpose(1, 2), tokens.shape[1]).transpose(1, 2).expand(tokens.shape)
-        k, v = self.kv(tokens if self.reduce is None else self.reduce(features)).chunk(2, dim=-1)
-        q, k, v = (x.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for x in (q, k, v))
-        attended = F.scaled_dot_product_attention(q, k, v)
+
+        # Each of the 48 weather queries serves a run of neighbouring tokens.
+        if self.queries is None:
+            q = self.q(tokens)
+        else:
+            stretched = F.interpolate(self.q(self.queries).transpose(1, 2), tokens.shape[1])
+            q = stretched.transpose(1, 2).expand(tokens.shape)
+
+        # Keys and values come from fewer tokens.
+        reduced = tokens if self.reduce is None else self.reduce(features)
+        k, v = self.kv(reduced).chunk(2, dim=-1)
+        attended = F.scaled_dot_product_attention(self._heads(q), self._heads(k), self._heads(v))
         return self.out(attended.transpose(1, 2).flatten(2))
 
-
-class PatchReduction(nn.Module):
-    """Features to fewer tokens: a convolution of the reduction's size, and LayerNorm."""
-
-    def __init__(self, dim: int, reduction: int) -> None:
-        super().__init__()
-        self.convolution = nn.Conv2d(dim, dim, reduction, reduction)
-        self.norm = nn.LayerNorm(dim, eps=1e-6)
-
-    def forward(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b m c"]:
-        return self.norm(_tokens(self.convolution(features)))
+    def _heads(self, tokens: Float[Tensor, "b n c"]) -> Float[Tensor, "b heads n d"]:
+        return tokens.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
 
 
 class MixedFeedForward(nn.Module):
@@ -83,11 +119,13 @@ class MixedFeedForward(nn.Module):
     def __init__(self, dim: int, expansion: int) -> None:
         super().__init__()
         hidden = dim * expansion
-        self.linear1, self.linear2 = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
+        self.linear1 = nn.Linear(dim, hidden)
+        self.linear2 = nn.Linear(hidden, dim)
         self.depthwise = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
 
     def forward(self, tokens: Float[Tensor, "b n c"], like: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n c"]:
-        return self.linear2(F.gelu(_tokens(self.depthwise(_features(self.linear1(tokens), like)))))
+        hidden = self.depthwise(_features(self.linear1(tokens), like))
+        return self.linear2(F.gelu(_tokens(hidden)))
 
 
 class Block(nn.Module):
@@ -95,7 +133,8 @@ class Block(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, expansion: int, reduction: int, num_queries: int = 0) -> None:
         super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(dim, eps=1e-6), nn.LayerNorm(dim, eps=1e-6)
+        self.norm1 = nn.LayerNorm(dim, eps=BLOCK_EPS)
+        self.norm2 = nn.LayerNorm(dim, eps=BLOCK_EPS)
         self.attention = Attention(dim, num_heads, reduction, num_queries)
         self.feed_forward = MixedFeedForward(dim, expansion)
 
@@ -114,7 +153,7 @@ class Blocks(nn.Module):
     ) -> None:
         super().__init__()
         self.blocks = nn.Sequential(*(Block(dim, num_heads, expansion, reduction, num_queries) for _ in range(count)))
-        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.norm = nn.LayerNorm(dim, eps=BLOCK_EPS)
 
     def forward(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         features = self.blocks(features)
@@ -122,11 +161,12 @@ class Blocks(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions, their sum scaled by a tenth, around a skip."""
+    """Two 3x3 convolutions around a skip, their output scaled by 0.1."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.conv1, self.conv2 = nn.Conv2d(dim, dim, 3, padding=1), nn.Conv2d(dim, dim, 3, padding=1)
+        self.conv1 = nn.Conv2d(dim, dim, 3, padding=1)
+        self.conv2 = nn.Conv2d(dim, dim, 3, padding=1)
 
     def forward(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         return features + 0.1 * self.conv2(F.relu(self.conv1(features)))
@@ -141,17 +181,47 @@ class TransWeather(RegressionBaseline):
 
     Args:
         dims, num_heads, reductions: of the four encoder stages, at 1/4, 1/8, 1/16 and 1/32.
+        inner_heads: heads of the three intra-patch blocks.
         depths: blocks of each encoder stage.
         decoder_depth, decoder_heads, num_queries: of the transformer decoder at 1/64.
         expansion, decoder_expansion: of the feed-forwards of encoder and decoder.
         tail_dims: channels of the last two doublings, to 1/2 and to full size.
     """
 
+    authors_names = (
+        *((f"inner_embeddings.{i}.", f"Tenc.mini_patch_embed{i + 1}.") for i in range(3)),
+        *((f"inner_stages.{i}.blocks.", f"Tenc.patch_block{i + 1}.") for i in range(3)),
+        *((f"inner_stages.{i}.norm.", f"Tenc.pnorm{i + 1}.") for i in range(3)),
+        *((f"embeddings.{i}.", f"Tenc.patch_embed{i + 1}.") for i in range(4)),
+        *((f"stages.{i}.blocks.", f"Tenc.block{i + 1}.") for i in range(4)),
+        *((f"stages.{i}.norm.", f"Tenc.norm{i + 1}.") for i in range(4)),
+        ("query_embedding.", "Tdec.patch_embed1."),
+        ("query_decoder.blocks.", "Tdec.block1."),
+        ("query_decoder.norm.", "Tdec.norm1."),
+        ("double_lowest.", "convtail.convd32x.conv2d."),
+        *((f"doubles.{i}.", f"convtail.convd{16 >> i}x.conv2d.") for i in range(4)),
+        ("double_last.", "convtail.convd1x.conv2d."),
+        *((f"residuals.{i}.conv", f"convtail.dense_{4 - i}.0.conv") for i in range(4)),
+        (".0.conv1.", ".0.conv1.conv2d."),
+        (".0.conv2.", ".0.conv2.conv2d."),
+        ("output.", "clean.conv2d."),
+        (".projection.", ".proj."),
+        (".attention.queries", ".attn.task_query"),
+        (".attention.out.", ".attn.proj."),
+        (".attention.reduce.convolution.", ".attn.sr."),
+        (".attention.reduce.norm.", ".attn.norm."),
+        (".attention.", ".attn."),
+        (".feed_forward.linear", ".mlp.fc"),
+        (".feed_forward.depthwise.", ".mlp.dwconv.dwconv."),
+    )
+    authors_unused = ("Tenc.mini_patch_embed4.", "convtail.conv_output.")
+
     @register_to_config
     def __init__(
         self,
         dims: Sequence[int] = (64, 128, 320, 512),
         num_heads: Sequence[int] = (1, 2, 4, 4),
+        inner_heads: Sequence[int] = (1, 2, 2),
         reductions: Sequence[int] = (4, 2, 2, 1),
         depths: Sequence[int] = (2, 2, 2, 2),
         decoder_depth: int = 3,
@@ -164,21 +234,30 @@ class TransWeather(RegressionBaseline):
         super().__init__()
         if not len(dims) == len(num_heads) == len(reductions) == len(depths) == 4:
             raise ValueError("dims, num_heads, reductions and depths need an entry for each of four stages")
-        stages = list(zip(dims, num_heads, reductions, depths, strict=True))
-        self.embeddings = nn.ModuleList(
-            PatchEmbedding(dims[i - 1] if i else 3, dim, 3 if i else 7, 2 if i else 4) for i, dim in enumerate(dims)
-        )
-        self.stages = nn.ModuleList(
-            Blocks(depth, dim, heads, expansion, reduction) for dim, heads, reduction, depth in stages
-        )
-        self.inner_embeddings = nn.ModuleList(PatchEmbedding(dims[i], dims[i + 1], 3, 2) for i in range(3))
-        self.inner_stages = nn.ModuleList(
-            Blocks(1, dims[i + 1], num_heads[i], expansion, reductions[i]) for i in range(3)
-        )
+        if len(inner_heads) != 3:
+            raise ValueError("inner_heads needs an entry for each of three intra-patch blocks")
+
+        # The encoder: four stages, and between each two of them a block inside the patches.
+        self.embeddings, self.stages = nn.ModuleList(), nn.ModuleList()
+        self.inner_embeddings, self.inner_stages = nn.ModuleList(), nn.ModuleList()
+        for i, dim in enumerate(dims):
+            embedding = PatchEmbedding(dims[i - 1], dim, 3, 2) if i else PatchEmbedding(3, dim, 7, 4)
+            self.embeddings.append(embedding)
+            self.stages.append(Blocks(depths[i], dim, num_heads[i], expansion, reductions[i]))
+        for i, dim in enumerate(dims[1:]):
+            self.inner_embeddings.append(PatchEmbedding(dims[i], dim, 3, 2))
+            self.inner_stages.append(Blocks(1, dim, inner_heads[i], expansion, reductions[i]))
+
+        # The transformer decoder.
         self.query_embedding = PatchEmbedding(dims[3], dims[3], 3, 2)
         self.query_decoder = Blocks(decoder_depth, dims[3], decoder_heads, decoder_expansion, 1, num_queries)
-        self.double_lowest = _double(dims[3], dims[3])
+
+        # Only what follows keeps PyTorch's initialisation.
+        self.apply(initialise)
+
+        # The convolutional tail: six doublings, from 1/64 to full size.
         widths = [dims[3], dims[2], dims[1], dims[0], tail_dims[0]]
+        self.double_lowest = _double(dims[3], dims[3])
         self.doubles = nn.ModuleList(_double(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
         self.residuals = nn.ModuleList(ResidualBlock(width) for width in widths[1:])
         self.double_last = _double(tail_dims[0], tail_dims[1])
@@ -186,11 +265,23 @@ class TransWeather(RegressionBaseline):
 
     @property
     def multiple(self) -> int:
-        """The decoder works at 1/64."""
-        return 64
+        """Pixels down to 1/16; below that, sizes are rounded up and cropped again."""
+        return 16
+
+    def pad(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 hp wp"]:
+        """Pad by reflection to multiples of 16, and of 64 where a side has 32 pixels or fewer.
+
+        The last reduction needs two tokens at 1/32: on such sides the authors' network fails.
+        """
+        small = min(images.shape[-2:]) <= 32
+        return pad_to_multiple(images, 64 if small else self.multiple)
 
     def encode(self, images: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b _ _ _"]]:
-        """Features at 1/4, 1/8, 1/16 and 1/32; what is seen inside the patches joins the next stage."""
+        """Return features at 1/4, 1/8, 1/16 and 1/32. The intra-patch features join the next stage.
+
+        Args:
+            images: in [-1, 1].
+        """
         features, inner, found = images, None, []
         for i, (embed, stage) in enumerate(zip(self.embeddings, self.stages, strict=True)):
             features = embed(features)
@@ -204,10 +295,15 @@ class TransWeather(RegressionBaseline):
 
     def forward(self, lq: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
         encoded = self.encode(2 * lq - 1)
-        asked = self.query_decoder(self.query_embedding(encoded[-1]))
-        features = self.double_lowest(asked) + encoded[3]
+        queried = self.query_decoder(self.query_embedding(encoded[-1]))
+
+        # Up again, with the encoder's features as skips.
+        features = _crop_to(self.double_lowest(queried), encoded[3]) + encoded[3]
         for i, (double, residual) in enumerate(zip(self.doubles, self.residuals, strict=True)):
-            features = residual(double(features))
+            features = double(features)
             if i < 3:
-                features = features + encoded[2 - i]
+                skip = encoded[2 - i]
+                features = residual(_crop_to(features, skip)) + skip
+            else:
+                features = residual(features)
         return self.output(self.double_last(features)).tanh()

@@ -28,8 +28,8 @@ CLASSES: dict[str, tuple[str, ...]] = {
 }
 """Key of a dictionary -> the classes that are constructed from it, each with the files that may define it.
 
-What stands in braces is the value of that key, of the run or of its model. A compared method's class has the name of the
-`method`, without underscores, in any case.
+What stands in braces is the value of that key, of the run or of its model. A compared method's class has the name of
+its `method`, without underscores, in any case.
 """
 
 Arguments = Mapping[str, ast.expr | None]

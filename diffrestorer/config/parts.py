@@ -76,6 +76,8 @@ class DataConfig:
     """Strength of the synthesised degradations, such as data.synthesis.noise.sigma=[10,50]."""
     views: Views = field(default_factory=Views)
     """Views of the clean photos, such as data.views.scale=[0.5,1]."""
+    augment: bool = False
+    """Mirror pairs and turn them by quarter turns, in one of eight ways each."""
     validation_root: str | None = None
     """Folder of clean photos that are not trained on, for `train.validate_every`; degraded on the fly, once for all."""
     classes: list[str] | None = None
@@ -100,6 +102,8 @@ class TrainConfig:
     """`constant`, `cosine` down to 0 at max_steps, or `steps` at `lr_milestones`."""
     lr_hold: float = option(0.0, ge=0, lt=1)
     """Share of the run that `cosine` stays at the peak before it falls."""
+    lr_floor: float = option(0.0, ge=0)
+    """Learning rate at which `cosine` ends."""
     lr_milestones: dict[float, float] = option({}, ge=0)
     """Share of the run -> factor on the learning rate from there on."""
     warmup_steps: int = option(0, ge=0)

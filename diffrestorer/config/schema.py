@@ -175,6 +175,14 @@ class PretrainingConfig:
     """As in `train`."""
     lr_milestones: dict[float, float] = option({}, ge=0)
     """Share of the phase -> factor on the learning rate from there on."""
+    lr_floor: float = option(0.0, ge=0)
+    """Learning rate at which `cosine` ends."""
+    warmup_steps: int = option(0, ge=0)
+    """Steps over which the learning rate rises to its peak."""
+    betas: list[float] | None = option(None, ge=0, lt=1)
+    """Decay rates of the optimiser's two averages; null: as in the second phase."""
+    eps: float | None = option(None, gt=0)
+    """Term that keeps the optimiser from dividing by zero; null: as in the second phase."""
 
 
 @dataclass
@@ -194,6 +202,8 @@ class BaselineConfig(RunConfig):
     """Optimiser."""
     betas: list[float] = option([0.9, 0.999], ge=0, lt=1)
     """Decay rates of the optimiser's two averages."""
+    eps: float = option(1e-8, gt=0)
+    """Term that keeps the optimiser from dividing by zero."""
     loss: str = option("l1", choices=("l1", "smooth_l1", "psnr"))
     """Loss on pixels."""
     lambda_perceptual: float = option(0.0, ge=0)
@@ -213,7 +223,7 @@ class BaselineConfig(RunConfig):
     temperature: float = option(0.07, gt=0)
     """Temperature of AirNet's contrastive term."""
     clip: str | None = None
-    """CLIP's weights for DA-CLIP: a tag of open_clip (`openai`), a file, `mini` (its image encoder) or `none`."""
+    """DA-CLIP: CLIP's weights, a tag of open_clip (`laion2b_s34b_b79k`), a file, `mini` (its encoder) or `none`."""
 
 
 @dataclass

@@ -16,8 +16,8 @@ from diffrestorer.data.formats.pillow_reader import READS_HEIC, photo_from_pil, 
 from diffrestorer.data.storage import open_regular
 
 __all__ = [
-    "FORMATS",
     "FOREIGN_SUFFIXES",
+    "FORMATS",
     "IMAGE_SUFFIXES",
     "ImageError",
     "Photo",

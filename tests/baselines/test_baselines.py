@@ -113,19 +113,56 @@ def test_saved_and_read_again_they_agree(method: str, arguments: dict[str, Any],
     assert restored.aminmax().max <= 1
 
 
+MULTIPLES = {"airnet": 1, "transweather": 16, "nafnet": 4, "restormer": 4, "promptir": 4, "da_clip": 1}
+"""Of the first of each method's odd ones; DA-CLIP's U-Net pads by itself."""
+
+
 @pytest.mark.parametrize(("method", "arguments"), ODD[::2], ids=[method for method, _ in ODD[::2]])
-def test_padding_is_reflection_and_batches_change_nothing(method: str, arguments: dict[str, Any]) -> None:
+def test_images_are_padded_as_the_authors_do_and_batches_change_nothing(method: str, arguments: dict[str, Any]) -> None:
+    """By reflection to the right and below; NAFNet's by zeros."""
     model = differing(method, arguments)
     fits = photo(64, 64, count=2)
     alone = torch.cat([model.restore(image[None]) for image in fits])
     torch.testing.assert_close(model.restore(fits), alone, rtol=1e-5, atol=1e-5)
-    assert 64 % model.multiple == 0
+    assert model.multiple == MULTIPLES[method]
     missing = min(model.multiple - 1, 7)
     cropped = fits[..., : 64 - missing, :]
-    reflected = torch.cat([cropped, cropped[..., -1 - missing : -1, :].flip(-2)], dim=-2)
-    expected = model.restore_padded(reflected, 0, whole).clamp(0, 1)[..., : 64 - missing, :]
+    added = cropped[..., -1 - missing : -1, :].flip(-2)
+    padded = torch.cat([cropped, torch.zeros_like(added) if method == "nafnet" else added], dim=-2)
+    assert torch.equal(model.pad(cropped), padded)
+    expected = model.restore_padded(padded, 0, whole).clamp(0, 1)[..., : 64 - missing, :]
     torch.testing.assert_close(model.restore(cropped), expected)
     assert model.restore(photo(1, 1)).shape == (1, 3, 1, 1)
+
+
+@pytest.mark.parametrize(("levels", "side"), [([1, 2], 4), ([1, 1, 2], 8), ([1, 1, 1, 2], 16)])
+def test_da_clips_unet_pads_both_images_by_reflection(levels: list[int], side: int) -> None:
+    """To two to the number of levels, one more than it halves: 16 at the published size."""
+    model = differing("da_clip", {"image_encoder": VIT, "features": 8, "multipliers": levels, "attention_level": 1})
+    height, width = 3 * side - 3, 2 * side - 1
+    state, lq = photo(height, width), photo(height, width).flip(-1)
+    embedding, steps = torch.ones(1, 12), torch.tensor([3])
+    bigger = [torch.nn.functional.pad(images, (0, 1, 0, 3), mode="reflect") for images in (state, lq)]
+    assert [length % side for length in bigger[0].shape[-2:]] == [0, 0]
+    with torch.no_grad():
+        noise = model.unet(state, lq, steps, embedding, embedding)
+        expected = model.unet(*bigger, steps, embedding, embedding)
+    torch.testing.assert_close(noise, expected[..., :height, :width], rtol=0, atol=1e-6)
+
+
+def test_da_clips_clip_sees_the_image_without_padding() -> None:
+    model, seen = differing("da_clip", ODD[10][1]), []
+    model.controller.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    lq = photo(13, 22)
+    model.restore(lq)
+    assert torch.equal(seen[0], lq)
+
+
+@pytest.mark.parametrize("sides", [(16, 16), (32, 200), (33, 33), (48, 40)])
+def test_transweather_restores_images_that_its_reductions_are_too_large_for(sides: tuple[int, int]) -> None:
+    """On 32 pixels and fewer the authors' network fails."""
+    model = differing("transweather", TRANSWEATHER)
+    assert model.restore(photo(*sides)).shape[-2:] == sides
 
 
 @pytest.mark.parametrize(
@@ -138,6 +175,7 @@ def test_padding_is_reflection_and_batches_change_nothing(method: str, arguments
         ("restormer", {"dim": 5, "num_heads": [2, 2, 4, 8]}, "a width of 5 does not divide among 2 heads"),
         ("promptir", {"dim": 8, "prompt_dims": [8]}, "one entry for each upsampling"),
         ("transweather", {"dims": [4, 8, 12]}, "an entry for each of four stages"),
+        ("transweather", {"inner_heads": [1, 2, 4, 4]}, "an entry for each of three intra-patch blocks"),
         ("da_clip", {"image_encoder": VIT, "sampler": "ddim"}, "choose sde or posterior"),
         ("da_clip", {"image_encoder": VIT, "features": 8, "num_steps": 0}, "num_steps >= 1"),
     ],

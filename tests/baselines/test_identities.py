@@ -8,15 +8,17 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import deform_conv2d
+from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize, ToTensor
+from torchvision.transforms.functional import to_pil_image
 
 from diffrestorer.baselines.airnet import AirNet, KeyQueue, deformable_convolution, update_momentum
-from diffrestorer.baselines.da_clip.controller import ControlledClip, tower_blocks
+from diffrestorer.baselines.da_clip.controller import ControlledClip, clip_view, tower_blocks
 from diffrestorer.baselines.da_clip.model import DaClip
 from diffrestorer.baselines.da_clip.sde import IRSDE
 from diffrestorer.baselines.da_clip.unet import ContentAttention
 from diffrestorer.baselines.promptir import PromptIR
 from diffrestorer.baselines.restormer import Restormer, TransposedAttention
-from diffrestorer.baselines.transweather import Attention
+from diffrestorer.baselines.transweather import Attention, PatchEmbedding, PatchReduction, TransWeather
 from diffrestorer.models.backbones import ImageEncoder
 from diffrestorer.training.losses import psnr_loss
 
@@ -225,8 +227,10 @@ def test_the_controller_starts_as_clip_itself(tower: dict) -> None:
     images = normal(2, 3, 32, 32).sigmoid()
     with torch.no_grad():
         content, degradation = controlled(images)
-        own = F.normalize(clip(images), dim=-1)
-        assert torch.equal(content, own)
+        own = clip(images)
+        assert torch.equal(content, own), "and not normalised"
+        assert (own.norm(dim=1) - 1).abs().min() > 0.1
+        assert torch.equal(controlled.clip_embedding(images), own)
         assert torch.equal(degradation, own)
         for zero in controlled.zeros:
             zero.linear.bias.normal_()
@@ -241,6 +245,99 @@ def test_one_content_token_is_the_same_for_every_pixel() -> None:
     torch.manual_seed(0)
     attention = ContentAttention(16, 5)
     content = normal(2, 5)
-    k, v = attention.content_kv(content[:, None]).chunk(2, dim=-1)
-    attended = attention._attend(normal(2, 9, 16), k, v)
+    k, v = attention.content_k(content[:, None]), attention.content_v(content[:, None])
+    attended = attention.attend(normal(2, 9, 16), k, v)
     torch.testing.assert_close(attended, v.expand(2, 9, 16))
+
+
+def test_attention_to_the_content_starts_at_its_skip() -> None:
+    """The authors set project_out to zero: what is left is the features and the norm around the block."""
+    torch.manual_seed(0)
+    attention = ContentAttention(16, 5)
+    features = normal(2, 16, 3, 4)
+    assert not any(parameter.any() for parameter in attention.project_out.parameters())
+    centred = features - features.mean(dim=1, keepdim=True)
+    normed = centred / (centred.square().mean(dim=1, keepdim=True) + 1e-5).sqrt()
+    torch.testing.assert_close(attention(features, normal(2, 5)), features + normed)
+
+
+@pytest.mark.parametrize("layer", range(3))
+def test_a_vits_controls_are_added_in_reverse_order(layer: int) -> None:
+    """Whatever the control of one block adds, the mirrored block of the frozen tower passes on."""
+    torch.manual_seed(0)
+    vision = {**VIT["vision_cfg"], "layers": 3}
+    clip = ImageEncoder(vision, embed_dim=12, quick_gelu=False).eval()
+    controlled = ControlledClip(copy.deepcopy(clip), 12, num_classes=3)
+    shift = normal(32)
+    with torch.no_grad():
+        controlled.zeros[layer].linear.bias.copy_(shift)
+    images = normal(2, 3, 32, 32).sigmoid()
+    block = clip.visual.transformer.resblocks[2 - layer]
+    handle = block.register_forward_hook(lambda _, inputs, output: output + shift)
+    with torch.no_grad():
+        expected = clip(images)
+        torch.testing.assert_close(controlled(images)[0], expected)
+        handle.remove()
+        assert not torch.allclose(clip(images), expected, atol=1e-3)
+
+
+def test_each_stage_of_a_timm_tower_gets_its_own_control() -> None:
+    torch.manual_seed(0)
+    controlled = ControlledClip(ImageEncoder(**REGNET).eval(), 12, num_classes=3)
+    widths = [width for _, width in tower_blocks(controlled.clip)]
+    assert len(set(widths)) > 1, "in reverse order they would not fit"
+    assert [zero.linear.in_features for zero in controlled.zeros] == widths
+    with torch.no_grad():
+        for zero in controlled.zeros:
+            zero.linear.weight.normal_(std=0.1)
+    content, _ = controlled(normal(2, 3, 32, 32).sigmoid())
+    assert content.shape == (2, 12)
+
+
+@pytest.mark.parametrize("size", [(40, 64), (64, 40), (39, 100)])
+def test_clip_sees_the_middle_of_an_image_that_is_no_square(size: tuple[int, int]) -> None:
+    """torchvision's Resize of the short side and CenterCrop, which the authors' preprocessing is, on PIL images."""
+    images = F.interpolate(normal(1, 3, 8, 8).sigmoid(), size, mode="bicubic").clamp(0, 1)
+    pixels = images.mul(255).round().byte()
+    theirs = Compose([Resize(32, InterpolationMode.BICUBIC), CenterCrop(32), ToTensor()])(to_pil_image(pixels[0]))
+    torch.testing.assert_close(clip_view(pixels / 255, 32)[0], theirs, rtol=0, atol=1.01 / 255)
+    square = images[..., :30, :30]
+    assert torch.equal(clip_view(square, 32), square)
+
+
+def test_transweathers_heads_and_epsilons_are_the_published_ones() -> None:
+    """Heads 1, 2, 4, 4 of the stages and 1, 2, 2 inside the patches; the norms of patches have PyTorch's epsilon."""
+    with torch.device("meta"):
+        model = TransWeather()
+    assert [stage.blocks[0].attention.num_heads for stage in model.stages] == [1, 2, 4, 4]
+    assert [stage.blocks[0].attention.num_heads for stage in model.inner_stages] == [1, 2, 2]
+    assert {block.attention.num_heads for block in model.query_decoder.blocks} == {8}
+    patches = [m for m in model.modules() if isinstance(m, PatchEmbedding | PatchReduction)]
+    norms = {id(module.norm): module.norm.eps for module in patches}
+    assert len(norms) == 8 + 9
+    assert set(norms.values()) == {1e-5}
+    others = [m.eps for m in model.modules() if isinstance(m, torch.nn.LayerNorm) and id(m) not in norms]
+    assert set(others) == {1e-6}
+
+
+def test_transweathers_first_weights_are_distributed_as_published() -> None:
+    """Linear: deviation 0.02; convolutions: sqrt(2 / fan-out); biases 0; the tail of the decoder as PyTorch has it."""
+    torch.manual_seed(0)
+    model = TransWeather()
+    tail = ("double", "residual", "output")
+    for name, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        if name.startswith(tail) or not isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
+            continue
+        wanted = 0.02
+        if isinstance(module, torch.nn.Conv2d):
+            kernel = module.kernel_size[0] * module.kernel_size[1]
+            wanted = (2 * module.groups / (kernel * module.out_channels)) ** 0.5
+        spread = 4 / (2 * weight.numel()) ** 0.5  # four standard errors of a deviation, over the deviation
+        assert weight.std().item() == pytest.approx(wanted, rel=spread), name
+        assert abs(weight.mean().item()) < 4 * wanted / weight.numel() ** 0.5, name
+        assert not module.bias.any(), name
+    assert model.output.bias.any()
+    assert model.residuals[0].conv1.weight.abs().max() < (320 * 9) ** -0.5 * 1.001, "uniform within 1 / sqrt(fan-in)"
+    queries = model.query_decoder.blocks[0].attention.queries
+    assert queries.std().item() == pytest.approx(1, abs=0.02)

@@ -9,6 +9,7 @@ from diffusers.configuration_utils import register_to_config
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from diffrestorer.baselines.da_clip import names
 from diffrestorer.baselines.da_clip.controller import ControlledClip
 from diffrestorer.baselines.da_clip.sde import IRSDE
 from diffrestorer.baselines.da_clip.unet import DaClipUNet
@@ -24,14 +25,19 @@ class DaClip(Baseline):
     """DA-CLIP; the defaults are the paper's.
 
     Args:
-        image_encoder: arguments of `ImageEncoder`, CLIP's; None: OpenAI's ViT-B/32.
+        image_encoder: arguments of `ImageEncoder` for CLIP; None: LAION's ViT-B/32, which has GELU.
         features, multipliers: of the U-Net.
-        attention_level: from this level of the U-Net down the content is attended to.
+        attention_level: first level of the U-Net with attention to the content.
         num_steps, max_sigma: of IR-SDE.
         sampler: `sde` (Euler steps of the reverse-time SDE, the paper's) or `posterior` (x_{t-1} given x_t and the
-            predicted x_0, exact for a perfect prediction: it needs fewer steps).
-        num_classes: degradations that the controller was taught to tell apart.
+            predicted x_0, which is exact for a perfect prediction and needs fewer steps).
+        num_classes: number of degradations that the controller was trained on.
     """
+
+    authors_names = (*names.CONTROLLER, *names.UNET)
+    authors_unused = names.UNUSED
+    authors_parts = {"the U-Net": "init_conv.weight", "the controlled CLIP": "visual_control.conv1.weight"}
+    own_tensors = ("controller.class_embeddings",)
 
     @register_to_config
     def __init__(
@@ -48,35 +54,46 @@ class DaClip(Baseline):
         super().__init__()
         if sampler not in ("sde", "posterior"):
             raise ValueError(f"sampler={sampler} is unknown; choose sde or posterior")
-        clip = ImageEncoder(**(image_encoder or {"vision_cfg": VIT_B_32, "embed_dim": 512}))
+        laion = {"vision_cfg": VIT_B_32, "embed_dim": 512, "quick_gelu": False}
+        clip = ImageEncoder(**(image_encoder or laion))
         self.controller = ControlledClip(clip, clip.config.embed_dim, num_classes)
         self.unet = DaClipUNet(features, multipliers, clip.config.embed_dim, attention_level)
         self.sde = IRSDE(num_steps, max_sigma)
 
     @property
     def multiple(self) -> int:
-        """Every level of the U-Net but the last halves the image."""
-        return 2 ** (len(self.config.multipliers) - 1)
+        """1: the U-Net pads by itself at every step, and CLIP sees the image without padding."""
+        return 1
+
+    @classmethod
+    def authors_name(cls, name: str) -> str:
+        """Return the name that one of our tensors has in the authors' checkpoints."""
+        for ours, theirs in names.CONTROLLER if name.startswith("controller.") else names.UNET:
+            name = name.replace(ours, theirs)
+        return name
 
     def restore_padded(self, lq: Float[Tensor, "b 3 h w"], seed: int, run: Pass) -> Float[Tensor, "b 3 h w"]:
-        """Runs the reverse process from the degraded image plus noise.
+        """Run the reverse process from the degraded image plus noise.
 
-        CLIP sees the whole image; `run` carries the U-Net over it at every step.
+        CLIP sees the whole image. `run` applies the U-Net at every step.
         """
         sde = self.sde
         content, degradation = self.controller(lq)
 
+        # Every image of the batch gets the same noise, so the result does not depend on the batch.
         def noise(step: int) -> Float[Tensor, "b 3 h w"]:
             drawn = counter_normal(lq.shape[1:], seed, "ir_sde", step, [0], lq.device).to(lq.dtype)
             return drawn.expand(lq.shape)
 
+        # From T down to 1; the last step adds no noise.
+        deviation = sde.previous_deviation if self.config.sampler == "posterior" else sde.reverse_deviation
         state = lq + sde.max_sigma / 255 * noise(sde.num_steps)
         for step in range(sde.num_steps, 0, -1):
             steps = torch.full((len(lq),), step, device=lq.device)
             predict = partial(self._predict, steps=steps, content=content, degradation=degradation)
-            mean = self.step_mean(state, lq, run(predict, [state, lq]), steps, clamp=True)
-            deviation = sde.previous_deviation if self.config.sampler == "posterior" else sde.reverse_deviation
-            state = mean + deviation(steps, state) * noise(step - 1) if step > 1 else mean
+            state = self.step_mean(state, lq, run(predict, [state, lq]), steps, clamp=True)
+            if step > 1:
+                state = state + deviation(steps, state) * noise(step - 1)
         return state
 
     def _predict(
@@ -87,9 +104,9 @@ class DaClip(Baseline):
         content: Float[Tensor, "b d"],
         degradation: Float[Tensor, "b d"],
     ) -> Float[Tensor, "t 3 h w"]:
-        """The U-Net; tiles of one image are all told the same."""
-        told = (tensor.expand(len(state), *tensor.shape[1:]) for tensor in (steps, content, degradation))
-        return self.unet(state, lq, *told)
+        """Run the U-Net; all tiles of an image share its embeddings."""
+        conditions = (tensor.expand(len(state), *tensor.shape[1:]) for tensor in (steps, content, degradation))
+        return self.unet(state, lq, *conditions)
 
     def step_mean(
         self,
@@ -99,12 +116,13 @@ class DaClip(Baseline):
         steps: Int[Tensor, "b"],
         clamp: bool = False,
     ) -> Float[Tensor, "b 3 h w"]:
-        """Where one step of the sampler leads in the mean, from the predicted noise: what training compares.
+        """Return the mean of x_{t-1} for the predicted noise, which training compares with the best one.
 
         Args:
-            clamp: of the posterior, keeps the predicted x_0 in [0, 1], lest errors of early steps add up.
+            clamp: keep the posterior's predicted x_0 in [0, 1], so that errors of early steps do not add up.
         """
         if self.config.sampler == "posterior":
             clean = self.sde.clean_image(state, lq, noise, steps)
-            return self.sde.previous_mean(state, clean.clamp(0, 1) if clamp else clean, lq, steps)
+            clean = clean.clamp(0, 1) if clamp else clean
+            return self.sde.previous_mean(state, clean, lq, steps)
         return self.sde.reverse_mean(state, lq, noise, steps)

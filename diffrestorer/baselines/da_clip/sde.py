@@ -1,7 +1,7 @@
-"""IR-SDE: dx = theta_t (mu - x) dt + sigma_t dw, which carries the clean image to the degraded one plus noise.
+"""IR-SDE: dx = theta_t (mu - x) dt + sigma_t dw, from the clean image to the degraded one plus noise.
 
-sigma_t^2 = 2 lambda^2 theta_t, so that x_t is normal with mean m_t and variance v_t in closed form. Equations are those
-of the IR-SDE paper (arXiv 2301.11699). Steps are t = 0 (clean) to T; images and lambda are in [0, 1].
+With sigma_t^2 = 2 lambda^2 theta_t, x_t is normal with mean m_t and variance v_t in closed form. Equations are numbered
+as in the IR-SDE paper (arXiv 2301.11699). Steps are t = 0 (clean) to T; images and lambda are in [0, 1].
 """
 
 import functools
@@ -18,6 +18,7 @@ Steps = Int[Tensor, "b"]
 
 @functools.lru_cache
 def _cosine_rates(num_steps: int, remainder: float) -> Float[Tensor, "t1"]:
+    # The authors' table has two entries more than steps, the first of which is set to zero.
     shares = torch.arange(num_steps + 2, dtype=torch.float64) / (num_steps + 2)
     cosine = torch.cos((shares + 0.008) / 1.008 * math.pi / 2) ** 2
     thetas = 1 - cosine[1:] / cosine[0]
@@ -32,7 +33,7 @@ class IRSDE:
     Attributes:
         num_steps: T.
         max_sigma: lambda, the standard deviation at the end, in units of 1/255.
-        remainder: what is left at T of the distance to the degraded image.
+        remainder: share of the distance to the degraded image that is left at T.
     """
 
     num_steps: int = 100
@@ -44,15 +45,15 @@ class IRSDE:
             raise ValueError(f"IR-SDE needs num_steps >= 1 and max_sigma > 0, not {self.num_steps}, {self.max_sigma}")
 
     def rates(self) -> Float[Tensor, "t1"]:
-        """theta_t dt for t = 0..T (0 at 0), scaled so that they sum to -log(remainder)."""
+        """Return theta_t dt for t = 0..T (0 at 0), scaled so that they sum to -log(remainder)."""
         return _cosine_rates(self.num_steps, self.remainder)
 
     def decays(self) -> Float[Tensor, "t1"]:
-        """exp(-theta_bar_t) for t = 0..T: the share of the distance to mu that is left."""
+        """Return exp(-theta_bar_t) for t = 0..T, the share of the distance to mu that is left."""
         return (-self.rates().cumsum(0)).exp()
 
     def deviations(self) -> Float[Tensor, "t1"]:
-        """sqrt(v_t) for t = 0..T, v_t = lambda^2 (1 - exp(-2 theta_bar_t)). Source: Eq. 6 of IR-SDE."""
+        """Return sqrt(v_t) for t = 0..T, v_t = lambda^2 (1 - exp(-2 theta_bar_t)). Source: Eq. 6 of IR-SDE."""
         return self.max_sigma / 255 * (1 - (-2 * self.rates().cumsum(0)).exp()).sqrt()
 
     def _at(self, table: str, steps: Steps, like: Images) -> Float[Tensor, "b 1 1 1"]:
@@ -65,48 +66,54 @@ class IRSDE:
         return self._at("rates", steps, like)
 
     def mean(self, clean: Images, mu: Images, steps: Steps) -> Images:
-        """m_t = mu + (x_0 - mu) exp(-theta_bar_t). Source: Eq. 6 of IR-SDE."""
+        """Return m_t = mu + (x_0 - mu) exp(-theta_bar_t). Source: Eq. 6 of IR-SDE."""
         return mu + (clean - mu) * self._decay(steps, clean)
 
     def deviation(self, steps: Steps, like: Images) -> Float[Tensor, "b 1 1 1"]:
-        """The standard deviation of x_t: see `deviations`."""
+        """Return the standard deviation of x_t, see `deviations`."""
         return self._at("deviations", steps, like)
 
     def clean_image(self, state: Images, mu: Images, noise: Images, steps: Steps) -> Images:
-        """The x_0 whose x_t is `state` under this noise."""
+        """Return the x_0 for which this noise makes `state` at step t."""
         return mu + (state - mu - self.deviation(steps, state) * noise) / self._decay(steps, state)
 
     def previous_mean(self, state: Images, clean: Images, mu: Images, steps: Steps) -> Images:
-        """Mean of x_{t-1} given x_t and x_0, the target of training. Source: Eq. 13 of IR-SDE (proposition 3.2)."""
-        left, left_before = self._decay(steps, state), self._decay(steps - 1, state)
+        """Return the mean of x_{t-1} given x_t and x_0, the target of training. Source: Eq. 13 of IR-SDE."""
+        left = self._decay(steps, state)
+        left_before = self._decay(steps - 1, state)
         step_decay = left / left_before
         total = 1 - left**2
+
+        # A weighted mean of where x_t and x_0 lie, seen from mu.
         from_state = (1 - left_before**2) / total * step_decay * (state - mu)
         from_clean = (1 - step_decay**2) / total * left_before * (clean - mu)
         return mu + from_state + from_clean
 
     def previous_deviation(self, steps: Steps, like: Images) -> Float[Tensor, "b 1 1 1"]:
-        """Standard deviation of x_{t-1} given x_t and x_0; 0 at t = 1."""
-        left, left_before = self._decay(steps, like), self._decay(steps - 1, like)
+        """Return the standard deviation of x_{t-1} given x_t and x_0; 0 at t = 1."""
+        left = self._decay(steps, like)
+        left_before = self._decay(steps - 1, like)
         variance = (1 - left_before**2) * (1 - (left / left_before) ** 2) / (1 - left**2)
         return self.max_sigma / 255 * variance.clamp(min=0).sqrt()
 
     def reverse_mean(self, state: Images, mu: Images, noise: Images, steps: Steps) -> Images:
-        """One Euler step of the reverse-time SDE without its noise; the score is -noise / sqrt(v_t).
+        """Take one Euler step of the reverse-time SDE without its noise; the score is -noise / sqrt(v_t).
 
         Source: Eq. 7 of IR-SDE.
         """
         rate = self._rate(steps, state)
-        variance = 2 * (self.max_sigma / 255) ** 2 * rate  # sigma_t^2 dt
+
+        # sigma_t^2 dt
+        variance = 2 * (self.max_sigma / 255) ** 2 * rate
         score = -noise / self.deviation(steps, state)
         return state - (rate * (mu - state) - variance * score)
 
     def reverse_deviation(self, steps: Steps, like: Images) -> Float[Tensor, "b 1 1 1"]:
-        """sigma_t sqrt(dt): the noise of one Euler step."""
+        """Return sigma_t sqrt(dt), the standard deviation of one Euler step's noise."""
         return self.max_sigma / 255 * (2 * self._rate(steps, like)).sqrt()
 
 
 @functools.lru_cache(maxsize=32)
 def _table_on(process: IRSDE, name: str, device: torch.device, dtype: torch.dtype) -> Float[Tensor, "t1"]:
-    """A table of the process by its method's name, kept on a device: each copy would wait for the device."""
+    """Return a table of the process by its method's name. It stays on the device, since each copy would wait for it."""
     return getattr(process, name)().to(device, dtype)
