@@ -38,6 +38,8 @@ class EvaluateConfig:
     GPU computes in TF32; otherwise none is. Scores are always computed in float32."""
     size: int = 256
     """Side of the open photos in pixels."""
+    synthesis: str = "ours"
+    """How open photos are degraded: `ours`, `broad`, or `heldout`, whose variants never train."""
     images: int | None = None
     """Use the first so many images of each task; null: all."""
     metrics: list[str] = field(default_factory=list)
