@@ -45,6 +45,8 @@ class EvaluateConfig:
     whose products a GPU computes in TF32; otherwise none is. Scores are always computed in float32."""
     size: int = option(256, ge=32)
     """Side of the open photos in pixels."""
+    synthesis: str = option("ours", choices=("ours", "broad", "heldout"))
+    """Degradations of open photos: this package's default ones, all trained variants, or those that never train."""
     images: int | None = option(None, ge=1)
     """Use the first so many images of each task; null: all."""
     metrics: list[str] = field(default_factory=list)

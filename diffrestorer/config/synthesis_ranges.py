@@ -10,6 +10,8 @@ import re
 from dataclasses import Field, dataclass, fields, replace
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
+from diffrestorer.config.synthesis_variants import OURS, check_variants
+
 REFERENCE_SIDE = 256
 
 Range = tuple[float, float]
@@ -75,6 +77,8 @@ def _narrowed(item: Field[Any], value: Any, strength: float) -> Any:
     if isinstance(value, Parameters):
         return at_strength(value, strength)
     rule = _rule(item)
+    if item.name == "variants":
+        return value
     if rule is None:
         return tuple(at_strength(layer, strength) for layer in value)
     if rule.stronger is None:
@@ -109,8 +113,27 @@ def _snake_case(name: str) -> str:
     return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Varied(Parameters):
+    """What all classes have in common: the models that are drawn from, and how strongly they degrade.
+
+    Raises:
+        ValueError: a variant does not exist, or as `Parameters`.
+    """
+
+    variants: tuple[str, ...] = (OURS,)
+    """Names of `config.synthesis_variants`, drawn evenly; one that is named twice is drawn twice as often."""
+    strength: Annotated[Range, Rule(0.0, 1.0, stronger="high")] = (0.0, 1.0)
+    """Of all variants but `ours`, which has the ranges below: from barely visible, or surely seen, to strong."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        name = _snake_case(type(self).__name__)
+        check_variants(name, self.variants, f"{self.group}.{name}.variants")
+
+
 @dataclass(frozen=True)
-class Noise(Parameters):
+class Noise(Varied):
     """White Gaussian noise."""
 
     sigma: Annotated[Range, Rule(stronger="high")] = (50.0, 50.0)
@@ -118,7 +141,7 @@ class Noise(Parameters):
 
 
 @dataclass(frozen=True)
-class LowLight(Parameters):
+class LowLight(Varied):
     """A short exposure."""
 
     exposure: Annotated[Range, Rule(1e-4, 1.0, stronger="low", log=True)] = (0.04, 0.16)
@@ -130,7 +153,7 @@ class LowLight(Parameters):
 
 
 @dataclass(frozen=True)
-class Haze(Parameters):
+class Haze(Varied):
     """Scattering by the air."""
 
     transmission: Annotated[Range, Rule(1e-3, 1.0, stronger="low")] = (0.25, 0.6)
@@ -154,7 +177,7 @@ class RainLayer(Parameters):
 
 
 @dataclass(frozen=True)
-class Rain(Parameters):
+class Rain(Varied):
     """Falling streaks over a veil."""
 
     angle: Annotated[Range, Rule(-90.0, 90.0)] = (-30.0, 30.0)
@@ -171,7 +194,7 @@ class Rain(Parameters):
 
 
 @dataclass(frozen=True)
-class Raindrop(Parameters):
+class Raindrop(Varied):
     """Drops on a window."""
 
     count: Annotated[IntRange, Rule(stronger="high")] = (12, 40)
@@ -196,7 +219,7 @@ class SnowLayer(Parameters):
 
 
 @dataclass(frozen=True)
-class Snow(Parameters):
+class Snow(Varied):
     """Falling flakes over a veil."""
 
     angle: Annotated[Range, Rule(-90.0, 90.0)] = (-50.0, 50.0)
@@ -215,7 +238,7 @@ class Snow(Parameters):
 
 
 @dataclass(frozen=True)
-class Blur(Parameters):
+class Blur(Varied):
     """Camera shake or defocus."""
 
     extent: Annotated[Range, Rule(stronger="high")] = (8.0, 20.0)
@@ -227,10 +250,18 @@ class Blur(Parameters):
 
 
 @dataclass(frozen=True)
-class Jpeg(Parameters):
+class Jpeg(Varied):
     """JPEG compression."""
 
     quality: Annotated[IntRange, Rule(1.0, 100.0, stronger="low")] = (10, 10)
+
+
+@dataclass(frozen=True)
+class Camera(Parameters):
+    """The camera's own processing after a degradation."""
+
+    share: Annotated[float, Rule(0.0, 1.0)] = 0.0
+    """Of the degraded images."""
 
 
 @dataclass(frozen=True)
@@ -245,3 +276,4 @@ class Synthesis(Parameters):
     snow: Snow = Snow()
     blur: Blur = Blur()
     jpeg: Jpeg = Jpeg()
+    camera: Camera = Camera()

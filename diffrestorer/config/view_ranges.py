@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from diffrestorer.config.synthesis_ranges import Parameters, Range, Rule
+from diffrestorer.config.synthesis_ranges import IntRange, Parameters, Range, Rule
 
 
 @dataclass(frozen=True)
@@ -13,7 +13,7 @@ class Views(Parameters):
     group: ClassVar[str] = "data"
 
     scale: Annotated[Range, Rule(0.01, 1.0)] = (1.0, 1.0)
-    """The photo is shrunk by a factor from here before the crop, though never below the crop's size."""
+    """The photo is shrunk by a factor from here before the crop, though never below its size; drawn log-uniformly."""
     color_share: Annotated[float, Rule(0.0, 1.0)] = 0.0
     """Share of crops in other colours: channels permuted, each with a gamma of its own."""
     dark_share: Annotated[float, Rule(0.0, 1.0)] = 0.0
@@ -22,6 +22,17 @@ class Views(Parameters):
     """Share of crops shown in little light, some with their bright parts kept, except those of low_light."""
     text_share: Annotated[float, Rule(0.0, 1.0)] = 0.0
     """Share of crops with letters written on."""
+    tone_share: Annotated[float, Rule(0.0, 1.0)] = 0.0
+    """Share of crops of a natural tone of their own: dark (not of low_light), pale (not of haze), warm or cool."""
+    tone_light: Annotated[Range, Rule(1e-3, 1.0, log=True)] = (0.04, 0.6)
+    """Share of the linear light that a dark one keeps; drawn log-uniformly."""
+    tone_veil: Annotated[Range, Rule(0.0, 1.0)] = (0.1, 0.5)
+    """Share of a pale one that is an even light grey."""
+    tone_warmth: Annotated[Range, Rule(-2.0, 2.0)] = (-0.5, 0.5)
+    """Logarithm of red light over blue light; negative numbers are cool."""
+    compressed_share: Annotated[float, Rule(0.0, 1.0)] = 0.0
+    """Share of crops that are JPEG files already, the clean image too."""
+    compressed_quality: Annotated[IntRange, Rule(1.0, 100.0)] = (75, 95)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from diffrestorer.config.classes import check_classes, model_classes, trained_classes
 from diffrestorer.config.degradations import CLEAN, DEGRADATIONS, degradation_index, is_synthesised
 from diffrestorer.config.schema import DataConfig
+from diffrestorer.config.synthesis_presets import refuse_held_out
 from diffrestorer.data.counter import counter_rng
 from diffrestorer.data.images import ImageError, find_images, read_photo
 from diffrestorer.data.synthesis import degrade
@@ -106,7 +107,8 @@ class SynthesisedPairs(Dataset[Pair]):
         global_batch_size: samples a step over all processes.
 
     Raises:
-        ValueError: the folder is missing or holds no image; a class can't be made from photos. An image that cannot be
+        ValueError: the folder is missing or holds no image; a class can't be made from photos; a variant of the
+            synthesis is held out. An image that cannot be
             read is an `ImageError` when its turn comes, with its path.
     """
 
@@ -117,6 +119,7 @@ class SynthesisedPairs(Dataset[Pair]):
                 "data.root=FOLDER_OF_PHOTOS"
             )
         check_data(config)
+        refuse_held_out(config.synthesis)
         if not config.root:
             raise ValueError("data.root is not set: give data.root=FOLDER_OF_PHOTOS")
         if not Path(config.root).is_dir():

@@ -1,5 +1,6 @@
 """Views of a clean photo: what a training crop shows of it, before it is degraded."""
 
+import math
 import string
 
 import cv2
@@ -8,7 +9,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from diffrestorer.config.view_ranges import Views
-from diffrestorer.data.synthesis import draw
+from diffrestorer.data.degrading.jpeg import through_opencv
+from diffrestorer.data.degrading.pixels import TO_LINEAR, draw_count, linear_to_bytes
 
 Pixels = NDArray[np.uint8]
 
@@ -21,11 +23,15 @@ _COLOR_GAMMA = (0.6, 1.7)  # of each channel; drawn log-uniformly
 
 
 def crop(photo: Pixels, size: int, views: Views, rng: np.random.Generator) -> Pixels:
-    """A random square of a photo (h, w, 3), both sides at least `size`, mirrored half of the time: (size, size, 3).
+    """Return a random square of a photo (h, w, 3) as (size, size, 3), mirrored half of the time.
 
-    With `views.scale` the photo is shrunk first, by a factor from that range, though never below the crop.
+    With `views.scale` the photo, whose sides are at least `size`, is shrunk first, though never below the crop.
     """
-    side = min(round(size / draw(rng, views.scale)), *photo.shape[:2])
+    # Only scales that the photo allows, in equal shares of octaves: a 4K photo is seen from near and far alike.
+    lowest = size / min(photo.shape[:2])
+    low, high = (max(scale, lowest) for scale in views.scale)
+    scale = low if views.scale[0] == views.scale[1] else math.exp(rng.uniform(math.log(low), math.log(high)))
+    side = min(round(size / scale), *photo.shape[:2])
     top, left = (rng.integers(length - side + 1) for length in photo.shape[:2])
     square = photo[top : top + side, left : left + side]
     if side > size:
@@ -34,12 +40,13 @@ def crop(photo: Pixels, size: int, views: Views, rng: np.random.Generator) -> Pi
 
 
 def vary(image: Pixels, degradation: str, views: Views, rng: np.random.Generator) -> Pixels:
-    """The crop, now and then in other colours, turned into a night or a dim scene, or written on.
+    """Return the crop, now and then in other colours or tones, turned into a dark scene, written on, or compressed.
 
     A dark photo is not a degraded one, nor is one of a colour that few photos have: without such scenes among the
     clean ones every dark photo is taken for `low_light`, whose clean photos therefore stay as bright as they are.
     Dim scenes are as dark as those of `low_light` and lack only its noise.
     """
+    # Colours and light by one table per channel.
     tones = np.tile(np.arange(256)[:, None] / 255.0, 3)
     if rng.random() < views.color_share:
         image = image[:, :, rng.permutation(3)]
@@ -54,7 +61,49 @@ def vary(image: Pixels, degradation: str, views: Views, rng: np.random.Generator
     table = np.rint(255.0 * tones).astype(np.uint8)
     if (table != np.arange(256)[:, None]).any():
         image = np.take_along_axis(table, image.reshape(-1, 3), axis=0).reshape(image.shape)
-    return _write_on(image, rng) if rng.random() < views.text_share else image
+    if views.tone_share and rng.random() < views.tone_share:
+        image = tone(image, degradation, views, rng)
+
+    # What is written on or compressed has its colours already.
+    if rng.random() < views.text_share:
+        image = _write_on(image, rng)
+    if views.compressed_share and rng.random() < views.compressed_share:
+        sampling = ("420", "422", "444")[rng.integers(3)]
+        image = through_opencv(image, draw_count(rng, views.compressed_quality), sampling)
+    return image
+
+
+def tone(image: Pixels, degradation: str, views: Views, rng: np.random.Generator) -> Pixels:
+    """Return the crop as a scene that is dark, pale, warm or cool by nature.
+
+    The network has to leave such scenes as they are, so none is of the class that it would be mistaken for: `low_light`
+    gets no dark ones, `haze` no pale ones. A pale scene is evenly pale, unlike haze, which grows with distance.
+
+    Args:
+        image: uint8 (h, w, 3).
+        degradation: the class that the crop will be degraded to.
+        views: the ranges.
+        rng: the only source of randomness.
+    """
+    kinds = [name for name, rival in (("dark", "low_light"), ("pale", "haze"), ("tint", "")) if rival != degradation]
+    kind = kinds[rng.integers(len(kinds))]
+
+    # Linear light by its colour; the green channel keeps its brightness.
+    light = np.tile(TO_LINEAR[:, None], 3)
+    if kind == "tint" or rng.random() < 0.5:
+        warmth = rng.uniform(*views.tone_warmth)
+        light *= np.exp(np.array([0.5, 0.0, -0.5]) * warmth).astype(np.float32)
+    if kind == "dark":
+        # At dusk everything keeps its share; at night lamps and what they shine on keep more of theirs.
+        low, high = np.log(views.tone_light)
+        kept = math.exp(rng.uniform(low, high))
+        lamps = rng.uniform(0.0, 1.0 - kept) * (rng.random() < 0.5)
+        light = light * kept + lamps * light ** np.float32(rng.uniform(2.0, 6.0))
+    tones = linear_to_bytes(light)
+    if kind == "pale":
+        veil, grey = rng.uniform(*views.tone_veil), rng.uniform(0.6, 0.95)
+        tones = np.rint(tones * (1.0 - veil) + 255.0 * grey * veil).astype(np.uint8)
+    return np.take_along_axis(tones, image.reshape(-1, 3), axis=0).reshape(image.shape)
 
 
 def _dim(tones: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from diffrestorer.config.degradations import DEGRADATIONS, MIXTURES
 from diffrestorer.config.evaluating import EvaluateConfig
+from diffrestorer.config.synthesis_presets import named_synthesis
 from diffrestorer.data.counter import counter_rng
 from diffrestorer.data.images import ImageError, Photo, read_photo, write_photo
 from diffrestorer.data.synthesis import degrade
@@ -175,6 +176,7 @@ def check_any(suite: str, tasks: Sequence[str], missing: dict[str, str], root: s
 def _degraded(config: EvaluateConfig, names: Sequence[str], tasks: Sequence[str]) -> list[Item]:
     folder = Path(config.output_dir) / "suite"
     clean = [open_photo(name, config.size) for name in names]
+    synthesis = named_synthesis(config.synthesis)
     for name, gt in zip(names, clean, strict=True):
         _write(folder / "gt" / f"{name}.png", gt)
     items = []
@@ -182,7 +184,7 @@ def _degraded(config: EvaluateConfig, names: Sequence[str], tasks: Sequence[str]
         suite = "demo" if config.suite == "demo" else suite_of(task)
         for index, (name, gt) in enumerate(zip(names, clean, strict=True)):
             lq = folder / "lq" / task / f"{name}.png"
-            _write(lq, degrade(gt, task, counter_rng(config.seed, f"suite/{task}", index)))
+            _write(lq, degrade(gt, task, counter_rng(config.seed, f"suite/{task}", index), synthesis))
             items.append(Item(suite, task, name, lq, folder / "gt" / f"{name}.png"))
     return items
 

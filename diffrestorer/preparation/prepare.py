@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from diffrestorer.config.degradations import CLEAN, DEGRADATIONS, MIXTURES, nearest
 from diffrestorer.config.schema import PrepareConfig
+from diffrestorer.config.synthesis_presets import refuse_held_out
 from diffrestorer.data.manifest import MANIFEST, clean_images, read_batches, verify, write_manifest
 from diffrestorer.data.storage import free_bytes, whole_file
 from diffrestorer.preparation import open_photos
@@ -82,6 +83,8 @@ def _check_config(config: PrepareConfig) -> None:
         raise ValueError(f"budget={config.budget} is not a number of pairs")
     if config.num_workers is not None and config.num_workers < 1:
         raise ValueError(f"num_workers={config.num_workers} is not a number of processes")
+    if config.split == "train":
+        refuse_held_out(config.synthesis, "synthesis")
     if config.seed < 0:
         raise ValueError(f"seed={config.seed} is negative")
     known = (*DEGRADATIONS, *MIXTURES, CLEAN)

@@ -38,7 +38,7 @@ def photo() -> np.ndarray:
 
 
 def test_every_class_has_parameters() -> None:
-    assert tuple(field.name for field in dataclasses.fields(Synthesis)) == DEGRADATIONS
+    assert tuple(field.name for field in dataclasses.fields(Synthesis)) == (*DEGRADATIONS, "camera")
 
 
 def test_parameters_are_frozen() -> None:

@@ -19,7 +19,8 @@ from diffrestorer.config.synthesis_ranges import (
     SnowLayer,
     Synthesis,
 )
-from diffrestorer.data.synthesis import _trajectory, degrade
+from diffrestorer.data.degrading.ours import _trajectory
+from diffrestorer.data.synthesis import degrade
 
 OPEN_SHADE = Haze(transmission=(0.5, 0.5), airlight=(0.8, 0.8), tint=0.0)
 
