@@ -260,7 +260,7 @@ def measure(arguments: argparse.Namespace, overrides: list[str]) -> dict[str, An
 
 
 def measure_bf16(rounds: int) -> dict[str, Any]:
-    """mini's steps, bf16 against float32."""
+    """Mini's steps, bf16 against float32."""
     with tempfile.TemporaryDirectory() as folder:
         rows: dict[str, Any] = {"processor_flags": processor_flags(), "threads": torch.get_num_threads()}
         for name, (plain, ours) in contestants(Path(folder), our_step).items():

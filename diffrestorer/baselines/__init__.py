@@ -1,0 +1,1 @@
+"""The six compared methods of the paper's tables."""

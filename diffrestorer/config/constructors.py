@@ -103,7 +103,7 @@ def _class_name(path: str, values: Mapping[str, Any]) -> str:
 @functools.cache
 def _read_arguments(path: str, name: str) -> Arguments:
     """Return the constructor arguments of a class; none where its source cannot be found or read."""
-    package, pattern = path.split(":")[0].split("/", 1)
+    package, pattern = path.split(":", maxsplit=1)[0].split("/", 1)
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         return {}

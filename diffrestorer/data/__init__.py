@@ -1,0 +1,1 @@
+"""Photos, their synthesised degradations, and training pairs."""

@@ -1,0 +1,1 @@
+"""The paper's comparison: suites, restoration, scores, tables and figures."""

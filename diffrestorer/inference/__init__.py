@@ -1,0 +1,1 @@
+"""From degraded photos to restored ones."""

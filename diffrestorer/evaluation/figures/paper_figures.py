@@ -52,7 +52,6 @@ NEIGHBOURS = 5
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Writes PATH.png and PATH.pdf; equal numbers give equal bytes."""
-
     FigureCanvasAgg(figure)
     for suffix, metadata in ((".png", {"Software": None}), (".pdf", {"CreationDate": None, "Producer": None})):
         data = io.BytesIO()

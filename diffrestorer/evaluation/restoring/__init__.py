@@ -1,0 +1,1 @@
+"""Restoring a suite with each method."""
