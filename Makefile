@@ -22,7 +22,8 @@ test: $(READY)  ## the whole test suite (at most 10 minutes)
 check: $(READY)  ## ruff, types and the fast tests: before every commit
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
-	$(PY) -m mypy diffrestorer scripts
+	.venv/bin/lint-imports
+	$(PY) -m mypy --strict diffrestorer scripts
 	$(PY) -m pytest -q -n 2 --dist loadfile -m "not slow and not soak"
 
 soak: $(READY)  ## the long fault tests

