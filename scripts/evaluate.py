@@ -1,11 +1,11 @@
-"""Restores a suite with several methods and compares them. See configs/evaluate.yaml."""
+"""Restore a suite with several methods and compare them. See configs/evaluate.yaml."""
 
 from diffrestorer.config.composition import run
 from diffrestorer.config.evaluating import EvaluateConfig
 
 
 def main(config: EvaluateConfig) -> None:
-    """Writes scores, tables and pages below `output_dir`."""
+    """Write scores, tables and pages below `output_dir`."""
     from diffrestorer.evaluation.run import evaluate
 
     evaluate(config)

@@ -1,11 +1,11 @@
-"""Makes a picture of the documentation. See configs/make_figures.yaml, or --help."""
+"""Make a picture of the documentation. See configs/make_figures.yaml, or --help."""
 
 from diffrestorer.config.composition import run
 from diffrestorer.config.evaluating import FiguresConfig
 
 
 def main(config: FiguresConfig) -> None:
-    """Writes `output_dir`/`figure`.png."""
+    """Write `output_dir`/`figure`.png."""
     from diffrestorer.evaluation.figures.drawing import make_figure
 
     make_figure(config)

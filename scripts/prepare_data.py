@@ -1,4 +1,4 @@
-"""Makes training and test pairs of downloaded data sets, or checks them. See configs/prepare_data.yaml, or --help."""
+"""Make training and test pairs of downloaded data sets, or check them. See configs/prepare_data.yaml, or --help."""
 
 from diffrestorer.config.composition import run
 from diffrestorer.config.schema import PrepareConfig
@@ -6,7 +6,7 @@ from diffrestorer.preparation.catalog import explain
 
 
 def main(config: PrepareConfig) -> None:
-    """Writes the pairs and their manifest below `out`."""
+    """Write the pairs and their manifest below `out`."""
     from diffrestorer.preparation.prepare import prepare
 
     prepare(config)

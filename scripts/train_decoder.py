@@ -1,4 +1,4 @@
-"""Trains the Degradation-aware Decoder. See configs/train_decoder.yaml, or --help."""
+"""Train the Degradation-aware Decoder. See configs/train_decoder.yaml, or --help."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from diffrestorer.config.schema import DecoderConfig
 
 
 def main(config: DecoderConfig) -> None:
-    """Hands the task, with the classes of the model at `stage1`, to the training loop."""
+    """Hand the task, with the classes of the model at `stage1`, to the training loop."""
     from diffrestorer.training.classes import follow_stage1
     from diffrestorer.training.decoder_stage import DecoderTask
     from diffrestorer.training.loop import train

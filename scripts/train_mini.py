@@ -1,4 +1,4 @@
-"""Trains mini for a given number of minutes. See configs/train_mini.yaml, or --help."""
+"""Train mini for a given number of minutes. See configs/train_mini.yaml, or --help."""
 
 from diffrestorer.config.composition import run
 from diffrestorer.config.schema import MiniConfig

@@ -1,4 +1,4 @@
-"""Trains the first stage: prompts and control. See configs/train_stage1.yaml, or --help."""
+"""Train the first stage: prompts and control. See configs/train_stage1.yaml, or --help."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from diffrestorer.config.schema import Stage1Config
 
 
 def main(config: Stage1Config) -> None:
-    """Hands the task to the training loop."""
+    """Hand the task to the training loop."""
     from diffrestorer.training.loop import train
     from diffrestorer.training.stage1 import Stage1Task
 

@@ -1,4 +1,4 @@
-"""Trains a one-step student of a finished model. See configs/train_student.yaml, or --help."""
+"""Train a one-step student of a finished model. See configs/train_student.yaml, or --help."""
 
 from pathlib import Path
 

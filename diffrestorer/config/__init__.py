@@ -1,1 +1,1 @@
-"""What the scripts can be told, and how they are told it."""
+"""Configuration of the scripts: its fields, its composition by Hydra, and its checks."""

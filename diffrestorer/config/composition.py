@@ -66,11 +66,15 @@ def run(
 
     Exits with status 2 and one sentence where a key or a value is wrong or `main` raises ValueError.
     """
+    # Help first, whatever else is on the command line.
     arguments = sys.argv[1:]
     if {"-h", "--help"} & set(arguments):
-        sys.stdout.write("\n".join(filter(None, (describe(arguments), help_text(root, schema)))) + "\n")
+        description = describe(arguments)
+        page = help_text(root, schema)
+        sys.stdout.write(f"{description}\n{page}\n" if description else f"{page}\n")
         return
 
+    # Then the run. Inside it, `_run_hydra` tells what `main` refuses.
     try:
         line = read_command_line(arguments, schema, flags, switch)
         _check_jobs(root, schema, line)
@@ -109,14 +113,17 @@ def differences(config: Any, path: Path, ignore: Sequence[str]) -> list[str]:
         path: a file that `save` wrote, now or in an earlier version.
         ignore: prefixes of keys that may differ.
     """
-    defaults, new = (OmegaConf.to_container(OmegaConf.structured(c)) for c in (type(config), config))
-    old = dict(flatten(OmegaConf.to_container(OmegaConf.merge(defaults, OmegaConf.load(path)))))  # type: ignore[arg-type]
-    now = dict(flatten(new))  # type: ignore[arg-type]
-    return [
-        f"{key}: {old.get(key)} -> {now.get(key)}"
-        for key in sorted({*old, *now})
-        if old.get(key) != now.get(key) and not any(key.startswith(prefix) for prefix in ignore)
-    ]
+    # A plain tree of the defaults admits keys that the schema does not have any more.
+    defaults = OmegaConf.to_container(OmegaConf.structured(type(config)))
+    saved: Any = OmegaConf.to_container(OmegaConf.merge(defaults, OmegaConf.load(path)))
+    given: Any = OmegaConf.to_container(OmegaConf.structured(config))
+
+    changed = []
+    old, new = dict(flatten(saved)), dict(flatten(given))
+    for key in sorted({*old, *new}):
+        if old.get(key) != new.get(key) and not key.startswith(tuple(ignore)):
+            changed.append(f"{key}: {old.get(key)} -> {new.get(key)}")
+    return changed
 
 
 def git_commit() -> str | None:
@@ -130,10 +137,12 @@ def git_commit() -> str | None:
 
 def help_text(root: str, schema: type[Any]) -> str:
     """Return the `--help` of a script: the header of its root file, its groups, and every key with its meaning."""
-    text = (CONFIG_DIR / f"{root}.yaml").read_text()
-    header = [line.removeprefix("#").removeprefix(" ") for line in text.splitlines() if line.startswith("#")]
-    values = OmegaConf.to_container(_compose(root, schema, []))
-    return help_page("\n".join(header), groups_of(root), schema, values)  # type: ignore[arg-type]
+    lines = (CONFIG_DIR / f"{root}.yaml").read_text().splitlines()
+    header = [line.removeprefix("#").removeprefix(" ") for line in lines if line.startswith("#")]
+
+    # The defaults are those of the composed configuration, which may differ from the schema's.
+    values: Any = OmegaConf.to_container(_compose(root, schema, []))
+    return help_page("\n".join(header), groups_of(root), schema, values)
 
 
 @functools.cache
@@ -142,10 +151,14 @@ def groups_of(root: str) -> dict[str, list[str]]:
 
     Elsewhere the name of a group is a plain key (evaluate's model=FOLDER).
     """
-    entries = OmegaConf.to_container(OmegaConf.load(CONFIG_DIR / f"{root}.yaml").get("defaults", []))
-    named = [str(group) for entry in entries if isinstance(entry, dict) for group in entry]
-    offered = [group for group in named if group != "hydra" and " " not in group]
-    return {group: sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml")) for group in offered}
+    tree: Any = OmegaConf.load(CONFIG_DIR / f"{root}.yaml")
+    groups = {}
+    for entry in tree.get("defaults", []):
+        # An entry is the name of a file, or {group: file}. Optional groups follow the others.
+        group = "" if isinstance(entry, str) else str(next(iter(entry)))
+        if group and group != "hydra" and " " not in group:
+            groups[group] = sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml"))
+    return groups
 
 
 def preset_value(key: str) -> Any:
@@ -153,8 +166,11 @@ def preset_value(key: str) -> Any:
     detected = detect_hardware()
     if key == "mixed_precision" and detected.mixed_precision is not None:
         return detected.mixed_precision
+
+    # A key that the preset does not set has the schema's default.
+    defaults = {"train": OmegaConf.structured(TrainConfig)}
     preset = OmegaConf.load(CONFIG_DIR / "hardware" / f"{detected.preset}.yaml")
-    return OmegaConf.select(OmegaConf.merge({"train": OmegaConf.structured(TrainConfig)}, preset), f"train.{key}")
+    return OmegaConf.select(OmegaConf.merge(defaults, preset), f"train.{key}")
 
 
 OmegaConf.register_new_resolver("preset", preset_value, replace=True)
@@ -176,6 +192,7 @@ def _run_hydra(root: str, schema: type[Config], main: Callable[[Config], None], 
                 raise  # Hydra runs the other jobs first
             _leave(error)
 
+    # Hydra reads sys.argv. It shall raise errors instead of printing them with advice and status 1.
     folder = _register(root, schema)
     sys.argv = [sys.argv[0], *line.options, f"hydra.job.name={root}", *line.overrides]
     os.environ[FULL_ERROR] = "1"
@@ -196,10 +213,12 @@ def _check_jobs(root: str, schema: type[Any], line: CommandLine) -> None:
 
     Left to the jobs themselves: sweeps of other sweepers, and configurations that lie elsewhere.
     """
+    # What is left to the jobs, or to the one run.
     runs_once = not line.multirun and not line.options
     elsewhere = any(word.startswith(("--config", "-cp", "-cn", "-cd")) for word in line.options)
     if runs_once or elsewhere or any(word.startswith("hydra") for word in line.overrides):
         return
+    # The sweeper's own division into jobs.
     with _sentences(root, schema, line.overrides):
         jobs = BasicSweeper.split_arguments(parse(line.overrides), max_batch_size=None)[0]
     for overrides in jobs:
@@ -223,7 +242,6 @@ def _compose(root: str, schema: type[Any], overrides: Sequence[str]) -> DictConf
         GlobalHydra.instance().hydra = running
 
 
-@functools.cache
 def _register(root: str, schema: type[Any]) -> str | None:
     """Put the dataclass where Hydra finds it, and return the folder of the root file.
 
@@ -231,12 +249,13 @@ def _register(root: str, schema: type[Any]) -> str | None:
     shown its root file alone, and no folder.
     """
     store = ConfigStore.instance()
-    store.store(f"{root}_schema", _settable(schema))
-    store.store("plain", OmegaConf.load(CONFIG_DIR / "settings" / "hydra.yaml"), group="hydra")
-    if groups_of(root):
-        return str(CONFIG_DIR)
-    store.store(root, OmegaConf.load(CONFIG_DIR / f"{root}.yaml"))
-    return None
+    has_groups = bool(groups_of(root))
+    if f"{root}_schema.yaml" not in store.repo:
+        store.store(f"{root}_schema", _settable(schema))
+        store.store("plain", OmegaConf.load(CONFIG_DIR / "settings" / "hydra.yaml"), group="hydra")
+        if not has_groups:
+            store.store(root, OmegaConf.load(CONFIG_DIR / f"{root}.yaml"))
+    return str(CONFIG_DIR) if has_groups else None
 
 
 @contextmanager
@@ -277,6 +296,8 @@ def _settable(schema: type[Any]) -> DictConfig:
     """Return the schema's tree, open to overrides: OmegaConf would lock the frozen dataclasses in it."""
     tree = OmegaConf.structured(schema)
     nodes: list[Any] = [tree]
+
+    # Every node, from the root down: the list grows while it is walked.
     for node in nodes:
         OmegaConf.set_readonly(node, None)
         if node._metadata.element_type is float:
@@ -288,9 +309,12 @@ def _settable(schema: type[Any]) -> DictConfig:
 
 def _instantiate(node: Any, hint: Any = None) -> Any:
     """Return the dataclasses of a tree. A list becomes a tuple where the dataclass that holds it says so."""
+    # OmegaConf knows lists only.
     if isinstance(node, ListConfig):
         items = [_instantiate(item) for item in node]
         return tuple(items) if get_origin(hint) is tuple else items
+
+    # A dataclass, and everything else: numbers, text, dictionaries of arguments.
     if isinstance(node, DictConfig) and is_dataclass(schema := OmegaConf.get_type(node)):
         hints = get_type_hints(schema)
         return schema(**{str(key): _instantiate(node[key], hints[str(key)]) for key in node})

@@ -56,15 +56,19 @@ def constructor_arguments(values: Mapping[str, Any]) -> dict[str, tuple[str, Arg
     Returns:
         Key of the dictionary -> class name and arguments. Dictionaries of unknown classes are left out.
     """
-    found = {}
+    found: dict[str, tuple[str, Arguments]] = {}
     for key, paths in CLASSES.items():
-        read = [(_class_name(path, values), _read_arguments(path, _class_name(path, values))) for path in paths]
-        known = [(name, arguments) for name, arguments in read if arguments]
-        if len(known) == len(paths):
-            # Of several classes, each gets the whole dictionary: only what all of them take is possible.
-            shared = set.intersection(*(set(arguments) for _, arguments in known))
-            name, arguments = known[0]
-            found[key] = name, {argument: hint for argument, hint in arguments.items() if argument in shared}
+        names = [_class_name(path, values) for path in paths]
+        read = [_read_arguments(path, name) for path, name in zip(paths, names, strict=True)]
+
+        # Of several classes, each gets the whole dictionary: only what all of them take is possible.
+        shared = dict(read[0])
+        for arguments in read[1:]:
+            shared = {argument: hint for argument, hint in shared.items() if argument in arguments}
+
+        # Nothing is known of a class whose source cannot be read: building it refuses what is wrong.
+        if all(read):
+            found[key] = names[0], shared
     return found
 
 
@@ -79,12 +83,20 @@ def check_arguments(values: Mapping[str, Any]) -> None:
     """
     for key, (name, arguments) in constructor_arguments(values).items():
         for argument, value in _select(values, key).items():
+            full_key = f"{key}.{argument}"
+
+            # The name first, compared with whole keys: that is what users type.
             if argument not in arguments:
-                offer = nearest(f"{key}.{argument}", [f"{key}.{known}" for known in arguments])
-                raise ValueError(f"unknown key '{key}.{argument}'{offer}; {name} has no argument of that name")
+                known = [f"{key}.{one}" for one in arguments]
+                raise ValueError(
+                    f"unknown key {full_key!r}{nearest(full_key, known)}; {name} has no argument of that name"
+                )
+
+            # Then the type, where the class states one.
             hint = arguments[argument]
             if hint is not None and not _fits(value, hint):
-                raise ValueError(f"{key}.{argument}={value} is not possible: {name} takes {ast.unparse(hint)} here")
+                kind = ast.unparse(hint)
+                raise ValueError(f"{full_key}={value} is not possible: {name} takes {kind} here")
 
 
 def _select(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -103,17 +115,23 @@ def _class_name(path: str, values: Mapping[str, Any]) -> str:
 @functools.cache
 def _read_arguments(path: str, name: str) -> Arguments:
     """Return the constructor arguments of a class; none where its source cannot be found or read."""
+    # The package is found, not imported.
     package, pattern = path.split(":", maxsplit=1)[0].split("/", 1)
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         return {}
     folder = Path(spec.submodule_search_locations[0])
 
+    # Every class that the files define.
+    classes: dict[str, ast.ClassDef] = {}
+    for file in sorted(folder.glob(pattern)):
+        classes |= {node.name.lower(): node for node in _class_nodes(file)}
+
     # A constructor that a class inherits is looked up in its bases, as far as these files define them.
-    classes = {node.name.lower(): node for file in sorted(folder.glob(pattern)) for node in _class_nodes(file)}
     node = classes.get(name.lower())
     while node is not None:
-        if arguments := _arguments_of(node):
+        arguments = _arguments_of(node)
+        if arguments:
             return arguments
         bases = [base.id.lower() for base in node.bases if isinstance(base, ast.Name)]
         node = next((classes[base] for base in bases if base in classes), None)
@@ -128,18 +146,22 @@ def _class_nodes(file: Path) -> Iterator[ast.ClassDef]:
 
 def _arguments_of(node: ast.ClassDef) -> Arguments:
     """Return the arguments of a class's own `__init__`, or of the one that a dataclass gets."""
-    for statement in node.body:
-        if isinstance(statement, ast.FunctionDef) and statement.name == "__init__":
-            given = statement.args
-            if given.vararg or given.kwarg:
-                return {}
-            named = [*given.args[1:], *given.kwonlyargs]
-            defaults = [*[None] * (len(given.args) - len(given.defaults)), *given.defaults][1:] + given.kw_defaults
-            return {
-                argument.arg: _with_default(argument.annotation, default)
-                for argument, default in zip(named, defaults, strict=True)
-            }
+    functions = [statement for statement in node.body if isinstance(statement, ast.FunctionDef)]
+    constructor = next((function.args for function in functions if function.name == "__init__"), None)
 
+    # A constructor that hands on whatever it gets: its base class knows the arguments.
+    if constructor is not None and (constructor.vararg or constructor.kwarg):
+        return {}
+
+    # The syntax tree keeps the defaults apart from the arguments, those of the last ones only.
+    if constructor is not None:
+        without_default = len(constructor.args) - len(constructor.defaults)
+        defaults = [*[None] * without_default, *constructor.defaults, *constructor.kw_defaults]
+        named = [*constructor.args, *constructor.kwonlyargs]
+        pairs = list(zip(named, defaults, strict=True))[1:]
+        return {argument.arg: _with_default(argument.annotation, default) for argument, default in pairs}
+
+    # The fields of a dataclass, each with its type.
     if any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
         stated = [line for line in node.body if isinstance(line, ast.AnnAssign)]
         return {ast.unparse(line.target): _with_default(line.annotation, line.value) for line in stated}

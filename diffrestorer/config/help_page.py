@@ -1,7 +1,6 @@
 """The `--help` of a script: its header, its groups, and every key with its default, meaning and limits."""
 
 import ast
-import functools
 import inspect
 import math
 import textwrap
@@ -16,7 +15,6 @@ VALUE_WIDTH = 48
 """Characters of a default, at most."""
 
 
-@functools.cache
 def field_texts(schema: type[Any]) -> Mapping[str, str]:
     """Return the text under each field of a dataclass, in one line, by the field's name.
 
@@ -24,6 +22,8 @@ def field_texts(schema: type[Any]) -> Mapping[str, str]:
     that class.
     """
     texts: dict[str, str] = {}
+
+    # Base classes come first: a class may say more of a field that it overrides.
     for part in reversed(schema.__mro__[:-1]):
         body = ast.parse(textwrap.dedent(inspect.getsource(part))).body[0].body  # type: ignore[attr-defined]
         for statement, following in zip(body, body[1:], strict=False):
@@ -31,6 +31,7 @@ def field_texts(schema: type[Any]) -> Mapping[str, str]:
             if isinstance(statement, ast.AnnAssign) and text is not None:
                 texts[ast.unparse(statement.target)] = " ".join(text.split())
 
+    # What a dataclass inside is for, it says itself.
     for item in fields(schema):
         if item.name not in texts and is_dataclass(item.type):
             texts[item.name] = _summary(item.type)
@@ -46,27 +47,34 @@ def help_page(header: str, groups: Mapping[str, list[str]], schema: type[Any], v
         schema: dataclass of the script's configuration.
         values: the configuration, with its defaults.
     """
-    shown = [f"  {group}={'|'.join(names)}" for group, names in groups.items()]
     introduction = [header, ""]
-    if shown:
-        introduction += ["Groups, each of which sets several keys:", *shown, ""]
+    if groups:
+        introduction.append("Groups, each of which sets several keys:")
+        introduction += [f"  {group}={'|'.join(names)}" for group, names in groups.items()]
+        introduction.append("")
     usage = "Keys, as KEY=VALUE. +KEY=VALUE adds one to a dictionary, -m KEY=A,B runs A, then B, --cfg job prints all:"
     return "\n".join([*introduction, usage, *_section(schema, values, "")])
 
 
 def _section(schema: type[Any], values: Mapping[str, Any], prefix: str) -> list[str]:
     """Return a line for each field of a dataclass, then the sections of the dataclasses and dictionaries in it."""
-    lines, inner = [], []
+    lines: list[str] = []
+    inner: list[str] = []
     texts = field_texts(schema)
     for item in fields(schema):
-        key, value = f"{prefix}{item.name}", values[item.name]
+        key = f"{prefix}{item.name}"
+        value = values[item.name]
         text = texts.get(item.name, _summary(schema))
+
+        # A dataclass or a dictionary gets a section of its own, after the plain keys.
         if is_dataclass(item.type):
-            inner += ["", f"{key}: {text}", *_section(item.type, value, f"{key}.")]  # type: ignore[arg-type]
+            inner += ["", f"{key}: {text}"]
+            inner += _section(item.type, value, f"{key}.")  # type: ignore[arg-type] # a class, not an instance
         elif isinstance(value, Mapping) and value:
-            inner += ["", f"{key}: {text}", *(_line(name, content) for name, content in flatten(value, f"{key}."))]
+            inner += ["", f"{key}: {text}"]
+            inner += [_line(name, content) for name, content in flatten(value, f"{key}.")]
         else:
-            lines.append(_line(key, value, " ".join(filter(None, [text, _limits(item)]))))
+            lines.append(_line(key, value, f"{text} {_limits(item)}"))
     return [*lines, *inner]
 
 
@@ -93,6 +101,8 @@ def _line(key: str, value: Any, text: str = "") -> str:
 def _limits(item: Field[Any]) -> str:
     """Return a field's limits in brackets; nothing where it has none."""
     limits = limits_of(item)
+
+    # The parameters of the synthesis state theirs as an annotation.
     for rule in getattr(item.type, "__metadata__", ()):
         if isinstance(rule, Rule):
             limits = Limits(ge=rule.low, le=rule.high if math.isfinite(rule.high) else None)

@@ -73,11 +73,13 @@ def take_as_typed(overrides: Iterable[str], schema: type[Any], multirun: bool = 
     for override in overrides:
         key, equals, value = override.partition("=")
         hint = type_of_key(schema, key.lstrip("+"))
-        if equals and not key.startswith("~") and value and value.lower() != "null":
-            if _is_text(hint):
-                value = _quote_parts(value, "{}") if multirun else quote(value)
-            elif _is_list_of_text(hint):
-                value = _bracket(value, multirun)
+
+        # Null, nothing and deletions keep the meaning they have for Hydra.
+        as_it_is = not value or value.lower() == "null" or key.startswith("~")
+        if _is_text(hint) and not as_it_is:
+            value = _quote_parts(value, "{}") if multirun else quote(value)
+        elif _is_list_of_text(hint) and not as_it_is:
+            value = _bracket(value, multirun)
         taken.append(f"{key}{equals}{value}")
     return taken
 
@@ -128,11 +130,14 @@ def parse(overrides: Sequence[str]) -> list[Override]:
 
 def _split(arguments: Iterable[str], flags: Sequence[str], switch: str) -> tuple[list[str], list[str]]:
     """Return options and overrides: words with `=`, and deletions, are overrides wherever they stand."""
-    options, overrides = [], []
+    options: list[str] = []
+    overrides: list[str] = []
     rest = list(arguments)
     while rest:
         word = rest.pop(0)
         name, equals, value = word.removeprefix("--").partition("=")
+
+        # A flag takes the next word as its value, unless that is an option.
         if word.startswith("--") and name in flags:
             if not equals and rest and not rest[0].startswith("--"):
                 value = rest.pop(0)
@@ -150,12 +155,17 @@ def _split(arguments: Iterable[str], flags: Sequence[str], switch: str) -> tuple
 
 def _bracket(value: str, multirun: bool) -> str:
     """Return a list of text with its members in quotes; in a sweep, as many lists as there are members."""
+    # A list in brackets: what is quoted or nested inside is left to Hydra.
+    inside = value[1:-1]
     if value.startswith("[") and value.endswith("]"):
-        simple = not any(sign in value[1:-1] for sign in "[]{}'\"")
-        return f"[{_quote_parts(value[1:-1], '{}')}]" if simple and value != "[]" else value
+        if not inside or set(inside) & set("[]{}'\""):
+            return value
+        return f"[{_quote_parts(inside, '{}')}]"
+
+    # Names with commas between them.
     if multirun:
         return _quote_parts(value, "[{}]")
-    return value if any(sign in value for sign in "'\"") else f"[{_quote_parts(value, '{}')}]"
+    return f"[{_quote_parts(value, '{}')}]"
 
 
 def _quote_parts(value: str, form: str) -> str:

@@ -27,21 +27,24 @@ def explain(
     Raises:
         ValueError: an override cannot be read at all.
     """
-    lines = [line.strip() for line in str(error).splitlines()]
+    first, *others = (line.strip() for line in str(error).splitlines())
     parsed = dict(zip(overrides, parse(overrides), strict=True))
 
     # A file of a group that is not there.
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
-        return f"{group}={name} does not exist{nearest(name, error.options)}; choose one of {', '.join(error.options)}"
+        offer = ", ".join(error.options)
+        return f"{group}={name} does not exist{nearest(name, error.options)}; choose one of {offer}"
 
-    if lines[0].startswith("Ambiguous value"):
+    # A comma outside a sweep: Hydra lists three ways out, over four lines.
+    if first.startswith("Ambiguous value"):
         line = next(line for line, override in parsed.items() if override.is_sweep_override())
         key, _, value = line.partition("=")
         return f"{line!r} gives several values; a list is written {key}=[{value}], a sweep needs -m"
 
-    if lines[0].startswith("Could not append"):
-        key = lines[0].split("'")[1]
+    # A + before a key that is there.
+    if first.startswith("Could not append"):
+        key = first.split("'")[1]
         return f"{key} has a value already: write {key}=VALUE, without the +, to change it"
 
     # An unknown key. Hydra wraps the error of OmegaConf, which tells how far the key is known.
@@ -52,19 +55,28 @@ def explain(
             if f"{override.key_or_group}.".startswith(f"{known_part}."):
                 return _explain_unknown(override.key_or_group, line, schema, groups, _method(overrides))
 
-    # Anything else, such as a value of the wrong type: the first line says it, in a file of configs/ the second.
-    if lines[0].endswith("raised while composing config:"):
-        return f"{lines[0].split(':')[0]}: {lines[1]}"
-    return f"{known_part or root}: {str(cause).strip().splitlines()[0]}{_nearest_field(cause)}"
+    # A file of configs/ that does not fit the schema: the second line says why.
+    if first.endswith("raised while composing config:"):
+        place = first.split(":")[0]
+        return f"{place}: {others[0]}"
+
+    # Anything else, such as a value of the wrong type: the first line says it.
+    reason = str(cause).strip().splitlines()[0]
+    return f"{known_part or root}: {reason}{_nearest_field(cause)}"
 
 
 def _explain_unknown(key: str, line: str, schema: type[Any], groups: Mapping[str, Any], method: str) -> str:
     """Return what is wrong with an override of a key that the configuration does not have."""
-    found = constructor_arguments({"method": method})
-    arguments = [f"{name}.{argument}" for name, (_, known) in found.items() for argument in known]
+    arguments: list[str] = []
+    for name, (_, known) in constructor_arguments({"method": method}).items():
+        arguments += [f"{name}.{argument}" for argument in known]
+
+    # Hydra adds to a dictionary only where a + says that this is meant.
     if key in arguments:
         return f"{key} is not set by configs/: write +{line} to add it"
-    return f"unknown key {key!r}{nearest(key, [*keys_of(schema), *groups, *arguments])}; --help lists them all"
+
+    offer = nearest(key, [*keys_of(schema), *groups, *arguments])
+    return f"unknown key {key!r}{offer}; --help lists them all"
 
 
 def _method(overrides: Sequence[str]) -> str:

@@ -3,7 +3,7 @@
 import json
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from diffrestorer import __version__
 from diffrestorer.config.composition import git_commit, save
 from diffrestorer.config.evaluating import EvaluateConfig
+from diffrestorer.config.options import check_limits
 from diffrestorer.data.storage import write_text
 from diffrestorer.evaluation.methods import Method, collect_outputs, parse_methods
 from diffrestorer.evaluation.paper_suites import build_suite
@@ -80,9 +81,7 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> list[Sco
     Raises:
         ValueError: the suite, a method, a metric or a number is not valid; a model or an output can't be used.
     """
-    steps = 1 if config.steps is None else config.steps
-    if steps < 1 or config.batch_size < 1 or config.seed < 0 or config.fid_floor < 2 or config.cards < 1:
-        raise ValueError("steps, batch_size and cards are at least 1, fid_floor at least 2, seed at least 0")
+    check_limits(EvaluateConfig, asdict(config))
     methods = parse_methods(config)
     metrics = select_metrics(config.metrics or suite_metrics(config.suite))
     state = PartialState(cpu=config.device == "cpu")

@@ -5,12 +5,14 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 
 from diffrestorer.config.composition import load
+from diffrestorer.config.options import check_limits
 from diffrestorer.config.schema import DecoderConfig, MiniConfig, RunConfig, Stage1Config, StudentConfig
 from diffrestorer.data.storage import whole_file
 from diffrestorer.training.classes import follow_stage1
@@ -41,8 +43,7 @@ def train_mini(config: MiniConfig) -> None:
     """
     if not config.root:
         raise ValueError("root is not set: give root=FOLDER_OF_PHOTOS")
-    if config.minutes <= 0:
-        raise ValueError(f"minutes={config.minutes} must be more than 0")
+    check_limits(MiniConfig, asdict(config))
     if set(config.stages) != set(STAGES) or set(config.shares) != set(STAGES):
         raise ValueError(f"stages and shares name the stages {', '.join(STAGES)}")
     output_dir = Path(config.output_dir)
