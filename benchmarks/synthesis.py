@@ -1,9 +1,10 @@
-"""Pairs a second of one core that synthesis makes of 256x256 photos, for every class and mixture.
+"""Pairs per second of one core that synthesis makes of 256x256 photos, for every class, mixture and variant.
 
     python benchmarks/synthesis.py                  # table on stdout, raw numbers in benchmarks/results/synthesis.json
 
-Each round degrades the same crops with the same seeds, every class and mixture in turn; one warm-up round before. The
-processor time of this process counts, OpenCV on one thread, so that other work on the machine disturbs little.
+Each round degrades the same crops with the same seeds, every class, mixture and variant in turn; one warm-up round
+before. The processor time of this process counts, OpenCV on one thread, so that other work on the machine disturbs
+little.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import platform
 import statistics
 import subprocess
 import time
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -21,7 +23,8 @@ import numpy as np
 import skimage.data
 
 from diffrestorer.config.degradations import DEGRADATIONS, MIXTURES
-from diffrestorer.data.synthesis import degrade
+from diffrestorer.config.synthesis_ranges import Synthesis
+from diffrestorer.data.synthesis import VARIANTS, degrade
 
 PHOTOS = ("astronaut", "coffee", "chelsea", "rocket")
 WANTED = 20.0
@@ -38,16 +41,17 @@ def main() -> None:
 
     cv2.setNumThreads(1)
     crops = [crop(PHOTOS[i % len(PHOTOS)], arguments.side, i) for i in range(arguments.pairs)]
-    names = (*DEGRADATIONS, *MIXTURES)
+    variants = [f"{degradation}/{name}" for degradation, names in VARIANTS.items() for name in names]
+    names = (*DEGRADATIONS, *MIXTURES, *variants)
     rounds = [{name: measure(name, crops) for name in names} for _ in range(arguments.rounds + 1)][1:]
-    print("class or mixture      pairs a second: median (slowest - fastest)")
+    print("class, mixture, variant  pairs per second: median (slowest - fastest)")
     rows = []
     for name in names:
         rates = [round_[name] for round_ in rounds]
         rows.append({"degradation": name, "pairs_per_second": rates})
         middle = statistics.median(rates)
         slow = "" if middle >= WANTED else f"   below {WANTED:.0f}"
-        print(f"{name:20s}  {middle:7.1f} ({min(rates):.1f} - {max(rates):.1f}){slow}")
+        print(f"{name:23s}  {middle:7.1f} ({min(rates):.1f} - {max(rates):.1f}){slow}")
     arguments.output.parent.mkdir(exist_ok=True)
     arguments.output.write_text(json.dumps({**environment(arguments), "rows": rows}, indent=1) + "\n")
 
@@ -61,10 +65,15 @@ def crop(name: str, side: int, seed: int) -> np.ndarray:
 
 
 def measure(name: str, crops: list[np.ndarray]) -> float:
-    """Pairs a second of processor time."""
+    """Return the pairs per second of processor time of a class, a mixture, or a variant written CLASS/VARIANT."""
+    degradation, _, variant = name.partition("/")
+    synthesis = Synthesis()
+    if variant:
+        kind = type(getattr(synthesis, degradation))
+        synthesis = replace(synthesis, **{degradation: kind(variants=(variant,))})
     started = time.process_time()
     for seed, image in enumerate(crops):
-        degrade(image, name, np.random.default_rng(seed))
+        degrade(image, degradation, np.random.default_rng(seed), synthesis)
     return len(crops) / (time.process_time() - started)
 
 

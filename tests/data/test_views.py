@@ -12,7 +12,7 @@ from diffrestorer.config.degradations import DEGRADATIONS
 from diffrestorer.config.schema import BaseConfig, DataConfig
 from diffrestorer.config.view_ranges import Views
 from diffrestorer.data.pairs import SynthesisedPairs
-from diffrestorer.data.views import crop, vary
+from diffrestorer.data.views import crop, tone, vary
 
 PHOTO = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
 
@@ -76,6 +76,58 @@ def test_other_colors_are_as_bright_in_the_mean_and_keep_black_and_white() -> No
     assert {vary(red, "noise", views, rng(seed)).argmax() for seed in range(20)} == {0, 1, 2}
 
 
+def test_scales_are_drawn_in_equal_shares_of_octaves_and_only_where_the_photo_allows_them() -> None:
+    """A ramp of 1024 pixels, cropped to 32: its span tells the scale."""
+    ramp = np.repeat(np.linspace(0, 65535, 1024)[None, :, None] / 257, 1024, 0).astype(np.uint8).repeat(3, 2)
+    views = Views(scale=(0.01, 1.0))
+    spans = [np.ptp(crop(ramp, 32, views, rng(seed))[16, :, 0].astype(int)) for seed in range(200)]
+    octaves = np.floor(np.log2(np.maximum(spans, 1) / 8.0) + 0.5).clip(0, 4)
+    shares = [np.mean(octaves == octave) for octave in range(5)]
+    assert min(shares) > 0.06, "none is rare: five octaves lie between the whole photo and its pixels"
+    assert shares[-1] < 0.35, "and the whole of it does not stand for all scales that it is too small for"
+
+
+def test_natural_tones_are_darker_paler_or_of_another_colour() -> None:
+    ramp = np.repeat(np.arange(256, dtype=np.uint8)[:, None, None], 3, 2)
+    views = Views(tone_share=1.0)
+    toned = [tone(ramp, "rain", views, rng(seed))[:, 0].astype(float) for seed in range(60)]
+    assert all((np.diff(tones, axis=0) >= 0).all() for tones in toned), "no tone changes places with another"
+    dark = [tones for tones in toned if tones[255, 1] < 250 and tones[0, 1] == 0]
+    pale = [tones for tones in toned if tones[0, 1] > 0]
+    colour = [tones for tones in toned if tones[255, 1] == 255 and tones[0, 1] == 0]
+    assert min(len(dark), len(pale), len(colour)) > 6
+    assert max(tones[128, 1] for tones in dark) < 110
+    assert max(np.ptp(tones[:, 1]) for tones in pale) < 235
+    assert max(np.abs(tones[128, 0] - tones[128, 2]) for tones in colour) > 20
+
+
+def test_no_natural_tone_is_taken_for_its_own_class() -> None:
+    ramp = np.repeat(np.arange(256, dtype=np.uint8)[:, None, None], 3, 2)
+    for seed in range(40):
+        assert tone(ramp, "haze", Views(tone_share=1.0), rng(seed))[0].max() == 0, "black stays black"
+        assert tone(ramp, "low_light", Views(tone_share=1.0), rng(seed))[128, 0, 1] >= 128, "what is lit stays lit"
+
+
+def test_a_clean_crop_of_a_natural_tone_is_its_own_target(photos_dir: Path) -> None:
+    """The tone comes before the degradation: the target has it, too."""
+    views = Views(tone_share=1.0, compressed_share=1.0)
+    plain, toned = (
+        SynthesisedPairs(DataConfig("photos", str(photos_dir), 64, ["clean"], views=v, classes=["clean"]), 0, 8)
+        for v in (Views(), views)
+    )
+    for position in range(12):
+        pair = toned[0, position]
+        assert np.array_equal(pair.lq, pair.gt)
+        assert not np.array_equal(pair.gt, plain[0, position].gt)
+
+
+def test_crops_that_are_compressed_already_lose_little() -> None:
+    smooth = np.repeat(np.linspace(0, 255, 96).astype(np.uint8)[None, :, None], 96, 0).repeat(3, 2)
+    for seed in range(10):
+        seen = vary(smooth, "blur", Views(compressed_share=1.0), rng(seed)).astype(int)
+        assert 0 < np.abs(seen - smooth).max() < 24
+
+
 def test_letters_are_written_on() -> None:
     grey = np.full((96, 96, 3), 127, np.uint8)
     changed = [(vary(grey, "rain", Views(text_share=1.0), rng(seed)) != grey).any(2).mean() for seed in range(20)]
@@ -118,6 +170,8 @@ def test_a_crop_is_the_callers_own_even_where_it_is_the_whole_photo() -> None:
         ({"scale": (1.0, 0.5)}, r"data.views.scale=\[1.0, 0.5\] is reversed"),
         ({"dark_share": 1.5}, "data.views.dark_share=1.5 is not possible"),
         ({"dark_share": 0.6, "dim_share": 0.5}, "dark_share=0.6 and dim_share=0.5 are more than all crops"),
+        ({"tone_light": (0.0, 0.5)}, r"data.views.tone_light=\[0.0, 0.5\] is not possible"),
+        ({"compressed_quality": (95, 75)}, r"data.views.compressed_quality=\[95, 75\] is reversed"),
         ({"text_share": -0.1}, "data.views.text_share=-0.1 is not possible"),
     ],
 )

@@ -99,7 +99,12 @@ def _hazy(image: Image, depth: Field, rng: np.random.Generator, strength: float)
     height, width = image.shape[:2]
     beta = -np.log(mix(strength, _WEAK, _STRONG)) / depth.mean()
     transmission = np.exp(-np.float32(beta) * depth).astype(np.float32)
-    airlight = pale_colour(rng, 0.55, 1.0, tint=0.0 if rng.random() < 0.4 else 0.1)
+    airlight = pale_colour(rng, 0.55, 1.0, tint=0.015)
+
+    # Dust and evening light are warm, water is bluish; no air is green or pink.
+    if rng.random() < 0.6:
+        warmth = rng.uniform(-0.08, 0.12)
+        airlight = np.clip(airlight + np.array([warmth, 0.3 * warmth, -warmth], np.float32), 0.0, 1.0)
     air = np.broadcast_to(airlight, image.shape)
     if rng.random() < 0.3:
         air = air * (1.0 + np.float32(0.25) * (smooth_field(height, width, 2, rng) - np.float32(0.5)))[..., None]

@@ -96,7 +96,7 @@ def backlit(image: Image, rng: np.random.Generator, strength: float) -> Image:
 
     # The same streaks twice: wide for the edge, narrow for the core.
     angle, spread = rng.uniform(-0.6, 0.6), rng.uniform(0.01, 0.08)
-    length, width = rng.uniform(12.0, 45.0) * scale, rng.uniform(1.2, 2.2) * scale
+    length, width = rng.uniform(20.0, 55.0) * scale, rng.uniform(1.2, 2.2) * scale
     count = 1 + rng.poisson(ratio(strength, 0.5, 2.6) * size[0] * size[1] / (1000.0 * scale**2))
     key = int(rng.integers(1 << 32))
     edge = _draw_lines(size, count, length, width, angle, spread, np.random.default_rng(key))

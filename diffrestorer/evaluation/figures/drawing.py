@@ -13,14 +13,16 @@ from PIL import Image, ImageDraw, ImageFont
 from diffrestorer.config.degradations import DEGRADATIONS, MIXTURES
 from diffrestorer.config.evaluating import FiguresConfig
 from diffrestorer.config.synthesis_ranges import Blur, Jpeg, Noise, Synthesis, at_strength
+from diffrestorer.config.synthesis_variants import HELD_OUT
 from diffrestorer.data.counter import counter_rng
 from diffrestorer.data.images import Photo, write_photo
-from diffrestorer.data.synthesis import degrade
+from diffrestorer.data.synthesis import VARIANTS, degrade
 
 PHOTOS: tuple[str, ...] = ("astronaut", "chelsea", "coffee", "rocket")
 """Photos in scikit-image's wheel (CC0 or public domain)."""
 
 STRENGTHS: dict[str, float] = {"weak": 0.0, "medium": 0.5, "strong": 1.0}
+VARIANT_STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of figure=variants
 
 SHOWN = Synthesis(noise=Noise((15.0, 50.0)), blur=Blur(defocus_share=0.0), jpeg=Jpeg((10, 40)))
 """The defaults, with ranges for the two classes whose default is one value; the page shows defocus by itself."""
@@ -112,7 +114,28 @@ def draw_tiles(config: FiguresConfig) -> np.ndarray:
     return _page([list(zip(captions, (*small, shown), strict=True))])
 
 
-FIGURES: dict[str, Callable[[FiguresConfig], np.ndarray]] = {"degradations": draw_degradations}
+def draw_variants(config: FiguresConfig) -> np.ndarray:
+    """Draw every variant of every class but `ours`: a row per variant from its weakest to its strongest.
+
+    Each strength has a random stream of its own, so that a row shows the variety, too.
+    """
+    clean = _photo(config.photo, TILE)
+    rows: list[list[tuple[str, np.ndarray]]] = []
+    for degradation, variants in VARIANTS.items():
+        for name, variant in variants.items():
+            held = " (held out)" if name == HELD_OUT[degradation] else ""
+            row = [(f"{degradation}: {name}{held}", clean)]
+            for index, strength in enumerate(VARIANT_STRENGTHS):
+                rng = counter_rng(config.seed, f"figure/{degradation}/{name}", index)
+                row.append((f"strength {strength:g}", variant(clean, rng, strength)))
+            rows.append(row)
+    return _page(rows)
+
+
+FIGURES: dict[str, Callable[[FiguresConfig], np.ndarray]] = {
+    "degradations": draw_degradations,
+    "variants": draw_variants,
+}
 """Pictures that are the same bytes each time."""
 
 MODEL_FIGURES: dict[str, Callable[[FiguresConfig], np.ndarray]] = {"tiles": draw_tiles}
