@@ -97,6 +97,8 @@ def _read_chunks(file: BinaryIO, max_pixels: int) -> _Chunks:
             data += body
             most -= length
         elif kind in (b"PLTE", b"tRNS"):
+            if data:
+                raise ImageError(_DAMAGED)
             found.pixels[kind] = body
         elif critical:
             raise ImageError(_DAMAGED)
@@ -106,8 +108,10 @@ def _read_chunks(file: BinaryIO, max_pixels: int) -> _Chunks:
             _keep_metadata(found.metadata, kind, body)
     if not data:
         raise ImageError(_CUT_OFF)
-    _check_data(found.pixels[b"IHDR"], data)
-    found.pixels[b"IDAT"] = bytes(data)
+
+    # Whatever follows the rows, or a wrong checksum of theirs, makes decoders complain on the terminal: packed again.
+    rows = _unpack_pixels(found.pixels[b"IHDR"], data)
+    found.pixels[b"IDAT"] = zlib.compress(rows, level=0)
     return found
 
 
@@ -138,21 +142,27 @@ def _raw_size(header: bytes) -> int:
     return size
 
 
-def _check_data(header: bytes, data: bytes | bytearray) -> None:
-    """Refuse compressed pixels that are cut off or damaged: decoders leave the rest of such a picture black."""
-    left, unpacker = _raw_size(header), zlib.decompressobj()
+def _unpack_pixels(header: bytes, data: bytes | bytearray) -> bytearray:
+    """Return the filtered rows, of the exact size that IHDR promises.
+
+    Raises:
+        ImageError: the compressed data is cut off or damaged. (Decoders leave the rest of such a picture black.)
+    """
+    size, unpacker = _raw_size(header), zlib.decompressobj()
+    rows = bytearray()
     pending = bytes(data)
     try:
-        while left > 0 and not unpacker.eof:
-            block = unpacker.decompress(pending, min(left, 1 << 22))
+        while len(rows) < size and not unpacker.eof:
+            block = unpacker.decompress(pending, min(size - len(rows), 1 << 22))
             pending = unpacker.unconsumed_tail
             if not block and not pending:
-                raise ImageError(_CUT_OFF)
-            left -= len(block)
+                break
+            rows += block
     except zlib.error as error:
         raise ImageError(_DAMAGED) from error
-    if left > 0:
+    if len(rows) < size:
         raise ImageError(_CUT_OFF)
+    return rows
 
 
 def _decode_deep(chunks: dict[bytes, bytes]) -> tuple[np.ndarray, np.ndarray | None]:

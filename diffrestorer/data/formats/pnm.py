@@ -7,6 +7,7 @@ import numpy as np
 from diffrestorer.data.formats.photo import ImageError, Photo, check_size
 
 MAGICS = (b"P2", b"P3", b"P5", b"P6")
+_NO_HEADER = "it is not an image of a supported format, or its beginning is damaged"
 _LONGEST_HEADER = 1 << 16  # bytes; comments may stand in it
 _PLAIN_BYTES = 16  # per sample of a plain file: five digits and generous white space
 
@@ -51,7 +52,9 @@ def _parse_header(header: bytes) -> tuple[bytes, list[int], int]:
     """Return the magic number, the three numbers (width, height, largest value), and where the samples begin."""
     place, numbers = 2, list[int]()
     while len(numbers) < 3:
-        # White space and comments up to the next number.
+        # White space, then perhaps comments, up to the next number.
+        if not header[place : place + 1].isspace():
+            raise ImageError(_NO_HEADER)
         while header[place : place + 1].isspace() or header[place : place + 1] == b"#":
             if header[place : place + 1] == b"#":
                 end_of_line = header.find(b"\n", place)
@@ -61,13 +64,13 @@ def _parse_header(header: bytes) -> tuple[bytes, list[int], int]:
         while header[end : end + 1].isdigit() and end < place + 10:
             end += 1
         if end == place:
-            raise ImageError("it is not an image of a supported format, or its beginning is damaged")
+            raise ImageError(_NO_HEADER)
         numbers.append(int(header[place:end]))
         place = end
 
     # Exactly one byte of white space stands between the header and the samples.
     if not header[place : place + 1].isspace():
-        raise ImageError("it is not an image of a supported format, or its beginning is damaged")
+        raise ImageError(_NO_HEADER)
     return header[:2], numbers, place + 1
 
 

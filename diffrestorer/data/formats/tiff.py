@@ -19,7 +19,7 @@ MAGICS = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 
 _MOST_PAGES = 64  # thumbnails, masks and pages that are looked at; a file with more is no photo
 _SUBFILE, _OLD_SUBFILE, _ORIENTATION, _SAMPLE_FORMAT, _SUB_DIRECTORIES = 254, 255, 274, 339, 330
-_BITS, _XMP, _PROFILE, _DNG_VERSION = 258, 700, 34675, 50706
+_BITS, _COMPRESSION, _PHOTOMETRIC, _PLANES, _XMP, _PROFILE, _DNG_VERSION = 258, 259, 262, 284, 700, 34675, 50706
 _REDUCED, _MASK = 1, 4  # bits of the subfile type
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR = 0, 1, 2, 3, 5, 6
 _RAW = {32803: "a camera's raw data", 34892: "a camera's raw data"}
@@ -46,6 +46,8 @@ def read_tiff(file: BinaryIO, max_pixels: int) -> Photo:
         _check_layout(page)
         _check_segments(file, page, size)
         samples = _decode(page)
+        if page.compression in _FAX:
+            _confirm_fax(file, index, samples)
         orientation = page.tags.valueof(_ORIENTATION, 1)
         profile, xmp = page.tags.valueof(_PROFILE), page.tags.valueof(_XMP)
         pixels, alpha, profile = _to_photo(page, samples, profile if isinstance(profile, bytes) else None)
@@ -116,6 +118,12 @@ def _check_layout(page: tifffile.TiffPage) -> None:
         name = getattr(photometric, "name", photometric)
         raise ImageError(f"its colours are in the space {name}; convert it to RGB first")
 
+    if _PHOTOMETRIC not in page.tags or _COMPRESSION not in page.tags:
+        raise ImageError("it does not say what its numbers stand for (a required tag is missing)")
+    codes = [tag.code for tag in page.tags]
+    if len(codes) != len(set(codes)):
+        raise ImageError(_DAMAGED)
+
     # Samples: all of one width, unsigned.
     widths = set(bits) if isinstance(bits, tuple) else {bits}
     formats = page.tags.valueof(_SAMPLE_FORMAT, 1)
@@ -128,23 +136,27 @@ def _check_layout(page: tifffile.TiffPage) -> None:
     if photometric == _PALETTE:
         allowed = {1, 2, 4, 8}
     if len(widths) != 1 or not widths <= allowed:
-        raise ImageError(
-            f"its samples have {' and '.join(map(str, sorted(widths)))} bits, a layout that is not supported"
-        )
+        raise ImageError(f"its samples have {' and '.join(map(str, sorted(widths)))} bits, a layout that is not supported")
 
     # Compression: each with the kinds of pictures that it is used for.
     bilevel = widths == {1} and photometric in (_WHITE_IS_ZERO, _BLACK_IS_ZERO)
     known = compression in _LOSSLESS or (compression in _FAX and bilevel) or (compression == _JPEG and widths == {8})
     if not known or (photometric == _YCBCR and compression != _JPEG):
         name = getattr(compression, "name", compression)
-        raise ImageError(
-            f"it is compressed in a way that is not supported here ({name}); save it as a plain TIFF first"
-        )
-    if compression == _JPEG and photometric not in (_BLACK_IS_ZERO, _RGB, _YCBCR):
+        raise ImageError(f"it is compressed in a way that is not supported here ({name}); save it as a plain TIFF first")
+    plain_jpeg = photometric in (_BLACK_IS_ZERO, _RGB, _YCBCR) and page.samplesperpixel == _COLOURS[photometric]
+    if compression == _JPEG and not plain_jpeg:
         raise ImageError("it is compressed in a way that is not supported here (JPEG); save it as a plain TIFF first")
-    if page.predictor not in (1, 2) or page.imagedepth > 1:
+    planes = page.tags.valueof(_PLANES, 1)
+    if page.predictor not in (1, 2) or page.imagedepth > 1 or planes not in (1, 2):
         raise ImageError("it is laid out in a way that is not supported; save it as a plain TIFF first")
-    if not 0 <= page.samplesperpixel - _COLOURS[photometric] <= 4:
+
+    # Samples beyond the colours: opacity or selections. One may go without a name.
+    further, names = page.samplesperpixel - _COLOURS[photometric], len(page.extrasamples)
+    right_number = 0 <= further <= (1 if _COLOURS[photometric] == 1 else 4)
+    right_names = names == further or (names == 0 and further == 1)
+    right_bits = not isinstance(bits, tuple) or len(bits) == page.samplesperpixel
+    if not (right_number and right_names and right_bits):
         raise ImageError(f"it has {page.samplesperpixel} samples per pixel, a layout that is not supported")
 
 
@@ -159,6 +171,10 @@ def _check_segments(file: BinaryIO, page: tifffile.TiffPage, size: int) -> None:
     expected = across * down * (page.samplesperpixel if page.planarconfig == 2 else 1)
     if len(offsets) != expected or len(counts) != expected:
         raise ImageError(_DAMAGED)
+    bits = page.tags.valueof(_BITS, 1)
+    row = page.imagewidth * (sum(bits) if isinstance(bits, tuple) else bits * page.samplesperpixel)
+    if page.compression == 1 and sum(counts) < page.imagelength * row // 8:
+        raise ImageError(_CUT_OFF)
     for offset, count in zip(offsets, counts, strict=True):
         if count <= 0 or offset <= 0:
             raise ImageError("parts of the picture are missing")
@@ -179,6 +195,16 @@ def _decode(page: tifffile.TiffPage) -> np.ndarray:
     if page.planarconfig == 2 and channels > 1:
         return np.moveaxis(samples.reshape(channels, height, width), 0, 2)
     return samples.reshape(height, width, channels)
+
+
+def _confirm_fax(file: BinaryIO, index: int, samples: np.ndarray) -> None:
+    """Refuse a fax picture that two decoders read differently: none of them reports damage."""
+    file.seek(0)
+    image = Image.open(file, formats=("TIFF",))
+    image.seek(index)
+    black_is_zero = np.asarray(image) ^ (image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO)
+    if not np.array_equal(black_is_zero, samples[..., 0].astype(bool)):
+        raise ImageError(_DAMAGED)
 
 
 def _to_photo(
