@@ -92,6 +92,9 @@ class PatchDecoder(Decoder):
 class PatchAutoencoderKL(AutoencoderKL):
     """An AutoencoderKL with a linear path around encoder and decoder, so that a small one learns in minutes."""
 
+    # Offloading by groups of layers loads the linear path when it runs, as `extra_features` runs it by itself.
+    _group_offload_block_modules = [*AutoencoderKL._group_offload_block_modules, "shortcut"]
+
     @functools.wraps(AutoencoderKL.__init__)  # type: ignore[misc] # diffusers reads the saved config off this signature
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
