@@ -166,11 +166,14 @@ def preset_value(key: str) -> Any:
     detected = detect_hardware()
     if key == "mixed_precision" and detected.mixed_precision is not None:
         return detected.mixed_precision
+    return OmegaConf.select(_read_preset(detected.preset), f"train.{key}")
 
-    # A key that the preset does not set has the schema's default.
+
+@functools.cache
+def _read_preset(name: str) -> Any:
+    """Return a file of configs/hardware; a key that it does not set has the schema's default."""
     defaults = {"train": OmegaConf.structured(TrainConfig)}
-    preset = OmegaConf.load(CONFIG_DIR / "hardware" / f"{detected.preset}.yaml")
-    return OmegaConf.select(OmegaConf.merge(defaults, preset), f"train.{key}")
+    return OmegaConf.merge(defaults, OmegaConf.load(CONFIG_DIR / "hardware" / f"{name}.yaml"))
 
 
 OmegaConf.register_new_resolver("preset", preset_value, replace=True)
