@@ -32,9 +32,12 @@ from rich.progress import Progress
 from diffrestorer.config.composition import git_commit
 from diffrestorer.data.synthesis import degrade
 from diffrestorer.evaluation.methods import Method
-from diffrestorer.evaluation.scoring.metrics import DEFAULT_METRICS, METRICS, Scorer, create
-from diffrestorer.evaluation.scoring.scorer import ScoreStore, Scoring
+from diffrestorer.evaluation.scoring.image_scorer import Scorer
+from diffrestorer.evaluation.scoring.metrics import DEFAULT_METRICS, METRICS
+from diffrestorer.evaluation.scoring.pyiqa_networks import create
+from diffrestorer.evaluation.scoring.score_store import ScoreStore
 from diffrestorer.evaluation.scoring.scores import Score
+from diffrestorer.evaluation.scoring.suite_scoring import Scoring
 from diffrestorer.evaluation.suites import DEMO_PHOTOS, Item, Suite, open_photo
 
 METRIC_NAMES = (*DEFAULT_METRICS, *(name for name in RANDOM_METRICS if name != "fid"))

@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from peer import Peer
 
-from diffrestorer.config.evaluating import EvaluateConfig
 from diffrestorer.evaluation.methods import Method
-from diffrestorer.evaluation.restoring.runners import open_runner
+from diffrestorer.evaluation.restoring.runners import Sampling, open_runner
 from diffrestorer.inference.pipeline import DiffRestorerPipeline
 from gpu_rows.proofs import BF16_BOUND, decibels, restore
 from gpu_rows.report import Report, gib, ratios, spread
@@ -150,9 +149,8 @@ def evaluation(session: Session, report: Report) -> None:
     """Images a second as scripts/evaluate.py restores them: float32, TF32, bf16."""
     session.release()
     method = Method("diff_restorer", "model", str(session.model_folder))
-    config = EvaluateConfig(model=method.source, dtype="float32", steps=max(session.sizes.steps), batch_size=4)
-    runner: Any = open_runner([method], config, session.device)
-    images = session.images(config.batch_size, 8)
+    runner: Any = open_runner([method], Sampling(steps=max(session.sizes.steps)), session.device)
+    images = session.images(4, 8)
 
     def run(number: int) -> torch.Tensor:
         return runner.restore(images, [method])[method.name].images

@@ -1,4 +1,4 @@
-"""The ablations of Tables II-V: which model each one needs, how it is recognised, what decodes its latents.
+"""The ablations of Tables II-V: the model that each one needs, its mark in the weights, its decoder.
 
 Rows of Tables II-IV use the VAE's own decoder and compare with Ours_S, so that no decoder is retrained for them.
 """
@@ -15,9 +15,9 @@ class Ablation:
 
     Attributes:
         title: as the paper prints it.
-        script: which script trains it (`scripts/NAME.py ablation=...`).
-        decoder: what its latents are decoded with.
-        component, key, value: what the config of a model trained so says; empty where the weights do not show it.
+        script: the script that trains it (`scripts/NAME.py ablation=...`).
+        decoder: the decoder of its latents.
+        component, key, value: the setting of a model trained so; empty where the weights do not show it.
     """
 
     title: str
@@ -28,7 +28,7 @@ class Ablation:
     value: bool = False
 
     def command(self, name: str, folder: str) -> str:
-        """The command that trains it where evaluation looks for it."""
+        """Return the command that trains it where evaluation looks for it."""
         stage1 = " stage1=OUTPUT_DIR" if self.script == "train_decoder" else ""
         return f"accelerate launch scripts/{self.script}.py ablation={name}{stage1} output_dir={folder}/{name}"
 

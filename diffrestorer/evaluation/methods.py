@@ -1,4 +1,4 @@
-"""What is compared: the degraded input itself, a model with one of its decoders, or outputs made elsewhere."""
+"""The compared methods: the degraded input itself, a model with one of its decoders, or outputs made elsewhere."""
 
 import re
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ BUILT_IN: dict[str, str] = {
     "diff_restorer_sd": "SD decoder",
     "diff_restorer": "refined decoder",
 }
-"""Methods that are there without a folder, in the order of tables and pages, and their titles."""
+"""Name -> title of the methods that need no folder, in the order of tables and pages."""
 
 BASELINES: dict[str, str] = {
     "airnet": "AirNet",
@@ -27,7 +27,7 @@ BASELINES: dict[str, str] = {
     "promptir": "PromptIR",
     "da_clip": "DA-CLIP",
 }
-"""The compared methods, in the order of Table I, and their titles there. Each needs the folder it was trained into."""
+"""Name -> title in Table I of the compared methods, in its order. Each needs the folder it was trained into."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Method:
 
 
 def parse_methods(config: EvaluateConfig) -> list[Method]:
-    """The methods that `config.method` names: `NAME`, `NAME=FOLDER` or `all`; `config.ablation` adds its own.
+    """Parse the methods that `config.method` names: `NAME`, `NAME=FOLDER` or `all`; `config.ablation` adds its own.
 
     FOLDER is a model (it holds model_index.json, or a training run's model/ does), a compared method that
     `train_baseline.py` trained (or a file with its authors' weights), or outputs made elsewhere as
@@ -70,25 +70,17 @@ def parse_methods(config: EvaluateConfig) -> list[Method]:
     Raises:
         ValueError: an unknown or doubled name, or a folder that is none of these.
     """
-    whole = [*ABLATIONS, "diff_restorer_sd", "diff_restorer"] if config.suite == "ablation" else [*BUILT_IN, *BASELINES]
-    chosen = list(config.method)
-    if config.ablation is not None:
-        if config.ablation not in ABLATIONS:
-            raise ValueError(f"ablation={config.ablation} is not valid; choose from {', '.join(ABLATIONS)}")
-        folder = "" if config.ablation == "consistency_decoder" else f"={config.model}"
-        chosen.append(f"{config.ablation}{folder}")
-    elif not chosen:
-        chosen = ["all"] if config.suite == "ablation" else list(BUILT_IN)
     methods: list[Method] = []
-    for entry in chosen:
-        if entry != "all":
-            method = _parse(entry, config)
-            if method.reason:
-                raise ValueError(f"method={entry}: {method.reason}")
-            methods.append(method)
+    for entry in _chosen(config.method, config.suite, config.model, config.ablation):
+        if entry == "all":
+            found = [_parse(name, config.model, config.trained) for name in _whole(config.suite)]
+            methods += [method for method in found if not method.reason or config.suite != "demo"]
             continue
-        found = [_parse(name, config) for name in whole]
-        methods += [method for method in found if not method.reason or config.suite != "demo"]
+        method = _parse(entry, config.model, config.trained)
+        if method.reason:
+            raise ValueError(f"method={entry}: {method.reason}")
+        methods.append(method)
+
     names = [method.name for method in methods]
     doubled = [name for name in names if names.count(name) > 1]
     if doubled:
@@ -96,13 +88,31 @@ def parse_methods(config: EvaluateConfig) -> list[Method]:
     return methods
 
 
-def _parse(entry: str, config: EvaluateConfig) -> Method:
+def _whole(suite: str) -> list[str]:
+    """Return the names that `all` stands for."""
+    return [*ABLATIONS, "diff_restorer_sd", "diff_restorer"] if suite == "ablation" else [*BUILT_IN, *BASELINES]
+
+
+def _chosen(names: Sequence[str], suite: str, model: str, ablation: str | None) -> list[str]:
+    """Return the entries to parse: those asked for, the ablation's, or else what the suite is about."""
+    if ablation is None:
+        return list(names) or (["all"] if suite == "ablation" else list(BUILT_IN))
+    if ablation not in ABLATIONS:
+        raise ValueError(f"ablation={ablation} is not valid; choose from {', '.join(ABLATIONS)}")
+    return [*names, ablation if ablation == "consistency_decoder" else f"{ablation}={model}"]
+
+
+def _parse(entry: str, model: str, trained: str) -> Method:
     name, equals, folder = entry.partition("=")
     decoder: Decoder = "sd" if name.endswith("_sd") else "refined"
     if not equals:
-        return _named(name, config, decoder)
+        return _named(name, model, Path(trained), decoder)
+
+    # The name becomes a folder's.
     if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", name) or name in ("degraded", "all", "clean"):
         raise ValueError(f"method={entry}: {name!r} can't be the name of a method; letters, digits and _.+- can")
+
+    # The folder's content shows what it is.
     if name in ABLATIONS:
         decoder = ABLATIONS[name].decoder
     if folder == "mini" or is_model(Path(folder)):
@@ -121,18 +131,21 @@ def _parse(entry: str, config: EvaluateConfig) -> Method:
     return Method(name, "outputs", folder)
 
 
-def _named(name: str, config: EvaluateConfig, decoder: Decoder) -> Method:
-    """A method without a folder."""
+def _named(name: str, model: str, trained: Path, decoder: Decoder) -> Method:
+    """Return a method that was given without a folder."""
+    # What is built in uses the model of the run.
     if name == "degraded":
         return Method(name, "degraded")
     if name in BUILT_IN:
-        return Method(name, "model", config.model, decoder)
-    folder = Path(config.trained) / name
+        return Method(name, "model", model, decoder)
     if name == "consistency_decoder":
-        return Method(name, "model", config.model, "consistency")
+        return Method(name, "model", model, "consistency")
+
+    # Everything else was trained, or says how to train it.
+    folder = trained / name
     if name in ABLATIONS:
         ablation = ABLATIONS[name]
-        reason = "" if is_model(folder) else f"not trained: {ablation.command(name, config.trained)}"
+        reason = "" if is_model(folder) else f"not trained: {ablation.command(name, str(trained))}"
         return Method(name, "model", str(folder), ablation.decoder, reason)
     if name in BASELINES:
         if _holds(folder, "config.json"):
@@ -145,7 +158,7 @@ def _named(name: str, config: EvaluateConfig, decoder: Decoder) -> Method:
 
 
 def is_model(folder: Path) -> bool:
-    """Whether a folder is a model, or a training run's that holds one."""
+    """Return whether a folder is a model, or a training run's that holds one."""
     return _holds(folder, "model_index.json")
 
 
@@ -163,7 +176,7 @@ def _check_baseline(name: str, folder: str) -> None:
 
 
 def collect_outputs(methods: Sequence[Method], suite: Suite, output_dir: Path) -> None:
-    """Copies outputs made elsewhere beside our own, so that `output_dir` is complete.
+    """Copy outputs made elsewhere beside our own, so that `output_dir` is complete.
 
     Raises:
         ValueError: files are missing or have another size than the reference; the message names the first ones.

@@ -22,7 +22,7 @@ OWN_PHOTOS = "photos"
 
 
 def build_suite(config: EvaluateConfig) -> Suite:
-    """The suite `config.suite`: of `config.data.root` where that is given, else of open photos.
+    """Build the suite `config.suite`, of `config.data.root` where that is given, else of open photos.
 
     Raises:
         ValueError: an unknown suite; one that is not prepared, with the command that prepares it; pairs named twice.
@@ -30,12 +30,18 @@ def build_suite(config: EvaluateConfig) -> Suite:
     if config.suite not in SUITES:
         raise ValueError(f"suite={config.suite} is not valid; choose from {', '.join(SUITES)}")
     if config.data.root is None or config.suite == "demo":
-        return open_suite(config)
-    return prepared_suite(config, Path(config.data.root))
+        folder = Path(config.output_dir) / "suite"
+        return open_suite(config.suite, folder, config.size, config.images, config.seed, config.synthesis)
+    return prepared_suite(config.suite, Path(config.data.root), config.images)
 
 
-def prepared_suite(config: EvaluateConfig, root: Path) -> Suite:
-    """The suite's test pairs in a prepared folder, the first `config.images` of each task.
+def prepared_suite(name: str, root: Path, images: int | None) -> Suite:
+    """Build a suite of the test pairs in a prepared folder.
+
+    Args:
+        name: a key of `SUITES`.
+        root: the prepared folder.
+        images: number of pairs of each task, the first ones; None for all.
 
     Raises:
         ValueError: there is no manifest, none of the suite's tasks is in it, or a pair lacks its clean image.
@@ -43,34 +49,39 @@ def prepared_suite(config: EvaluateConfig, root: Path) -> Suite:
     try:
         pairs = list_test_pairs(root)
     except ValueError as error:
-        raise ValueError(f"{error}; {prepare_commands(SUITES[config.suite], str(root))}") from None
+        raise ValueError(f"{error}; {prepare_commands(SUITES[name], str(root))}") from None
+
     items: list[Item] = []
     missing: dict[str, str] = {}
     own: list[str] = []
-    for task in SUITES[config.suite]:
+    for task in SUITES[name]:
         # A real set's pairs carry the class that they show.
         label = task.removeprefix("real_") if task in REAL else task
         found = pairs.get((SETS[task], label), [])
+
+        # Own photos, degraded by this package, stand in for a set that is not there.
         if not found and task not in REAL:
             found = pairs.get((OWN_PHOTOS, label), [])
             own += [task] * bool(found)
         if not found:
             missing[task] = f"not prepared: {prepare_command(task, str(root))}"
-        for pair in found[: config.images]:
+
+        for pair in found[:images]:
             if pair.gt is None and task != "real_haze":
                 raise ValueError(f"{root}: {pair.lq} has no clean image, which {task} is compared with")
             items.append(Item(suite_of(task), task, pair.name, pair.lq, pair.gt))
-    check_any(config.suite, SUITES[config.suite], missing, str(root))
-    return Suite(config.suite, tuple(items), _note(config, own), missing)
+    check_any(name, SUITES[name], missing, str(root))
+    return Suite(name, tuple(items), _note(own, images), missing)
 
 
-def _note(config: EvaluateConfig, own: list[str]) -> str:
+def _note(own: list[str], images: int | None) -> str:
+    """Return the caution about stand-ins and about parts of sets."""
     notes = []
     if own:
         notes.append(
             f"{', '.join(own)}: measured on own photos, degraded by this package, not on the paper's images, so the "
             "differences from the paper's numbers say nothing about the methods."
         )
-    if config.images is not None:
-        notes.append(f"Measured on the first {config.images} test images of each task, not on all of them.")
+    if images is not None:
+        notes.append(f"Measured on the first {images} test images of each task, not on all of them.")
     return " ".join(notes)

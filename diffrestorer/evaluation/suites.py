@@ -1,4 +1,4 @@
-"""The suites that methods are compared on: pairs of images, made or prepared once, the same for every method.
+"""The suites that methods are compared on: pairs of images, the same for every method.
 
 `single`, `real` and `mixed` are the paper's 14 tasks (Table I); `all` is the three of them, `ablation` the five tasks
 that Tables II-V average over. They take their pairs from a prepared folder (`data.root`). Without one they stand on
@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 
 from diffrestorer.config.degradations import DEGRADATIONS, MIXTURES
-from diffrestorer.config.evaluating import EvaluateConfig
 from diffrestorer.config.synthesis_presets import named_synthesis
+from diffrestorer.config.synthesis_ranges import Synthesis
 from diffrestorer.data.counter import counter_rng
 from diffrestorer.data.images import ImageError, Photo, read_photo, write_photo
 from diffrestorer.data.synthesis import degrade
@@ -26,7 +26,7 @@ DEMO_SHORTER_SIDE = 288
 """Photos are shrunk to this shorter side before the crop (the smallest is 300), so that a crop of 256 shows a scene."""
 
 REAL: dict[str, str] = {"real_snow": "realsnow", "real_haze": "rtts"}
-"""Task -> the data set it is: real photos, not degraded by anybody."""
+"""Task -> its data set, of real photos that nobody degraded."""
 
 TASKS: dict[str, tuple[str, ...]] = {"single": DEGRADATIONS, "real": tuple(REAL), "mixed": tuple(MIXTURES)}
 """Suite -> its tasks. Table I, in its order."""
@@ -49,7 +49,7 @@ SETS: dict[str, str] = {
     "raindrop+blur+noise": "raindrop",
     "jpeg+blur+noise": "div2k",
 }
-"""Task -> the data set whose test pairs it is (`scripts/prepare_data.py set=NAME`)."""
+"""Task -> the data set that its test pairs come from (`scripts/prepare_data.py set=NAME`)."""
 
 SUITES: dict[str, tuple[str, ...]] = {
     "demo": (*DEGRADATIONS, *MIXTURES),
@@ -79,7 +79,7 @@ class Item:
 
     @property
     def file(self) -> str:
-        """Where a method's output for this item lies in that method's folder: `DEGRADATION/NAME.png`."""
+        """Path of a method's output for this item in that method's folder: `DEGRADATION/NAME.png`."""
         return f"{self.degradation}/{self.image}.png"
 
 
@@ -88,7 +88,7 @@ class Suite:
     """Pairs, ordered by degradation, then by image.
 
     Attributes:
-        note: what readers of its tables must know about the images; may be empty.
+        note: a caution about the images for readers of its tables; may be empty.
         missing: task -> why it has no pairs, and the command that prepares them.
     """
 
@@ -114,57 +114,64 @@ class Suite:
         return list(dict.fromkeys(item.image for item in self.items))
 
     def of(self, degradation: str) -> list[Item]:
-        """The items of a degradation."""
+        """Return the items of a degradation."""
         return [item for item in self.items if item.degradation == degradation]
 
 
 def suite_of(task: str) -> str:
-    """`single`, `real` or `mixed`."""
+    """Return the suite of Table I that a task belongs to: `single`, `real` or `mixed`."""
     return next(suite for suite, tasks in TASKS.items() if task in tasks)
 
 
 def prepare_command(task: str, root: str | None) -> str:
-    """The command that prepares a task's pairs."""
+    """Return the command that prepares a task's pairs."""
     return f"python scripts/prepare_data.py set={SETS[task]} root=DOWNLOADS out={root or 'PREPARED'}"
 
 
 def prepare_commands(tasks: Sequence[str], root: str | None) -> str:
-    """What to do about tasks that are not prepared: a line a command."""
+    """Return the advice about tasks that are not prepared, one command per line."""
     commands = dict.fromkeys(prepare_command(task, root) for task in tasks)
     return "\n  ".join([f"prepare it, then give data.root={root or 'PREPARED'}:", *commands])
 
 
-def open_suite(config: EvaluateConfig) -> Suite:
-    """The suite `config.suite` on photos of scikit-image, degraded by this package, `config.size` pixels a side.
+def open_suite(name: str, folder: Path, size: int, images: int | None, seed: int, synthesis: str = "ours") -> Suite:
+    """Build a suite on photos of scikit-image, degraded by this package.
 
-    Its files lie under `config.output_dir`/suite and are written where they are missing.
+    Args:
+        name: a key of `SUITES`.
+        folder: where its files lie; they are written where they are missing.
+        size: side of the photos in pixels.
+        images: number of photos; None for all.
+        seed: of the degradations.
+        synthesis: name of their models, see `named_synthesis`.
 
     Raises:
         ValueError: a size or number of images that the photos can't give, or a suite without a task that they can be.
     """
-    if not 64 <= config.size <= DEMO_SHORTER_SIDE:
-        raise ValueError(f"size={config.size}: the open photos are 64 to {DEMO_SHORTER_SIDE} pixels a side")
-    count = len(DEMO_PHOTOS) if config.images is None else config.images
+    if not 64 <= size <= DEMO_SHORTER_SIDE:
+        raise ValueError(f"size={size}: the open photos are 64 to {DEMO_SHORTER_SIDE} pixels a side")
+    count = len(DEMO_PHOTOS) if images is None else images
     if not 1 <= count <= len(DEMO_PHOTOS):
         raise ValueError(f"images={count}: there are 1 to {len(DEMO_PHOTOS)} open photos")
-    tasks = SUITES[config.suite]
-    missing = {task: f"not prepared: {prepare_command(task, None)}" for task in tasks if task in REAL}
-    check_any(config.suite, tasks, missing)
-    items = _degraded(config, DEMO_PHOTOS[:count], [task for task in tasks if task not in REAL])
-    note = (
-        ""
-        if config.suite == "demo"
-        else (
-            f"Measured on {count} open photos of scikit-image, {config.size} x {config.size} pixels, degraded by this "
+
+    # Real photos can't be made from clean ones.
+    missing = {task: f"not prepared: {prepare_command(task, None)}" for task in SUITES[name] if task in REAL}
+    check_any(name, SUITES[name], missing)
+
+    note = ""
+    if name != "demo":
+        note = (
+            f"Measured on {count} open photos of scikit-image, {size} x {size} pixels, degraded by this "
             "package, since no prepared test sets were given (data.root=PREPARED): not the paper's images, so the "
             "differences from the paper's numbers say nothing about the methods."
         )
-    )
-    return Suite(config.suite, tuple(items), note, missing)  # fmt: skip
+    photos = {photo: open_photo(photo, size) for photo in DEMO_PHOTOS[:count]}
+    items = _degrade_photos(name, folder, photos, seed, named_synthesis(synthesis))
+    return Suite(name, tuple(items), note, missing)
 
 
 def check_any(suite: str, tasks: Sequence[str], missing: dict[str, str], root: str | None = None) -> None:
-    """Refuses a suite without any pair.
+    """Refuse a suite without any pair.
 
     Raises:
         ValueError: every task is missing; the message holds the commands that prepare them.
@@ -173,24 +180,25 @@ def check_any(suite: str, tasks: Sequence[str], missing: dict[str, str], root: s
         raise ValueError(f"suite={suite} is not prepared; {prepare_commands(tasks, root)}")
 
 
-def _degraded(config: EvaluateConfig, names: Sequence[str], tasks: Sequence[str]) -> list[Item]:
-    folder = Path(config.output_dir) / "suite"
-    clean = [open_photo(name, config.size) for name in names]
-    synthesis = named_synthesis(config.synthesis)
-    for name, gt in zip(names, clean, strict=True):
-        _write(folder / "gt" / f"{name}.png", gt)
+def _degrade_photos(
+    name: str, folder: Path, photos: dict[str, np.ndarray], seed: int, synthesis: Synthesis
+) -> list[Item]:
+    """Write the clean photos and what each task of a suite makes of them."""
+    for photo, gt in photos.items():
+        _write(folder / "gt" / f"{photo}.png", gt)
+
     items = []
-    for task in tasks:
-        suite = "demo" if config.suite == "demo" else suite_of(task)
-        for index, (name, gt) in enumerate(zip(names, clean, strict=True)):
-            lq = folder / "lq" / task / f"{name}.png"
-            _write(lq, degrade(gt, task, counter_rng(config.seed, f"suite/{task}", index), synthesis))
-            items.append(Item(suite, task, name, lq, folder / "gt" / f"{name}.png"))
+    for task in (task for task in SUITES[name] if task not in REAL):
+        suite = "demo" if name == "demo" else suite_of(task)
+        for index, (photo, gt) in enumerate(photos.items()):
+            lq = folder / "lq" / task / f"{photo}.png"
+            _write(lq, degrade(gt, task, counter_rng(seed, f"suite/{task}", index), synthesis))
+            items.append(Item(suite, task, photo, lq, folder / "gt" / f"{photo}.png"))
     return items
 
 
 def open_photo(name: str, size: int) -> np.ndarray:
-    """A photo of `DEMO_PHOTOS` as uint8 (size, size, 3): shrunk by area to the shorter side, then its centre."""
+    """Load the centre of a photo of `DEMO_PHOTOS` as uint8 (size, size, 3), shrunk by area before."""
     try:
         import skimage.data
     except ImportError:
@@ -204,7 +212,7 @@ def open_photo(name: str, size: int) -> np.ndarray:
 
 
 def _write(path: Path, pixels: np.ndarray) -> None:
-    """Writes a PNG unless the file already holds these pixels."""
+    """Write a PNG unless the file already holds these pixels."""
     try:
         if np.array_equal(read_photo(path).pixels, pixels):
             return

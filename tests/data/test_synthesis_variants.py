@@ -19,7 +19,7 @@ from diffrestorer.config.synthesis_variants import HELD_OUT, OURS, TRAINED
 from diffrestorer.data.counter import counter_rng
 from diffrestorer.data.pairs import SynthesisedPairs
 from diffrestorer.data.synthesis import VARIANTS, degrade
-from diffrestorer.evaluation.suites import open_suite
+from diffrestorer.evaluation.paper_suites import build_suite
 from diffrestorer.preparation.prepare import prepare
 
 CASES = [(degradation, name) for degradation, variants in VARIANTS.items() for name in variants]
@@ -186,7 +186,7 @@ def test_evaluation_may_stand_on_what_is_held_out(tmp_path: Path) -> None:
     suites = {}
     for name in ("ours", "heldout"):
         config = EvaluateConfig(str(tmp_path / name), suite="single", synthesis=name, images=1, size=64)
-        suites[name] = [item.lq.read_bytes() for item in open_suite(config).items]
+        suites[name] = [item.lq.read_bytes() for item in build_suite(config).items]
     assert all(a != b for a, b in zip(suites["ours"], suites["heldout"], strict=True))
     for degradation in DEGRADATIONS:
         assert getattr(held_out(), degradation).variants == (HELD_OUT[degradation],)

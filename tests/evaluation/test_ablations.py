@@ -12,7 +12,8 @@ from diffrestorer.config.schema import ModelConfig
 from diffrestorer.evaluation.ablations import ABLATIONS
 from diffrestorer.evaluation.methods import Method, parse_methods
 from diffrestorer.evaluation.report.paper import PAPER_TABLES
-from diffrestorer.evaluation.restoring.runners import PipelineRunner, check_ablation
+from diffrestorer.evaluation.restoring.identity import check_ablation
+from diffrestorer.evaluation.restoring.runners import PipelineRunner, Sampling
 from diffrestorer.evaluation.run import evaluate
 from diffrestorer.inference.model_folder import save_model_folder
 from diffrestorer.inference.pipeline import DiffRestorerPipeline
@@ -93,9 +94,8 @@ def test_the_consistency_decoder_reads_the_same_latents(
     """An image does not depend on its batch, and decoders share one sampling."""
     save_model_folder(tiny_restorer, UniPCMultistepScheduler(**tiny_config.scheduler), tmp_path / "model")
     model = str(tmp_path / "model")
-    config = settings(tmp_path, [], model=model, consistency_decoder=str(decoder))
     method, plain = Method("consistency_decoder", "model", model, "consistency"), Method("x", "model", model)
-    runner = PipelineRunner([method, plain], config, torch.device("cpu"))
+    runner = PipelineRunner([method, plain], Sampling(steps=1, consistency_decoder=str(decoder)), torch.device("cpu"))
     lq = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     both, single = runner.restore(lq, [method, plain]), runner.restore(lq[1:], [method])
     assert both[method.name].images.shape == lq.shape

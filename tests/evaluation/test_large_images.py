@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from evaluation_runs import settings
 from jaxtyping import Float
 from torch import Tensor
 
 from diffrestorer.baselines.protocol import Baseline, whole
 from diffrestorer.baselines.registry import build_baseline
 from diffrestorer.evaluation.methods import Method
-from diffrestorer.evaluation.restoring.runners import by_tiles, open_runner
+from diffrestorer.evaluation.restoring.compared_runner import by_tiles
+from diffrestorer.evaluation.restoring.runners import Sampling, open_runner
 from diffrestorer.inference import tiling
 from diffrestorer.inference.tiling import Axis
 from diffrestorer.models.components import save_component
@@ -113,7 +113,7 @@ def test_the_runner_takes_large_images_one_by_one(tmp_path: Path, monkeypatch: p
     model = tiny("restormer")
     save_component(model, tmp_path / "restormer", torch.float32)
     method = Method("restormer", "baseline", str(tmp_path / "restormer"))
-    runner = open_runner([method], settings(tmp_path, ["restormer"]), torch.device("cpu"))
+    runner = open_runner([method], Sampling(), torch.device("cpu"))
     lq = torch.cat([image(97, 80), image(97, 80, seed=1)])
     expected: Sequence[Tensor] = [model.restore(row, run=by_tiles(64, model.multiple)) for row in lq.split(1)]
     assert torch.equal(runner.restore(lq, [method])["restormer"].images, torch.cat(list(expected)))

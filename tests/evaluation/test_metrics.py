@@ -12,7 +12,8 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from diffrestorer.evaluation.scoring.metrics import DEFAULT_METRICS, METRICS, OFFLINE_METRICS, Scorer, select_metrics
+from diffrestorer.evaluation.scoring.image_scorer import Scorer
+from diffrestorer.evaluation.scoring.metrics import DEFAULT_METRICS, METRICS, OFFLINE_METRICS, select_metrics
 
 PHOTO_NAMES = ("astronaut", "coffee")
 

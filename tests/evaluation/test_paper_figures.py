@@ -15,14 +15,10 @@ from PIL import Image
 from diffrestorer.config.degradations import DEGRADATIONS
 from diffrestorer.config.evaluating import FiguresConfig, TestDataConfig
 from diffrestorer.evaluation.figures.drawing import make_figure
+from diffrestorer.evaluation.figures.embeddings import measure_separability
 from diffrestorer.evaluation.figures.grids import GRIDS, differing_region, read_evaluation, typical
-from diffrestorer.evaluation.figures.paper_figures import (
-    PAPER_FIGURES,
-    TEXTS,
-    measure_separability,
-    measure_similarity,
-    plot_similarity,
-)
+from diffrestorer.evaluation.figures.paper_figures import PAPER_FIGURES
+from diffrestorer.evaluation.figures.similarity import TEXTS, measure_similarity, plot_similarity
 from diffrestorer.evaluation.run import evaluate
 from diffrestorer.models.components import load_component, save_component
 from diffrestorer.models.prompt_processor import PromptProcessor

@@ -17,6 +17,7 @@ from diffrestorer.evaluation.paper_suites import build_suite
 from diffrestorer.evaluation.restoring.outputs import made_by
 from diffrestorer.evaluation.restoring.precision import DTYPES, check_precision, gpu_products, precision_of
 from diffrestorer.evaluation.restoring.restore_suite import restore_suite
+from diffrestorer.evaluation.restoring.runners import Sampling
 from diffrestorer.evaluation.run import evaluate
 from diffrestorer.models.components import save_component
 
@@ -78,7 +79,8 @@ def test_every_method_runs_in_the_precision_of_its_name(
         config = settings(tmp_path / "out", [], model=str(model), dtype=name)
         suite = build_suite(config)
         with Progress(console=quiet()) as progress:
-            _, made = restore_suite(methods, suite, config, CPU, PartialState(cpu=True), progress)
+            sampling, state = Sampling(dtype=name, steps=1), PartialState(cpu=True)
+            _, made = restore_suite(methods, suite, tmp_path / "out", sampling, 8, CPU, state, progress)
         networks = {network for network, _ in seen}
         assert {"DegradationAwareDecoder", "NAFNet"} <= networks
         assert {flags for _, flags in seen} == {(name == "tf32",) * 2}

@@ -14,7 +14,7 @@ from PIL import Image
 
 from diffrestorer.config.degradations import DEGRADATIONS, MIXTURES
 from diffrestorer.evaluation.methods import Method
-from diffrestorer.evaluation.report.report_page import Report
+from diffrestorer.evaluation.report.pictures import Report
 from diffrestorer.evaluation.run import evaluate
 from diffrestorer.evaluation.scoring.scores import Score
 from diffrestorer.evaluation.suites import Item, Suite

@@ -15,7 +15,9 @@ from PIL import Image
 from diffrestorer.baselines.registry import build_baseline
 from diffrestorer.config.degradations import DEGRADATIONS, MIXTURES
 from diffrestorer.evaluation.methods import Method
-from diffrestorer.evaluation.report.tables import build_tables, markdown, summary_sentences
+from diffrestorer.evaluation.report.sentences import summary_sentences
+from diffrestorer.evaluation.report.table_text import markdown
+from diffrestorer.evaluation.report.tables import build_tables
 from diffrestorer.evaluation.restoring import runners
 from diffrestorer.evaluation.restoring.outputs import made_by
 from diffrestorer.evaluation.run import evaluate
@@ -142,14 +144,17 @@ def test_best_and_sentences_come_from_the_data() -> None:
     better, worse = {"degraded": 20.0, "diff_restorer": 25.0}, {"degraded": 20.0, "diff_restorer": 15.0}
     summaries = made_up({"noise": better, "haze": better, "snow": worse, "blur+noise": better})
     tables = build_tables(summaries, metrics, methods)
-    assert [row.label for row in tables[0].group_rows] == ["mean of single degradations", "mean of mixtures"]
-    assert tables[0].group_rows[0].means["diff_restorer"] == pytest.approx(65 / 3)
+    groups = [row for row in tables[0].rows if row.group]
+    assert [row.label for row in groups] == ["mean of single degradations", "mean of mixtures"]
+    assert groups[0].cells["diff_restorer"].mean == pytest.approx(65 / 3)
     for table in tables:
-        assert [table.cell(row, methods[1])[1] for row in table.rows] == [True, True, False, True]
+        best = [row.cells["diff_restorer"].best for row in table.rows if not row.group]
+        assert best == [True, True, False, True]
     expected = "refined decoder beats degraded input in PSNR on 2, in NLPD on 2 of 3 single degradations; "
     expected += "in PSNR on 1, in NLPD on 1 of 1 mixtures."
     assert summary_sentences(tables, {}) == [expected]
-    assert "| noise | 20.00 | **25.00** |" in markdown(tables, [], "")
+    lines = [line.replace(" ", "") for line in markdown(tables, [], "").splitlines()]
+    assert "|noise|20.00|**25.00**|" in lines
 
 
 def test_nan_is_counted_and_not_averaged_away() -> None:
@@ -158,8 +163,9 @@ def test_nan_is_counted_and_not_averaged_away() -> None:
         "noise": {"degraded": 20.0, "diff_restorer": math.nan}, "haze": {"degraded": 20.0, "diff_restorer": 25.0}
     })  # fmt: skip
     tables = build_tables(summaries, [METRICS["psnr"]], methods)
-    assert math.isnan(tables[0].group_rows[0].means["diff_restorer"] or 0.0)
-    assert [table_cell[1] for table_cell in (tables[0].cell(tables[0].rows[0], m) for m in methods)] == [False, False]
+    noise, _, group = tables[0].rows
+    assert math.isnan(group.cells["diff_restorer"].mean or 0.0)
+    assert [noise.cells[method.name].best for method in methods] == [False, False]
     sentences = summary_sentences(tables, nan_counts(summaries))
     assert "PSNR is undefined (NaN) for 1 outputs" in sentences[-1]
     assert "in PSNR on 1 of 2 single degradations" in sentences[0]
@@ -185,16 +191,13 @@ def test_a_compared_method_restores_sizes_that_are_no_multiple(tmp_path: Path) -
         evaluate(settings(tmp_path, [f"restormer={tmp_path / 'run'}"], size=68), quiet())
 
 
-def test_large_images_of_one_size_are_restored_one_by_one(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_large_images_of_one_size_are_restored_one_by_one(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles fill a batch by themselves; a megapixel is a few thousand pixels here."""
     for module in (tiling, runners):
         monkeypatch.setattr(module, "WHOLE_PIXELS", 64 * 64)
     monkeypatch.setattr(tiling, "AUTO_SIDE", 64)
-    config = settings(tmp_path, ["large"])
     methods = [Method("large", "model", str(model)), Method("large_sd", "model", str(model), "sd")]
-    runner = runners.open_runner(methods, config, torch.device("cpu"))
+    runner = runners.open_runner(methods, runners.Sampling(steps=1), torch.device("cpu"))
     lq = torch.rand(2, 3, 96, 80, generator=torch.Generator().manual_seed(0))
     together = runner.restore(lq, methods)
     for index, row in enumerate(lq.split(1)):

@@ -19,8 +19,11 @@ from diffrestorer.evaluation.paper_suites import build_suite
 from diffrestorer.evaluation.restoring.outputs import read_pixels
 from diffrestorer.evaluation.run import evaluate
 from diffrestorer.evaluation.scoring.fid import FidScorer, fid_warning
-from diffrestorer.evaluation.scoring.metrics import METRICS, Metric, Scorer, WeightsError, create, metric_version
-from diffrestorer.evaluation.scoring.scorer import ScoreStore, Scoring, batches_of_one_size
+from diffrestorer.evaluation.scoring.image_scorer import Scorer
+from diffrestorer.evaluation.scoring.metrics import METRICS, Metric
+from diffrestorer.evaluation.scoring.pyiqa_networks import WeightsError, create, metric_version
+from diffrestorer.evaluation.scoring.score_store import ScoreStore
+from diffrestorer.evaluation.scoring.suite_scoring import Scoring, batches_of_one_size
 from diffrestorer.evaluation.suites import Item, Suite
 
 CPU = torch.device("cpu")

@@ -34,7 +34,7 @@ CAPTION_HEIGHT = 20
 
 
 def make_figure(config: FiguresConfig) -> Path:
-    """Makes the figure `config.figure` and returns where it lies.
+    """Make the figure `config.figure` and return its path.
 
     Raises:
         ValueError: there is no such figure or photo, or the file can't be written.
@@ -66,7 +66,7 @@ def _make_paper_figure(config: FiguresConfig) -> Path:
 
 
 def draw_degradations(config: FiguresConfig) -> np.ndarray:
-    """One photo under the eight degradations at three strengths each, and clean, under the mixtures, and out of focus.
+    """Draw a photo under the eight degradations at three strengths each, clean, mixed, and out of focus.
 
     A class has one random stream for its three strengths, so that what grows is the strength. The mixtures have the
     default strength, those of the tests.
@@ -79,20 +79,18 @@ def draw_degradations(config: FiguresConfig) -> np.ndarray:
     half = len(DEGRADATIONS) // 2
     rows: list[list[tuple[str, np.ndarray]]] = []
     for names in zip(DEGRADATIONS[:half], DEGRADATIONS[half:], strict=True):
-        rows.append(
-            [
-                (f"{name}, {strength}", tile(name, at_strength(SHOWN, value)))
-                for name in names
-                for strength, value in STRENGTHS.items()
-            ]
-        )
+        row = []
+        for name in names:
+            for strength, value in STRENGTHS.items():
+                row.append((f"{name}, {strength}", tile(name, at_strength(SHOWN, value))))
+        rows.append(row)
     mixtures = [(name, tile(name, Synthesis())) for name in MIXTURES]
     defocus = tile("blur", Synthesis(blur=Blur(defocus_share=1.0)))
     return _page([*rows, [("clean", clean), *mixtures, ("blur, out of focus", defocus)]])
 
 
 def draw_tiles(config: FiguresConfig) -> np.ndarray:
-    """A noisy photo of 2048x2048 pixels, restored by tiles: degraded, restored, and full-size where four tiles meet."""
+    """Draw a noisy photo of 2048x2048 pixels restored by tiles: degraded, restored, and full-size where tiles meet."""
     import torch
 
     from diffrestorer.inference.pipeline import DiffRestorerPipeline
@@ -105,6 +103,8 @@ def draw_tiles(config: FiguresConfig) -> np.ndarray:
     generator = torch.Generator().manual_seed(config.seed)
     restored = pipe(lq, LARGE_STEPS, generator, output_type="np").images[0]
     restored = (restored * 255).round().astype(np.uint8)
+
+    # The centre, where four tiles meet, in full size.
     grid = Grid.over(restored.shape[:2], AUTO_SIDE, 64, PATCH)
     # Where the second tile of each axis begins, in the middle: the first ends a quarter of a tile later.
     top, left = (PATCH * (axis.starts[1] + axis.side // 8) - SHOWN_SIDE // 2 for axis in (grid.rows, grid.columns))
@@ -143,7 +143,7 @@ MODEL_FIGURES: dict[str, Callable[[FiguresConfig], np.ndarray]] = {"tiles": draw
 
 
 def _photo(name: str, side: int) -> np.ndarray:
-    """The centre of a photo as uint8 (side, side, 3), shrunk by area or enlarged by cubics."""
+    """Load the centre of a photo as uint8 (side, side, 3), shrunk by area or enlarged by cubics."""
     if name not in PHOTOS:
         raise ValueError(f"photo={name} is not there: choose one of {', '.join(PHOTOS)}")
     try:
@@ -158,7 +158,7 @@ def _photo(name: str, side: int) -> np.ndarray:
 
 
 def _page(rows: Sequence[Sequence[tuple[str, np.ndarray]]]) -> np.ndarray:
-    """Rows of captioned tiles, squares of one size, on white: uint8 (h, w, 3)."""
+    """Lay rows of captioned square tiles on white: uint8 (h, w, 3)."""
     side = len(rows[0][0][1])
     step_x, step_y = side + GAP, side + CAPTION_HEIGHT + GAP
     page = Image.new("RGB", (GAP + max(map(len, rows)) * step_x, GAP + len(rows) * step_y), "white")

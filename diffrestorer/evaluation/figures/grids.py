@@ -4,13 +4,14 @@ Nothing is chosen by hand: the image is the one with the median score, the regio
 clean image differ most.
 """
 
-import csv
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from omegaconf import OmegaConf
@@ -21,6 +22,7 @@ from diffrestorer.evaluation.paper_suites import build_suite
 from diffrestorer.evaluation.report.paper import PAPER_TABLES
 from diffrestorer.evaluation.restoring.outputs import read_pixels
 from diffrestorer.evaluation.scoring.metrics import METRICS, PAPER_METRICS
+from diffrestorer.evaluation.scoring.scores import read_scores
 from diffrestorer.evaluation.suites import AVERAGED, TASKS, Item
 
 REGION_SHARE = 0.3
@@ -55,7 +57,7 @@ class Finished:
 
 
 def read_evaluation(folder: Path) -> Finished:
-    """What scripts/evaluate.py left in its `output_dir`.
+    """Read what scripts/evaluate.py left in its `output_dir`.
 
     Raises:
         ValueError: there is no finished evaluation.
@@ -70,16 +72,15 @@ def read_evaluation(folder: Path) -> Finished:
     assert isinstance(config, EvaluateConfig)
     config.output_dir = str(folder)  # it may have been moved
     scores: dict[tuple[str, str, str], dict[str, float]] = {}
-    with (folder / "scores.csv").open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            values = {name: float(row[name]) for name in METRICS if row.get(name) not in (None, "", "unavailable")}
-            scores[row["degradation"], row["image"], row["method"]] = values
+    for row in read_scores(folder / "scores.csv").to_dict("records"):
+        values = {name: row[name] for name in METRICS if name in row and not math.isnan(row[name])}
+        scores[row["degradation"], row["image"], row["method"]] = values
     items = {(item.degradation, item.image): item for item in build_suite(config).items}
     return Finished(config, items, scores)
 
 
 def draw_grid(config: FiguresConfig) -> Figure:
-    """Figure 7, 8, 9, 11, 12, 13 or 14 from the evaluation in `config.evaluation`.
+    """Draw figure 7, 8, 9, 11, 12, 13 or 14 from the evaluation in `config.evaluation`.
 
     Raises:
         ValueError: the evaluation covers none of the figure's tasks or methods.
@@ -94,6 +95,8 @@ def draw_grid(config: FiguresConfig) -> Figure:
             f"figure={config.figure} shows {', '.join(wanted or tasks)}, of which evaluation={config.evaluation} has "
             f"none: run scripts/evaluate.py --suite {needed} first"
         )
+
+    # Two rows of axes per task: the whole image, and the region magnified.
     titles = ["degraded", *(Method(name, "model").title for name in methods), "clean"]
     figure = Figure(figsize=(1.8 * len(titles), 2.75 * len(covered) + 0.5), layout="constrained")
     figure.suptitle(f"Figure {config.figure}: {title}")
@@ -102,22 +105,27 @@ def draw_grid(config: FiguresConfig) -> Figure:
         item = typical(finished, task, methods)
         images = _images(finished, item, methods)
         top, left, side = differing_region([image for image in images[1:] if image is not None])
-        for column, (image, name) in enumerate(zip(images, titles, strict=True)):
-            whole, detail = axes[2 * row][column], axes[2 * row + 1][column]
-            for axis in (whole, detail):
-                axis.set_xticks([])
-                axis.set_yticks([])
-            if image is None:
-                whole.set_axis_off()
-                detail.set_axis_off()
-                continue
-            whole.imshow(image)
-            whole.add_patch(Rectangle((left, top), side, side, fill=False, edgecolor="red", linewidth=1.2))
-            detail.imshow(image[top : top + side, left : left + side], interpolation="nearest")
-            if row == 0:
-                whole.set_title(name, fontsize=9)
+        for column, image in enumerate(images):
+            _draw_image(axes[2 * row][column], axes[2 * row + 1][column], image, (top, left, side))
+            if row == 0 and image is not None:
+                axes[0][column].set_title(titles[column], fontsize=9)
         axes[2 * row][0].set_ylabel(f"{task}\n{item.image}", fontsize=8)
     return figure
+
+
+def _draw_image(whole: Axes, detail: Axes, image: np.ndarray | None, region: tuple[int, int, int]) -> None:
+    """Draw an image with its region marked, and the region below; None leaves both places empty."""
+    for axis in (whole, detail):
+        axis.set_xticks([])
+        axis.set_yticks([])
+        if image is None:
+            axis.set_axis_off()
+    if image is None:
+        return
+    top, left, side = region
+    whole.imshow(image)
+    whole.add_patch(Rectangle((left, top), side, side, fill=False, edgecolor="red", linewidth=1.2))
+    detail.imshow(image[top : top + side, left : left + side], interpolation="nearest")
 
 
 def _images(finished: Finished, item: Item, methods: Sequence[str]) -> list[np.ndarray | None]:
@@ -127,7 +135,7 @@ def _images(finished: Finished, item: Item, methods: Sequence[str]) -> list[np.n
 
 
 def typical(finished: Finished, task: str, methods: Sequence[str]) -> Item:
-    """The item of a task whose leading score, averaged over the methods, is the (lower) median."""
+    """Return the item of a task whose leading score, averaged over the methods, is the (lower) median."""
     items = [item for (name, _), item in finished.items.items() if name == task]
     rows = {item.image: [finished.scores[task, item.image, name] for name in methods] for item in items}
     metric = next((m for m in LEADING_METRICS if all(m in score for row in rows.values() for score in row)), None)
@@ -138,7 +146,7 @@ def typical(finished: Finished, task: str, methods: Sequence[str]) -> Item:
 
 
 def differing_region(images: Sequence[np.ndarray]) -> tuple[int, int, int]:
-    """Top, left and side of the square where images (h, w, 3) of one size differ most: largest mean variance."""
+    """Return top, left and side of the square where images (h, w, 3) differ most, by the largest mean variance."""
     variance = np.stack(images).astype(np.float32).var(axis=0).mean(axis=-1)
     height, width = variance.shape
     side = max(8, round(min(height, width) * REGION_SHARE))

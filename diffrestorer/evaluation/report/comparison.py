@@ -1,4 +1,4 @@
-"""The paper's tables with our numbers beside its own: what was measured, what it printed, the difference, the ranks."""
+"""The paper's tables with our numbers beside its own: measured, printed, the difference, the ranks."""
 
 import math
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ class Cell:
     Attributes:
         ours: measured; None: not available. paper: printed; None: illegible, or not in the paper.
         ours_rank, paper_rank: 1 is the best of its column in its block, 2 the second best, 0 anything else.
-        mark: what stands in place of `ours` where that is None.
+        mark: text in place of `ours` where that is None.
         comparable: False where ours is over fewer tasks than the paper's.
     """
 
@@ -43,9 +43,9 @@ class Line:
 
     Attributes:
         n: number of images of ours.
-        cells: one a metric of the table.
-        note: what is doubtful about the paper's numbers.
-        made_with: what ours depend on.
+        cells: one per metric of the table.
+        note: doubts about the paper's numbers.
+        made_with: the settings that ours depend on.
     """
 
     task: str
@@ -59,7 +59,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A table: lines in blocks (one a task), and sentences that belong on it."""
+    """A table: lines in blocks (one per task), and sentences that belong on it."""
 
     paper: PaperTable
     blocks: dict[str, list[Line]]
@@ -72,15 +72,15 @@ class Comparison:
 
 
 def ranks(values: Sequence[float | None], lower_is_better: bool, decimals: int) -> list[int]:
-    """1 for the best value, 2 for the second best, 0 for the others; equal ones, as printed, share a rank.
+    """Return 1 for the best value, 2 for the second best, 0 for the others; equal ones, as printed, share a rank.
 
     None takes no part. Where a value is NaN nobody is ranked, for it might be the best.
     """
     known = [round(value, decimals) for value in values if value is not None]
     if len(known) < 2 or any(math.isnan(value) for value in known):
         return [0] * len(values)
-    order = sorted(set(known), reverse=not lower_is_better)[:2]
-    return [order.index(round(v, decimals)) + 1 if v is not None and round(v, decimals) in order else 0 for v in values]
+    places = {value: place for place, value in enumerate(sorted(set(known), reverse=not lower_is_better)[:2], start=1)}
+    return [0 if value is None else places.get(round(value, decimals), 0) for value in values]
 
 
 def compare(
@@ -90,19 +90,22 @@ def compare(
     tasks: Sequence[str],
     notes: Sequence[str],
 ) -> Comparison:
-    """A table of the paper beside what was measured.
+    """Lay a table of the paper beside our measurements.
 
     Args:
         methods: those asked for; others of the paper's rows show the paper's numbers alone.
         tasks: of Table I, those that the suite is about.
         notes: sentences about the images and the metrics; the reasons of missing numbers are added.
     """
+    # Table I has a block per task; the others have one block of averages.
     one_task = paper.number == 1
     others = [method.name for method in methods if method.name not in paper.methods]
     names = [*paper.methods, *(others if one_task else [])]
     found = {(s.degradation, s.method): s for s in summaries}
     averaged = [task for task in AVERAGED if any(s.degradation == task and s.n for s in summaries)]
     notes = [*notes, *([] if one_task else [_average_note(averaged)])]
+
+    # Each row of the paper, whether we measured it or not.
     titles = {method.name: method.title for method in methods}
     reasons = {f"{method.title}: {method.reason}" for method in methods if method.reason and method.name in names}
     blocks = {}
@@ -132,7 +135,7 @@ def _average_note(tasks: Sequence[str]) -> str:
 
 
 def _reasons(summary: Summary | None) -> set[str]:
-    """Sentences about the numbers that a line lacks or that are undefined."""
+    """Return sentences about the numbers that a line lacks or that are undefined."""
     if summary is None:
         return set()
     where = f"{summary.degradation or 'average'}, {summary.method}"
@@ -142,19 +145,21 @@ def _reasons(summary: Summary | None) -> set[str]:
 
 
 def _average(found: dict[tuple[str, str], Summary], method: str, tasks: Sequence[str]) -> Summary | None:
-    """A method's mean over tasks; a metric that lacks one of them has none."""
+    """Return a method's mean over tasks; a metric that lacks one of them has none."""
     parts = [found[task, method] for task in tasks if (task, method) in found]
     if not parts:
         return None
+    names = {name for part in parts for name in (*part.values, *part.reasons)}
     values, reasons = {}, {}
-    for name in {name for part in parts for name in (*part.values, *part.reasons)}:
+    for name in names:
         lacking = [task for task in tasks if name not in found.get((task, method), parts[0]).values]
         if lacking:
             why = next((part.reasons[name] for part in parts if name in part.reasons), "not measured")
             reasons[name] = f"no mean, for it lacks {', '.join(lacking)} ({why})"
         else:
             values[name] = sum(part.values[name] for part in parts) / len(parts)
-    nans = {name: sum(part.nans.get(name, 0) for part in parts) for part in parts for name in part.nans}
+    undefined = {name for part in parts for name in part.nans}
+    nans = {name: sum(part.nans.get(name, 0) for part in parts) for name in undefined}
     return Summary("ablation", "", method, sum(p.n for p in parts), values, nans, reasons, parts[-1].made_with)
 
 

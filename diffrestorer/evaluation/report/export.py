@@ -3,9 +3,12 @@
 import math
 from pathlib import Path
 
+import pandas as pd
+
 from diffrestorer.data.storage import write_text
 from diffrestorer.evaluation.report.comparison import Cell, Comparison, Line
 from diffrestorer.evaluation.report.paper import DECIMALS
+from diffrestorer.evaluation.report.table_text import markdown_table
 from diffrestorer.evaluation.scoring.metrics import METRICS
 from diffrestorer.evaluation.scoring.scores import csv_text
 
@@ -13,7 +16,7 @@ ROMAN = {1: "I", 2: "II", 3: "III", 4: "IV", 5: "V"}
 
 
 def write_comparison(comparison: Comparison, output_dir: Path) -> None:
-    """Writes tableN.md, tableN.tex and tableN.csv."""
+    """Write tableN.md, tableN.tex and tableN.csv."""
     stem = output_dir / f"table{comparison.paper.number}"
     write_text(stem.with_suffix(".md"), as_markdown(comparison))
     write_text(stem.with_suffix(".tex"), as_latex(comparison))
@@ -21,17 +24,19 @@ def write_comparison(comparison: Comparison, output_dir: Path) -> None:
 
 
 def as_markdown(comparison: Comparison) -> str:
-    """A table a block; a cell is `ours / paper / difference`, best in bold, second best in italics."""
+    """Return a table per block; a cell is `ours / paper / difference`, best in bold, second best in italics."""
     paper = comparison.paper
     lines = [f"# Table {ROMAN[paper.number]}: {paper.title}", "", _key("**bold**", "*italics*"), ""]
     lines += [f"- {note}" for note in comparison.notes]
     for task, block in comparison.blocks.items():
-        head = [f"{name.upper()} {METRICS[name].arrow}" for name in paper.metrics]
         lines += ["", *([f"## {task}", ""] if task else [])]
-        lines += ["| method | n | " + " | ".join(head) + " |", "|---|---:|" + "---:|" * len(head)]
+        rows = []
         for line in block:
-            cells = [" / ".join(_texts(name, cell, "**{}**", "*{}*")) for name, cell in line.cells.items()]
-            lines.append(f"| {line.title} | {line.n or '–'} | " + " | ".join(cells) + " |")
+            row = {"method": line.title, "n": str(line.n or "–")}
+            for name, cell in line.cells.items():
+                row[f"{name.upper()} {METRICS[name].arrow}"] = " / ".join(cell_texts(name, cell, "**{}**", "*{}*"))
+            rows.append(row)
+        lines.append(markdown_table(pd.DataFrame(rows), texts=1))
         doubts = [f"{line.title}: {line.note}" for line in block if line.note and line.note != "no ground truth"]
         if doubts:
             lines += ["", f"Doubtful in the paper's scan: {'; '.join(doubts)}."]
@@ -39,71 +44,91 @@ def as_markdown(comparison: Comparison) -> str:
 
 
 def as_latex(comparison: Comparison) -> str:
-    """One booktabs table: three columns a metric (ours, paper, difference), best in bold, second best underlined."""
+    """Return one booktabs table: three columns per metric, best in bold, second best underlined."""
     paper = comparison.paper
-    span = len(paper.metrics)
     arrows = {True: r"$\downarrow$", False: r"$\uparrow$"}
-    head = [
-        rf"\multicolumn{{3}}{{c}}{{{name.upper()}{arrows[METRICS[name].lower_is_better]}}}" for name in paper.metrics
-    ]
-    rules = "".join(rf"\cmidrule(lr){{{3 * i + 3}-{3 * i + 5}}}" for i in range(span))
-    lines = [
-        "% needs \\usepackage{booktabs,graphicx}",
-        *(f"% {note}" for note in comparison.notes),
-        r"\begin{table*}",
-        rf"\caption{{{_escape(paper.title)}. {_escape(_key('bold', 'underlined'))}}}",
-        r"\resizebox{\textwidth}{!}{%",
-        rf"\begin{{tabular}}{{lr{'rrr' * span}}}",
-        r"\toprule",
-        " & ".join(["", "", *head]) + r" \\",
-        rules,
-        " & ".join(["method", "$n$", *["ours & paper & diff."] * span]) + r" \\",
-    ]
+    heads = {name: f"{name.upper()}{arrows[METRICS[name].lower_is_better]}" for name in paper.metrics}
+
+    # Two rows of heads: the metric, then ours, the paper's and the difference.
+    columns = [("", "method"), ("", "$n$")]
+    for name in paper.metrics:
+        columns += [(heads[name], part) for part in ("ours", "paper", "diff.")]
+    rows = []
     for task, block in comparison.blocks.items():
-        lines.append(r"\midrule")
-        if task:
-            lines.append(rf"\multicolumn{{{3 * span + 2}}}{{l}}{{\textit{{{_escape(task)}}}}} \\")
         for line in block:
-            cells = [
-                _escape(text) if not text.startswith("\\") else text
-                for name, cell in line.cells.items()
-                for text in _texts(name, cell, r"\textbf{{{}}}", r"\underline{{{}}}")
-            ]
-            lines.append(" & ".join([_escape(line.title), str(line.n or "--"), *cells]) + r" \\")
-    lines += [r"\bottomrule", r"\end{tabular}}", r"\end{table*}", ""]
-    return "\n".join(lines)
+            rows.append((task, _latex_row(line)))
+    frame = pd.DataFrame([row for _, row in rows], columns=pd.MultiIndex.from_tuples(columns))
+    text = frame.style.hide(axis="index").to_latex(
+        hrules=True, multicol_align="c", column_format="lr" + "rrr" * len(paper.metrics)
+    )
+
+    caption = f"{escape_latex(paper.title)}. {escape_latex(_key('bold', 'underlined'))}"
+    return "\n".join(
+        [
+            "% needs \\usepackage{booktabs,graphicx}",
+            *(f"% {note}" for note in comparison.notes),
+            r"\begin{table*}",
+            rf"\caption{{{caption}}}",
+            r"\resizebox{\textwidth}{!}{%",
+            _with_tasks(text, [task for task, _ in rows], len(columns)).rstrip() + "}",
+            r"\end{table*}",
+            "",
+        ]
+    )
+
+
+def _latex_row(line: Line) -> list[str]:
+    cells = [escape_latex(line.title), str(line.n or "--")]
+    for name, cell in line.cells.items():
+        for text in cell_texts(name, cell, r"\textbf{{{}}}", r"\underline{{{}}}"):
+            cells.append(text if text.startswith("\\") else escape_latex(text))
+    return cells
+
+
+def _with_tasks(text: str, tasks: list[str], span: int) -> str:
+    """Insert a head before the first row of each task; `tasks` names the task of every row."""
+    head, rule, body = text.partition("\\midrule\n")
+    rows = body.splitlines(keepends=True)
+    lines = []
+    for index, row in enumerate(rows):
+        task = tasks[index] if index < len(tasks) else None
+        if task and (index == 0 or tasks[index - 1] != task):
+            lines += [rule] * (index > 0)
+            lines.append(rf"\multicolumn{{{span}}}{{l}}{{\textit{{{escape_latex(task)}}}}} \\" + "\n")
+        lines.append(row)
+    return head + rule + "".join(lines)
 
 
 def as_csv(comparison: Comparison) -> str:
-    """A row a line; columns METRIC, METRIC_paper, METRIC_difference, METRIC_rank, and what the row depends on."""
-    metrics = comparison.paper.metrics
-    keys = list(dict.fromkeys(key for line in comparison.lines for key in line.made_with))
-    ends = ("", "_paper", "_difference", "_rank", "_paper_rank")
-    head = ["degradation", "method", "title", "n", *(f"{name}{end}" for name in metrics for end in ends), "note", *keys]
-    return csv_text([head, *(_csv_row(line, metrics, keys) for line in comparison.lines)])
+    """Return a row per line: METRIC, METRIC_paper, METRIC_difference, METRIC_rank, and what the row depends on."""
+    rows = []
+    for line in comparison.lines:
+        row: dict[str, object] = {"degradation": line.task, "method": line.method, "title": line.title, "n": line.n}
+        for name in comparison.paper.metrics:
+            cell = line.cells[name]
+            row[name] = _number_text(cell.ours)
+            row[f"{name}_paper"] = _number_text(cell.paper)
+            row[f"{name}_difference"] = _number_text(cell.difference)
+            row[f"{name}_rank"] = cell.ours_rank or ""
+            row[f"{name}_paper_rank"] = cell.paper_rank or ""
+        rows.append({**row, "note": line.note, **line.made_with})
+    return csv_text(pd.DataFrame(rows))
 
 
-def _csv_row(line: Line, metrics: tuple[str, ...], keys: list[str]) -> list[str]:
-    numbers = []
-    for name in metrics:
-        cell = line.cells[name]
-        numbers += ["" if value is None else f"{value:.6f}" for value in (cell.ours, cell.paper, cell.difference)]
-        numbers += [str(rank or "") for rank in (cell.ours_rank, cell.paper_rank)]
-    made_with = [line.made_with.get(key, "") for key in keys]
-    return [line.task, line.method, line.title, str(line.n), *numbers, line.note, *made_with]
+def _number_text(value: float | None) -> str:
+    return "" if value is None else f"{value:.6f}"
 
 
-def _texts(metric: str, cell: Cell, best: str, second: str) -> list[str]:
-    """Ours, the paper's, the difference, as printed."""
+def cell_texts(metric: str, cell: Cell, best: str = "{}", second: str = "{}") -> list[str]:
+    """Return ours, the paper's and the difference as printed; `best` and `second` format these two ranks."""
     digits = DECIMALS[metric]
     styles = {0: "{}", 1: best, 2: second}
-    ours = cell.mark if cell.ours is None else styles[cell.ours_rank].format(number(cell.ours, digits))
-    paper = "–" if cell.paper is None else styles[cell.paper_rank].format(number(cell.paper, digits))
+    ours = cell.mark if cell.ours is None else styles[cell.ours_rank].format(_printed(cell.ours, digits))
+    paper = "–" if cell.paper is None else styles[cell.paper_rank].format(_printed(cell.paper, digits))
     return [ours, paper, "–" if cell.difference is None else f"{cell.difference:+.{digits}f}"]
 
 
-def number(value: float, digits: int) -> str:
-    """A value as the paper prints it, or `NaN`."""
+def _printed(value: float, digits: int) -> str:
     return "NaN" if math.isnan(value) else f"{value:.{digits}f}"
 
 
@@ -114,7 +139,8 @@ def _key(best: str, second: str) -> str:
     )
 
 
-def _escape(text: str) -> str:
+def escape_latex(text: str) -> str:
+    """Escape what LaTeX would read as a command in a text of ours."""
     replaced = text.replace("–", "--")
     for character in "_%&#":
         replaced = replaced.replace(character, f"\\{character}")

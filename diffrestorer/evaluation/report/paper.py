@@ -1,17 +1,18 @@
 """The paper's tables, transcribed by hand from its scan; an empty cell was illegible, and `note` says so."""
 
-import csv
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+
+import pandas as pd
 
 from diffrestorer.evaluation.ablations import ABLATIONS
 from diffrestorer.evaluation.methods import BASELINES
-from diffrestorer.evaluation.scoring.scores import csv_text
 
 FOLDER = Path(__file__).with_name("paper_tables")
 
 DECIMALS: dict[str, int] = {"fid": 2, "lpips": 4, "dists": 4, "niqe": 2, "musiq": 2, "clipiqa": 4}
-"""Metric -> the decimals it is printed with."""
+"""Metric -> number of decimals in print."""
 
 OURS: dict[str, str] = {"diff_restorer_sd": "Ours_S", "diff_restorer": "Ours"}
 
@@ -22,7 +23,7 @@ class PaperTable:
 
     Attributes:
         number: 1 to 5.
-        title: what it shows.
+        title: its caption in short.
         file: its transcription in `paper_tables/`.
         metrics: its columns.
         methods: our name -> its name in the table, in the order of its rows.
@@ -34,31 +35,25 @@ class PaperTable:
     metrics: tuple[str, ...]
     methods: dict[str, str]
 
-    @property
-    def rows(self) -> list[dict[str, str]]:
-        """The transcription, cell by cell."""
-        with (FOLDER / self.file).open(newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
+    @cached_property
+    def rows(self) -> pd.DataFrame:
+        """The transcription, every cell a text."""
+        return pd.read_csv(FOLDER / self.file, dtype=str, keep_default_na=False, encoding="utf-8")
 
     def values(self, method: str, task: str | None = None) -> dict[str, float]:
-        """Metric -> the paper's number, those that are legible; of one task in Table I."""
+        """Return metric -> the paper's number for those that are legible; of one task in Table I."""
         row = self._row(method, task)
-        return {name: float(row[name]) for name in self.metrics if row and row[name]}
+        return {name: float(row[name]) for name in self.metrics if row.get(name)}
 
     def note(self, method: str, task: str | None = None) -> str:
-        """What is doubtful about a row."""
+        """Return what is doubtful about a row."""
         return self._row(method, task).get("note", "")
 
     def _row(self, method: str, task: str | None) -> dict[str, str]:
-        title = self.methods.get(method)
-        printed = None if task is None else task.replace("_", "-")
-        found = (row for row in self.rows if row["method"] == title and row.get("degradation") == printed)
-        return next(found, {})
-
-
-def write_table(rows: list[dict[str, str]]) -> str:
-    """Rows of a transcription as the CSV text that they were read from."""
-    return csv_text([list(rows[0]), *(list(row.values()) for row in rows)])
+        found = self.rows[self.rows["method"] == self.methods.get(method, "")]
+        if task is not None:
+            found = found[found["degradation"] == task.replace("_", "-")]
+        return {} if found.empty else dict(found.iloc[0])
 
 
 def _ablated(*names: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""One sheet of thumbnails: a row a degradation; for each of its first photos degraded, each method, clean."""
+"""One sheet of thumbnails: a row per degradation; for each of its first photos degraded, each method, clean."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from diffrestorer.data.images import Photo, write_photo
-from diffrestorer.evaluation.report.report_page import Report, score_text
+from diffrestorer.evaluation.report.pictures import Report, card_text
 from diffrestorer.evaluation.restoring.outputs import read_pixels
 from diffrestorer.evaluation.suites import Item
 
@@ -18,7 +18,7 @@ SHEET_GAP = 4
 
 
 def write_contact_sheet(report: Report) -> None:
-    """Writes contact_sheet.png."""
+    """Write contact_sheet.png."""
     suite = report.suite
     blocks = min(SHEET_PHOTOS, max(len(suite.of(name)) for name in suite.degradations))
     columns = ["degraded", *(method.title for method in report.restoring), "clean"]
@@ -28,10 +28,14 @@ def write_contact_sheet(report: Report) -> None:
     sheet = Image.new("RGB", (width, SHEET_HEADER + len(suite.degradations) * step), "white")
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(size=18)
+
+    # Heads above the tiles of each block.
     for block in range(blocks):
         for column, title in enumerate(columns):
             centre = SHEET_LABEL_WIDTH + block * block_width + column * step + SHEET_TILE // 2
             draw.text((centre, SHEET_HEADER // 2), _fit(title, font), "black", font, anchor="mm")
+
+    # A row per degradation, with its first photos.
     for row, degradation in enumerate(suite.degradations):
         top = SHEET_HEADER + row * step
         draw.text((12, top + SHEET_TILE // 2), "\n+ ".join(degradation.split("+")), "black", font, anchor="lm")
@@ -41,7 +45,7 @@ def write_contact_sheet(report: Report) -> None:
 
 
 def _draw_row(sheet: Image.Image, report: Report, item: Item, left: int, top: int) -> None:
-    """The tiles of one item, each but the last with its PSNR."""
+    """Draw the tiles of one item, each but the last with its PSNR."""
     values = report.values(item)
     tiles: list[tuple[Path | None, dict[str, float]]] = [(item.lq, values.get("degraded", {}))]
     tiles += [(method.output(item, report.output_dir), values[method.name]) for method in report.restoring]
@@ -54,16 +58,18 @@ def _draw_row(sheet: Image.Image, report: Report, item: Item, left: int, top: in
         tile = Image.fromarray(read_pixels(file)).resize((SHEET_TILE, SHEET_TILE), Image.Resampling.LANCZOS)
         x = left + column * (SHEET_TILE + SHEET_GAP)
         sheet.paste(tile, (x, top))
+
+        # The score stands in the corner, on black.
         if "psnr" in scores:
             corner = (x + 5, top + SHEET_TILE - 5)
-            text = score_text("psnr", scores["psnr"])
+            text = card_text("psnr", scores["psnr"])
             left_edge, upper, right_edge, lower = draw.textbbox(corner, text, font, anchor="lb")
             draw.rectangle((left_edge - 3, upper - 3, right_edge + 3, lower + 3), "black")
             draw.text(corner, text, "white", font, anchor="lb")
 
 
 def _fit(title: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    """A title cut to the width of a tile."""
+    """Cut a title to the width of a tile."""
     if font.getlength(title) <= SHEET_TILE:
         return title
     while title and font.getlength(title + "...") > SHEET_TILE:

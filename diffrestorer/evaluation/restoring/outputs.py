@@ -1,4 +1,4 @@
-"""Files of an evaluation: outputs that appear whole and say who made them, digests, pixels with a clear refusal."""
+"""Files of an evaluation: outputs that appear whole and record what made them, digests, pixels."""
 
 import hashlib
 import io
@@ -18,11 +18,11 @@ from diffrestorer.data.images import ImageError, read_photo
 from diffrestorer.data.storage import write_bytes
 
 MADE_BY = "diffrestorer"
-"""Keyword of the PNG text in which an output says what made it."""
+"""Keyword of the PNG text in which an output records what made it."""
 
 
 def write_output(path: Path, pixels: np.ndarray, made_by: dict[str, Any]) -> None:
-    """Writes a PNG, uint8 (h, w, 3), that carries what made it."""
+    """Write uint8 pixels (h, w, 3) as a PNG that records what made it."""
     text = PngInfo()
     text.add_text(MADE_BY, json.dumps(made_by, sort_keys=True))
     data = io.BytesIO()
@@ -31,7 +31,7 @@ def write_output(path: Path, pixels: np.ndarray, made_by: dict[str, Any]) -> Non
 
 
 def made_by(path: Path) -> dict[str, Any] | None:
-    """What `write_output` was told about a file; None where there is none, or it was written by something else."""
+    """Return what `write_output` recorded in a file; None without the file, or where something else wrote it."""
     try:
         with Image.open(path) as image:
             return dict(json.loads(image.info.get(MADE_BY, "null")) or {}) or None
@@ -40,18 +40,18 @@ def made_by(path: Path) -> dict[str, Any] | None:
 
 
 def digest(pixels: np.ndarray) -> str:
-    """Of an image's pixels and size, 16 hexadecimal digits."""
+    """Return the digest of an image's pixels and size, 16 hexadecimal digits."""
     head = f"{pixels.shape}{pixels.dtype}".encode()
     return hashlib.sha256(head + np.ascontiguousarray(pixels).tobytes()).hexdigest()[:16]
 
 
 def joint_digest(digests: Iterable[str]) -> str:
-    """Of several digests, in order."""
+    """Return the digest of several digests, in order."""
     return hashlib.sha256(" ".join(digests).encode()).hexdigest()[:16]
 
 
 def read_pixels(path: Path) -> np.ndarray:
-    """An image file as uint8 RGB (h, w, 3).
+    """Read an image file as uint8 RGB (h, w, 3).
 
     Raises:
         ValueError: it can't be read or is not 8-bit; the message names the file.
@@ -66,7 +66,7 @@ def read_pixels(path: Path) -> np.ndarray:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Height and width of an image file, without decoding it.
+    """Return the height and width of an image file without decoding it.
 
     Raises:
         ValueError: it can't be read; the message names the file.
@@ -79,5 +79,10 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 def as_batch(images: Sequence[np.ndarray]) -> Float[Tensor, "b 3 h w"]:
-    """Images uint8 (h, w, 3) of one size as RGB in [0, 1]."""
+    """Convert uint8 images (h, w, 3) of one size to RGB in [0, 1]."""
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
+
+
+def as_pixels(images: Float[Tensor, "b 3 h w"]) -> np.ndarray:
+    """Convert RGB in [0, 1] to uint8 (b, h, w, 3), rounded to the nearest level."""
+    return np.ascontiguousarray((images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy())

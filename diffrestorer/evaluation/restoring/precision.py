@@ -1,4 +1,4 @@
-"""The precision that models are evaluated in: one name for what networks hold and how GPUs multiply it."""
+"""The precision that models are evaluated in: the type that networks hold, and how GPUs multiply it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,11 +13,11 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-"""Values of `dtype`, and what the networks then hold."""
+"""Value of `dtype` -> the type that the networks hold."""
 
 
 def check_precision(name: str, device: torch.device) -> None:
-    """Refuses a precision that the device does not have.
+    """Refuse a precision that the device does not have.
 
     Raises:
         ValueError: `tf32` elsewhere than on a GPU.
@@ -28,7 +28,7 @@ def check_precision(name: str, device: torch.device) -> None:
 
 @contextmanager
 def gpu_products(name: str) -> Iterator[None]:
-    """Within it GPUs multiply float32 numbers in TF32 for `tf32`, and with all their digits for any other precision.
+    """Let GPUs multiply float32 numbers in TF32 for `tf32`, and with all their digits for any other precision.
 
     PyTorch's own default is neither: TF32 in cuDNN's convolutions, float32 in matrix products. On CPUs nothing changes.
     """
@@ -44,13 +44,13 @@ def gpu_products(name: str) -> Iterator[None]:
 
 
 def place_network(network: nn.Module, device: torch.device) -> None:
-    """Moves a network to a device; on a GPU its convolutions' weights lie channels last, as they are fastest there."""
+    """Move a network to a device; on a GPU its convolutions' weights lie channels last, the fastest layout there."""
     network.to(device)
     if device.type == "cuda":
         network.to(memory_format=torch.channels_last)
 
 
 def precision_of(name: str, dtype: torch.dtype) -> str:
-    """Return what a network of `dtype` was run in, as its outputs and tables record it."""
+    """Return the precision that a network of `dtype` ran in, as its outputs and tables record it."""
     held = str(dtype).removeprefix("torch.")
     return name if name == "tf32" and held == "float32" else held

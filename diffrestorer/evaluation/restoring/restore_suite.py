@@ -5,78 +5,82 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from jaxtyping import Float
 from rich.progress import Progress
-from torch import Tensor
 
-from diffrestorer.config.evaluating import EvaluateConfig
 from diffrestorer.evaluation.methods import Method
-from diffrestorer.evaluation.restoring.outputs import as_batch, digest, made_by, read_pixels, write_output
+from diffrestorer.evaluation.restoring.consistency_decoder import UnavailableError
+from diffrestorer.evaluation.restoring.outputs import as_batch, as_pixels, digest, made_by, read_pixels, write_output
 from diffrestorer.evaluation.restoring.precision import gpu_products
-from diffrestorer.evaluation.restoring.runners import Runner, UnavailableError, open_runner
-from diffrestorer.evaluation.scoring.scorer import batches_of_one_size
+from diffrestorer.evaluation.restoring.runners import Runner, Sampling, open_runner
+from diffrestorer.evaluation.scoring.suite_scoring import batches_of_one_size
 from diffrestorer.evaluation.suites import Item, Suite
 
 
 def restore_suite(
     methods: Sequence[Method],
     suite: Suite,
-    config: EvaluateConfig,
+    output_dir: Path,
+    sampling: Sampling,
+    batch_size: int,
     device: torch.device,
     state: PartialState,
     progress: Progress,
 ) -> tuple[list[Method], dict[str, dict[str, Any]]]:
-    """Restores what is missing of every model and baseline; methods of one source share the model's sampling.
+    """Restore what is missing of every model and baseline; methods of one source share the model's sampling.
 
     Each process takes its share of the batches. Batches are the same whatever is there already, and however many
     processes there are: a run that was stopped ends with the same files.
 
     Returns:
         The methods, those that can't run with the reason; and method name -> for run.json: source, what its outputs
-        depend on, how many files were made now and before, seconds an image.
+        depend on, how many files were made now and before, seconds per image.
 
     Raises:
         ValueError: a model can't be loaded.
     """
-    batches = list(batches_of_one_size(suite.items, config.batch_size))
-    mine = batches[state.process_index :: state.num_processes]
+    mine = list(batches_of_one_size(suite.items, batch_size))[state.process_index :: state.num_processes]
     reasons: dict[str, str] = {}
     summaries: dict[str, dict[str, Any]] = {}
+
+    # One model at a time: methods of one source go together.
     ours = [method for method in methods if method.kind in ("model", "baseline") and not method.reason]
     for source in dict.fromkeys((method.kind, method.source) for method in ours):
         group = [method for method in ours if (method.kind, method.source) == source]
-        runner, group = _open(group, config, device, reasons)
+        runner, group = _open(group, sampling, device, reasons)
         if runner is None:
             continue
+
         bar = progress.add_task(f"restore: {', '.join(method.title for method in group)}", total=sum(map(len, mine)))
-        work = _Work(runner, group, Path(config.output_dir))
-        with gpu_products(config.dtype):
+        work = _Work(runner, group, output_dir)
+        with gpu_products(sampling.dtype):
             for batch in mine:
                 work.restore(batch)
                 progress.advance(bar, len(batch))
+
+        # The counts of all processes together.
         for method in group:
             counts = [sum(column) for column in zip(*gather_object([work.counts[method.name]]), strict=True)]
             seconds = counts[2] / max(1, counts[0] + counts[1])
             made = {"restored": counts[0], "kept": counts[1], "seconds_per_image": round(seconds, 4)}
             summaries[method.name] = {"source": method.source, **runner.settings(method), **made}
+
     known = [replace(method, reason=reasons.get(method.name, method.reason)) for method in methods]
     return known, {method.name: summaries[method.name] for method in methods if method.name in summaries}
 
 
 def _open(
-    methods: list[Method], config: EvaluateConfig, device: torch.device, reasons: dict[str, str]
+    methods: list[Method], sampling: Sampling, device: torch.device, reasons: dict[str, str]
 ) -> tuple[Runner | None, list[Method]]:
-    """The runner, and those of the methods that it can serve; the Consistency Decoder may be what is lacking."""
+    """Open the runner, with the methods that it can serve; the Consistency Decoder may be what is lacking."""
     try:
-        return open_runner(methods, config, device), methods
+        return open_runner(methods, sampling, device), methods
     except UnavailableError as error:
         rest = [method for method in methods if method.decoder != "consistency"]
         reasons.update({method.name: str(error) for method in methods if method not in rest})
-        return (open_runner(rest, config, device), rest) if rest else (None, [])
+        return (open_runner(rest, sampling, device), rest) if rest else (None, [])
 
 
 class _Work:
@@ -90,9 +94,11 @@ class _Work:
         self.counts: dict[str, list[float]] = {method.name: [0, 0, 0.0] for method in methods}
 
     def restore(self, batch: Sequence[Item]) -> None:
-        """Restores a batch where one of its outputs is missing; files that are there are left as they are."""
+        """Restore a batch where one of its outputs is missing; files that are there are left as they are."""
         lq = [read_pixels(item.lq) for item in batch]
         inputs = [digest(image) for image in lq]
+
+        # What is there and was made with these settings is kept.
         missing: dict[str, list[int]] = {}
         for method in self.methods:
             for index, item in enumerate(batch):
@@ -104,16 +110,18 @@ class _Work:
         wanted = [method for method in self.methods if method.name in missing]
         if not wanted:
             return
+
+        # The batch is restored whole, so that an image always has the same neighbours.
         restored = self.runner.restore(as_batch(lq), wanted)
         for method in wanted:
-            images, seconds = _pixels(restored[method.name].images), restored[method.name].seconds
+            images, seconds = as_pixels(restored[method.name].images), restored[method.name].seconds
             for index in missing[method.name]:
                 made = {**self.settings[method.name], "lq": inputs[index], "seconds": round(seconds, 4)}
                 write_output(method.output(batch[index], self.output_dir), images[index], made)
                 self._count(method, 0, seconds)
 
     def _kept(self, method: Method, item: Item, lq: str) -> float | None:
-        """The seconds that an output took if it is there and was made with these settings from this input."""
+        """Return the seconds that an output took if it is there, made with these settings from this input."""
         made = made_by(method.output(item, self.output_dir))
         if made is None or {**made, "seconds": 0} != {**self.settings[method.name], "lq": lq, "seconds": 0}:
             return None
@@ -122,8 +130,3 @@ class _Work:
     def _count(self, method: Method, which: int, seconds: float) -> None:
         self.counts[method.name][which] += 1
         self.counts[method.name][2] += seconds
-
-
-def _pixels(images: Float[Tensor, "b 3 h w"]) -> np.ndarray:
-    """As uint8 (b, h, w, 3)."""
-    return np.ascontiguousarray((images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy())

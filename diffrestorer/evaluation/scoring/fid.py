@@ -1,4 +1,4 @@
-"""FID between two sets of images, with pyiqa's network and formula ("clean" mode), each set read once."""
+"""FID between two sets of images, with pyiqa's network and formula (its "clean" mode); each set is read once."""
 
 import warnings
 from collections.abc import Iterable, Sequence
@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from diffrestorer.evaluation.scoring.metrics import METRICS, create
+from diffrestorer.evaluation.scoring.metrics import METRICS
+from diffrestorer.evaluation.scoring.pyiqa_networks import create
 
 BATCH_SIZE = 8
 """As in pyiqa: the batch moves the last digits of a feature."""
@@ -18,7 +19,7 @@ ADVISED_IMAGES = 2048
 
 
 class FidScorer:
-    """pyiqa's `fid`, mode `clean`.
+    """FID as pyiqa computes it in mode `clean`.
 
     Raises:
         WeightsError: InceptionV3's weights can't be had.
@@ -30,7 +31,7 @@ class FidScorer:
 
     @torch.no_grad()
     def features(self, images: Iterable[np.ndarray]) -> np.ndarray:
-        """Features (n, 2048) of images, uint8 (h, w, 3) of any size."""
+        """Return the features (n, 2048) of images, uint8 (h, w, 3) of any size."""
         batch: list[np.ndarray] = []
         found: list[np.ndarray] = []
         for image in images:
@@ -41,7 +42,7 @@ class FidScorer:
         return np.concatenate([*found, self._forward(batch)] if batch else found)
 
     def distance(self, features: np.ndarray, reference: np.ndarray) -> float:
-        """Fréchet distance between two sets of features; nan where the covariances have no real square root."""
+        """Return the Fréchet distance between two sets of features, NaN without a real root of the covariances."""
         from pyiqa.archs.fid_arch import frechet_distance
 
         statistics = [(np.mean(f, axis=0), np.cov(f, rowvar=False)) for f in (features, reference)]
@@ -59,7 +60,7 @@ class FidScorer:
 
 
 def _resize(image: np.ndarray) -> np.ndarray:
-    """An image as float32 (299, 299, 3), bicubic with antialiasing and without rounding."""
+    """Resize an image to float32 (299, 299, 3), bicubic with antialiasing and without rounding."""
     size = (299, 299)
     channels = [
         Image.fromarray(image[..., c].astype(np.float32)).resize(size, Image.Resampling.BICUBIC) for c in range(3)
@@ -68,7 +69,7 @@ def _resize(image: np.ndarray) -> np.ndarray:
 
 
 def fid_warning(n: int, floor: int) -> str:
-    """What is said about a FID on n images; begins with `refused` where n is below the floor."""
+    """Return the caution about a FID on n images; it begins with `refused` where n is below the floor."""
     if n < floor:
         return f"refused: FID on N = {n} images says nothing (fid_floor={floor}; set it to at most {n} to insist)"
     return f"FID on N = {n} images, fewer than {ADVISED_IMAGES}: biased upwards" if n < ADVISED_IMAGES else ""

@@ -1,14 +1,17 @@
-"""Scores: a row an image (`Score`), a row a task and method (`Summary`), and their CSV files."""
+"""Scores per image (`Score`), scores per task and method (`Summary`), and their CSV files."""
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pandas as pd
+
 from diffrestorer.data.storage import write_text
 from diffrestorer.evaluation.scoring.metrics import Metric
+
+NO_REFERENCE = "no clean image to compare with"
+"""The reason that tables show as a dash: the paper has no number there either."""
 
 
 @dataclass(frozen=True)
@@ -48,19 +51,16 @@ class Summary:
     made_with: dict[str, str] = field(default_factory=dict)
 
 
-NO_REFERENCE = "no clean image to compare with"
-"""The reason that tables show as a dash: the paper has no number there either."""
-
-
 def summarise(
     scores: Sequence[Score],
     metrics: Sequence[Metric],
     set_values: Mapping[tuple[str, str, str], float | str],
     made_with: Mapping[str, dict[str, str]],
 ) -> list[Summary]:
-    """A summary a task and method, in the order of the scores.
+    """Return a summary per task and method, in the order of the scores.
 
     Args:
+        scores: one per image and method.
         metrics: those that worked, and those of sets.
         set_values: (task, method, metric) -> score of the set, or why there is none.
         made_with: method name -> what its rows depend on.
@@ -68,21 +68,20 @@ def summarise(
     groups: dict[tuple[str, str, str], list[Score]] = {}
     for score in scores:
         groups.setdefault((score.suite, score.degradation, score.method), []).append(score)
+
     summaries = []
     for (suite, degradation, method), rows in groups.items():
         values: dict[str, float] = {}
         reasons: dict[str, str] = {}
         for metric in metrics:
-            value = _mean(rows, metric) if not metric.of_sets else set_values[degradation, method, metric.name]
+            value = set_values[degradation, method, metric.name] if metric.of_sets else _mean(rows, metric)
             if isinstance(value, str):
                 reasons[metric.name] = value
             else:
                 values[metric.name] = value
-        nans = {m.name: sum(math.isnan(row.values.get(m.name, 0.0)) for row in rows) for m in metrics}
-        nans = {name: count for name, count in nans.items() if count}
-        summaries.append(
-            Summary(suite, degradation, method, len(rows), values, nans, reasons, made_with.get(method, {}))
-        )
+        nans = _count_nans(rows, metrics)
+        depends_on = made_with.get(method, {})
+        summaries.append(Summary(suite, degradation, method, len(rows), values, nans, reasons, depends_on))
     return summaries
 
 
@@ -95,8 +94,17 @@ def _mean(rows: Sequence[Score], metric: Metric) -> float | str:
     return f"not defined on {len(rows) - len(values)} of {len(rows)} images (smaller than {metric.min_side} pixels)"
 
 
+def _count_nans(rows: Sequence[Score], metrics: Sequence[Metric]) -> dict[str, int]:
+    counts = {}
+    for metric in metrics:
+        count = sum(math.isnan(row.values.get(metric.name, 0.0)) for row in rows)
+        if count:
+            counts[metric.name] = count
+    return counts
+
+
 def nan_counts(summaries: Sequence[Summary]) -> dict[str, int]:
-    """Metric name -> how many scores are NaN, for those that have any."""
+    """Return metric name -> how many scores are NaN, for those that have any."""
     counts: dict[str, int] = {}
     for summary in summaries:
         for name, count in summary.nans.items():
@@ -107,46 +115,61 @@ def nan_counts(summaries: Sequence[Summary]) -> dict[str, int]:
 def write_scores(
     path: Path, scores: Sequence[Score], metrics: Sequence[Metric], unavailable: Mapping[str, str]
 ) -> None:
-    """Writes scores.csv: suite,degradation,image,method, a column a metric.
+    """Write scores.csv: suite, degradation, image, method, then a column per metric.
 
     A cell has six decimals, or `nan`, or `unavailable`, or nothing where the metric takes no such image.
     """
-    names = [*(metric.name for metric in metrics if not metric.of_sets), *(n for n in unavailable if n != "fid")]
-    rows = [
-        [s.suite, s.degradation, s.image, s.method, *(_text(s.values.get(name), name in unavailable) for name in names)]
-        for s in scores
-    ]
-    write_text(path, csv_text([["suite", "degradation", "image", "method", *names], *rows]))
+    names = [metric.name for metric in metrics if not metric.of_sets]
+    names += [name for name in unavailable if name != "fid"]
+    rows = []
+    for score in scores:
+        row = {
+            "suite": score.suite, "degradation": score.degradation, "image": score.image, "method": score.method
+        }  # fmt: skip
+        rows.append(row | _texts(score.values, names, unavailable))
+    write_csv(path, pd.DataFrame(rows, columns=["suite", "degradation", "image", "method", *names]))
 
 
 def write_summaries(
     path: Path, summaries: Sequence[Summary], metrics: Sequence[Metric], unavailable: Mapping[str, str]
 ) -> None:
-    """Writes summary.csv: the rows of the tables with everything that they depend on."""
+    """Write summary.csv: the rows of the tables with everything that they depend on."""
     names = [*(metric.name for metric in metrics), *unavailable]
-    keys = list(dict.fromkeys(key for summary in summaries for key in summary.made_with))
-    head = ["suite", "degradation", "method", "n", *names, "undefined", "unavailable", *keys]
-    rows = [
-        [
-            *(s.suite, s.degradation, s.method, str(s.n)),
-            *(_text(s.values.get(name), name in unavailable) for name in names),
-            "; ".join(f"{name}: {count}" for name, count in s.nans.items()),
-            "; ".join(f"{name}: {reason}" for name, reason in {**s.reasons, **unavailable}.items()),
-            *(s.made_with.get(key, "") for key in keys),
-        ]
-        for s in summaries
-    ]
-    write_text(path, csv_text([head, *rows]))
+    rows = []
+    for summary in summaries:
+        row = {
+            "suite": summary.suite, "degradation": summary.degradation, "method": summary.method, "n": summary.n
+        }  # fmt: skip
+        reasons = {**summary.reasons, **unavailable}
+        row |= _texts(summary.values, names, unavailable)
+        row["undefined"] = "; ".join(f"{name}: {count}" for name, count in summary.nans.items())
+        row["unavailable"] = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+        rows.append(row | summary.made_with)
+    write_csv(path, pd.DataFrame(rows))
 
 
-def csv_text(rows: Sequence[Sequence[str]]) -> str:
-    """Rows as CSV with Unix line ends."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
+def read_scores(path: Path) -> pd.DataFrame:
+    """Read scores.csv: text columns, and a column of numbers per metric, NaN where it has no value."""
+    table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
+    for column in table.columns[4:]:
+        table[column] = pd.to_numeric(table[column], errors="coerce")
+    return table
 
 
-def _text(value: float | None, unavailable: bool) -> str:
-    if value is None:
-        return "unavailable" if unavailable else ""
-    return f"{value:.6f}"
+def write_csv(path: Path, table: pd.DataFrame) -> None:
+    """Write a table without its index, with Unix line ends, whole or not at all."""
+    write_text(path, csv_text(table))
+
+
+def csv_text(table: pd.DataFrame) -> str:
+    """Return a table as CSV without its index, with Unix line ends and empty cells for what is missing."""
+    return table.to_csv(index=False, lineterminator="\n")
+
+
+def _texts(values: Mapping[str, float], names: Sequence[str], unavailable: Mapping[str, str]) -> dict[str, str]:
+    """Return the cells of some metrics as CSV files show them."""
+    cells = {}
+    for name in names:
+        missing = "unavailable" if name in unavailable else ""
+        cells[name] = f"{values[name]:.6f}" if name in values else missing
+    return cells

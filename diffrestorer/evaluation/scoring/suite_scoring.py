@@ -1,6 +1,5 @@
 """Scoring saved outputs: each file decoded once for all metrics, in batches of one size, and never scored twice."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,47 +13,16 @@ from rich.progress import Progress
 from diffrestorer.evaluation.methods import Method
 from diffrestorer.evaluation.restoring.outputs import as_batch, digest, image_size, joint_digest, read_pixels
 from diffrestorer.evaluation.scoring.fid import FidScorer, fid_warning
-from diffrestorer.evaluation.scoring.metrics import Metric, Scorer
+from diffrestorer.evaluation.scoring.image_scorer import Scorer
+from diffrestorer.evaluation.scoring.metrics import Metric
+from diffrestorer.evaluation.scoring.score_store import ScoreStore
 from diffrestorer.evaluation.scoring.scores import NO_REFERENCE, Score
 from diffrestorer.evaluation.suites import Item, Suite
 
 
-class ScoreStore:
-    """Scores computed so far, kept as lines of JSON below a folder: (output, reference, metric version) -> value.
-
-    Every process appends to a file of its own; a line that was cut off by a kill is ignored.
-    """
-
-    def __init__(self, folder: Path, process: int) -> None:
-        self.known: dict[tuple[str, str, str], float] = {}
-        for file in sorted(folder.glob("*.jsonl")):
-            for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
-                try:
-                    output, reference, version, value = json.loads(line)
-                    self.known[output, reference, version] = float(value)
-                except (ValueError, TypeError):
-                    continue
-        folder.mkdir(parents=True, exist_ok=True)
-        self._file = (folder / f"{process}.jsonl").open("a", encoding="utf-8")
-        self._file.write("\n")  # ends a line that a kill cut off
-
-    def add(self, output: str, reference: str, version: str, value: float) -> None:
-        """Keeps a score."""
-        self.known[output, reference, version] = value
-        self._file.write(json.dumps([output, reference, version, value]) + "\n")
-
-    def flush(self) -> None:
-        """Hands what was added to the operating system: a kill of the process does not lose it."""
-        self._file.flush()
-
-    def close(self) -> None:
-        """Closes this process's file."""
-        self._file.close()
-
-
 @dataclass
 class Scoring:
-    """What scoring needs.
+    """The work of scoring a suite, and what it needs.
 
     Attributes:
         versions: metric name -> version, part of a kept score's key.
@@ -72,16 +40,10 @@ class Scoring:
     fid: FidScorer | None = None
     fid_floor: int = 0
 
-    def applicable(self, shape: tuple[int, ...], has_reference: bool) -> list[Metric]:
-        """The metrics that take an image of this shape (h, w, 3)."""
-        return [
-            metric
-            for metric in self.scorer.metrics
-            if min(shape[:2]) >= metric.min_side and (has_reference or not metric.needs_reference)
-        ]
-
     def score_images(self, progress: Progress) -> list[Score]:
-        """Every output's scores, ordered by task, image and method; each process scores its share of the batches.
+        """Return every output's scores, ordered by task, image and method.
+
+        Each process scores its share of the batches and receives the others' scores.
 
         Raises:
             ValueError: an output is missing, unreadable or of another size than its reference, or too small for every
@@ -90,6 +52,8 @@ class Scoring:
         batches = list(batches_of_one_size(self.suite.items, self.batch_size))
         mine = batches[self.state.process_index :: self.state.num_processes]
         task = progress.add_task("score", total=sum(map(len, mine)) * len(self.methods))
+
+        # All methods of a batch in turn: its references are read, and pass through a metric's network, once.
         scores: list[Score] = []
         for batch in mine:
             gt = [read_pixels(item.gt) for item in batch if item.gt is not None]
@@ -97,42 +61,44 @@ class Scoring:
                 scores += self._score_batch(batch, method, gt)
                 progress.advance(task, len(batch))
             self.store.flush()
+
+        # The order of the suite, whichever process scored what.
         scores = gather_object(scores)
         order = {(item.degradation, item.image): index for index, item in enumerate(self.suite.items)}
         rank = {method.name: index for index, method in enumerate(self.methods)}
         return sorted(scores, key=lambda s: (order[s.degradation, s.image], rank[s.method]))
 
     def _score_batch(self, batch: Sequence[Item], method: Method, gt: Sequence[np.ndarray]) -> list[Score]:
-        """A batch is scored whole or not at all, so that resuming does not change a digit."""
+        """Score a batch whole or not at all, so that resuming does not change a digit."""
         images = [self._read(method, item) for item in batch]
-        for item, image, reference in zip(batch, images, gt or images, strict=True):
-            if image.shape != reference.shape:
-                raise ValueError(
-                    f"{method.name}: {item.file} is {_size(image)} and its reference {_size(reference)}; restore it "
-                    "at the reference's size"
-                )
-        metrics = self.applicable(images[0].shape, bool(gt))
-        if self.scorer.metrics and not any(min(images[0].shape[:2]) >= m.min_side for m in self.scorer.metrics):
-            raise ValueError(f"{method.name}: no metric accepts {batch[0].file} ({_size(images[0])}): it is too small")
+        _check_sizes(method, batch, images, gt)
+        metrics = self._applicable(method, batch[0], images[0], bool(gt))
+
+        # A score is known by the pixels it is about: the same output under another name is not scored again.
         outputs = [digest(image) for image in images]
         references = [digest(image) for image in gt] or [""] * len(batch)
-        keys = {m: [(o, r, self.versions[m.name]) for o, r in zip(outputs, references, strict=True)] for m in metrics}
+        pairs = list(zip(outputs, references, strict=True))
+        keys = {metric: [(*pair, self.versions[metric.name]) for pair in pairs] for metric in metrics}
+
         missing = [metric for metric in metrics if any(key not in self.store.known for key in keys[metric])]
         if missing:
             values = self.scorer(as_batch(images), as_batch(gt) if gt else None, missing)
             for metric in missing:
                 for key, value in zip(keys[metric], values[metric.name], strict=True):
                     self.store.add(*key, value)
-        return [
-            Score(
-                item.suite,
-                item.degradation,
-                item.image,
-                method.name,
-                {metric.name: self.store.known[keys[metric][index]] for metric in metrics},
-            )
-            for index, item in enumerate(batch)
-        ]
+
+        scores = []
+        for index, item in enumerate(batch):
+            found = {metric.name: self.store.known[keys[metric][index]] for metric in metrics}
+            scores.append(Score(item.suite, item.degradation, item.image, method.name, found))
+        return scores
+
+    def _applicable(self, method: Method, item: Item, image: np.ndarray, has_reference: bool) -> list[Metric]:
+        """Return the metrics that take such an image, (h, w, 3)."""
+        large_enough = [metric for metric in self.scorer.metrics if min(image.shape[:2]) >= metric.min_side]
+        if self.scorer.metrics and not large_enough:
+            raise ValueError(f"{method.name}: no metric accepts {item.file} ({_size(image)}): it is too small")
+        return [metric for metric in large_enough if has_reference or not metric.needs_reference]
 
     def _read(self, method: Method, item: Item) -> np.ndarray:
         file = method.output(item, self.output_dir)
@@ -141,20 +107,20 @@ class Scoring:
         return read_pixels(file)
 
     def score_sets(self, progress: Progress) -> dict[tuple[str, str, str], float | str]:
-        """(task, method, `fid`) -> FID, or why there is none; each process takes some tasks."""
+        """Return (task, method, `fid`) -> FID, or why there is none; each process takes some tasks."""
         assert self.fid is not None
         tasks = self.suite.degradations
         mine = tasks[self.state.process_index :: self.state.num_processes]
         bar = progress.add_task("FID", total=len(mine) * len(self.methods))
+
         found: list[tuple[tuple[str, str, str], float | str]] = []
         for task in mine:
             items = self.suite.of(task)
             references = _References([item.gt for item in items if item.gt is not None])
             refusal = NO_REFERENCE if items[0].gt is None else fid_warning(len(items), self.fid_floor)
+            refused = items[0].gt is None or refusal.startswith("refused")
             for method in self.methods:
-                value: float | str = refusal
-                if items[0].gt is not None and not refusal.startswith("refused"):
-                    value = self._fid(items, method, references)
+                value = refusal if refused else self._fid(items, method, references)
                 found.append(((task, method.name, "fid"), value))
                 progress.advance(bar)
         return dict(gather_object(found))
@@ -188,13 +154,22 @@ class _References:
 
 
 def batches_of_one_size(items: Sequence[Item], batch_size: int) -> Iterator[list[Item]]:
-    """Batches of one task and one size, the same whatever was done before and however many processes there are."""
+    """Yield batches of one task and one size, the same however many are done already or processes share them."""
     groups: dict[tuple[str, tuple[int, int]], list[Item]] = {}
     for item in items:
         groups.setdefault((item.degradation, image_size(item.lq)), []).append(item)
     for group in groups.values():
         for start in range(0, len(group), batch_size):
             yield group[start : start + batch_size]
+
+
+def _check_sizes(method: Method, batch: Sequence[Item], images: Sequence[np.ndarray], gt: Sequence[np.ndarray]) -> None:
+    for item, image, reference in zip(batch, images, gt or images, strict=True):
+        if image.shape != reference.shape:
+            raise ValueError(
+                f"{method.name}: {item.file} is {_size(image)} and its reference {_size(reference)}; restore it "
+                "at the reference's size"
+            )
 
 
 def _size(image: np.ndarray) -> str:

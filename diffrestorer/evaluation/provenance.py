@@ -1,0 +1,90 @@
+"""The record of a run: what its outputs and rows depend on, and what is needed to repeat it."""
+
+import json
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+
+from diffrestorer import __version__
+from diffrestorer.config.composition import git_commit
+from diffrestorer.config.evaluating import EvaluateConfig
+from diffrestorer.data.storage import write_text
+from diffrestorer.evaluation.methods import Method
+from diffrestorer.evaluation.report.write_report import Findings
+from diffrestorer.evaluation.restoring.outputs import made_by
+from diffrestorer.evaluation.scoring.scores import nan_counts
+from diffrestorer.evaluation.suites import Suite
+
+MODEL_SETTINGS = ("weights", "decoder", "sampler", "steps", "seed", "dtype")
+"""What a row of a model depends on; a field that does not apply is empty."""
+
+
+def made_with(
+    method: Method,
+    restoring: dict[str, dict[str, Any]],
+    versions: dict[str, str],
+    suite: Suite,
+    config: EvaluateConfig,
+    device: torch.device,
+) -> dict[str, str]:
+    """Return what every row of a method depends on.
+
+    Args:
+        method: the method.
+        restoring: method name -> settings of those that were restored in this run.
+        versions: metric name -> version.
+        suite: the suite, whose first output records the settings of a run that only scores.
+        config: the settings of the run.
+        device: where scores were computed.
+    """
+    settings = restoring.get(method.name)
+    if settings is None and method.kind != "degraded":
+        settings = made_by(method.output(suite.items[0], Path(config.output_dir)))
+    return {
+        "metrics": "; ".join(f"{name}={text}" for name, text in versions.items()),
+        **{key: str((settings or {}).get(key, "")) for key in MODEL_SETTINGS},
+        "suite_seed": str(config.seed) if config.data.root is None else "",
+        "device": device_name(device),
+        "git_commit": git_commit() or "",
+    }
+
+
+def write_run(
+    path: Path,
+    config: EvaluateConfig,
+    found: Findings,
+    restoring: dict[str, dict[str, Any]],
+    state: PartialState,
+    device: torch.device,
+) -> None:
+    """Write run.json: what is needed to repeat the run, and how fast it was."""
+    run = {
+        "diffrestorer": __version__,
+        **{name: version(name) for name in ("torch", "diffusers", "pyiqa", "numpy")},
+        "python": platform.python_version(),
+        "git_commit": git_commit(),
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+        "processes": state.num_processes,
+        "suite": found.suite.name,
+        "images": {task: len(found.suite.of(task)) for task in found.suite.degradations},
+        "not_prepared": found.suite.missing,
+        "seed": config.seed,
+        "steps": config.steps,
+        "dtype": config.dtype,
+        "batch_size": config.batch_size,
+        "methods": restoring,
+        "unavailable_methods": {method.name: method.reason for method in found.methods if method.reason},
+        "unavailable_metrics": found.unavailable,
+        "undefined_scores": nan_counts(found.summaries),
+    }
+    write_text(path, json.dumps(run, indent=1) + "\n")
+
+
+def device_name(device: torch.device) -> str:
+    """Return the name of a GPU, or the type of another device."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -1,0 +1,106 @@
+"""Every file of an evaluation but its images: scores, tables, page and contact sheet."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from diffrestorer.config.evaluating import EvaluateConfig
+from diffrestorer.data.storage import write_text
+from diffrestorer.evaluation.methods import Method
+from diffrestorer.evaluation.report.comparison import Comparison, compare
+from diffrestorer.evaluation.report.export import write_comparison
+from diffrestorer.evaluation.report.paper import PAPER_TABLES
+from diffrestorer.evaluation.report.pictures import Report
+from diffrestorer.evaluation.report.report_page import write_page
+from diffrestorer.evaluation.report.sentences import summary_sentences
+from diffrestorer.evaluation.report.sheet import write_contact_sheet
+from diffrestorer.evaluation.report.table_text import markdown, rich_table
+from diffrestorer.evaluation.report.tables import build_tables
+from diffrestorer.evaluation.scoring.fid import fid_warning
+from diffrestorer.evaluation.scoring.metrics import METRICS, Metric
+from diffrestorer.evaluation.scoring.scores import Score, Summary, nan_counts, write_scores, write_summaries
+from diffrestorer.evaluation.suites import SUITES, Suite
+
+
+@dataclass(frozen=True)
+class Findings:
+    """The results of one run.
+
+    Attributes:
+        methods: those that ran, and those that could not, with the reason.
+        metrics: those that worked. unavailable: metric name -> why it did not.
+    """
+
+    suite: Suite
+    methods: list[Method]
+    metrics: list[Metric]
+    unavailable: dict[str, str]
+    scores: list[Score]
+    summaries: list[Summary]
+
+
+def write_report(found: Findings, output_dir: Path, config: EvaluateConfig, console: Console) -> None:
+    """Write scores, tables and pages below `output_dir`, and print the tables."""
+    write_scores(output_dir / "scores.csv", found.scores, found.metrics, found.unavailable)
+    write_summaries(output_dir / "summary.csv", found.summaries, found.metrics, found.unavailable)
+
+    # The means, and what they say.
+    running = [method for method in found.methods if not method.reason]
+    tables = build_tables(found.summaries, found.metrics, running)
+    notes = _notes(found, config.fid_floor)
+    unavailable = {name.upper(): reason for name, reason in found.unavailable.items()} | found.suite.missing
+    lacking = [f"{name} is unavailable: {reason}" for name, reason in unavailable.items()]
+    sentences = [*notes, *summary_sentences(tables, nan_counts(found.summaries))]
+    caption = _caption(found.suite, config)
+    write_text(output_dir / "table.md", markdown(tables, [*sentences, *lacking], caption))
+
+    # The paper's tables beside them, then everything on a page.
+    comparisons = _comparisons(found, [*notes, *lacking])
+    for comparison in comparisons:
+        write_comparison(comparison, output_dir)
+    report = Report(
+        output_dir, found.suite, running, found.scores, tables, sentences, caption, config.cards, unavailable,
+        comparisons,
+    )  # fmt: skip
+    write_contact_sheet(report)
+    write_page(report)
+
+    for table in tables:
+        console.print(rich_table(table))
+    for sentence in [*sentences, *lacking]:
+        console.print(sentence, highlight=False)
+    files = [f"table{comparison.paper.number}.md" for comparison in comparisons]
+    where = ", ".join(str(output_dir / name) for name in [*files, "index.html"])
+    console.print(f"Pictures and tables: {where}", highlight=False, soft_wrap=True)
+
+
+def _comparisons(found: Findings, notes: list[str]) -> list[Comparison]:
+    """Return the paper's tables that a suite covers: Tables II-V stand on the suite `ablation`."""
+    if found.suite.name == "demo":
+        return []
+    ablation = found.suite.name == "ablation"
+    wanted = [paper for paper in PAPER_TABLES if (paper.number > 1) == ablation]
+    tasks = SUITES[found.suite.name]
+    return [compare(paper, found.summaries, found.methods, tasks, notes) for paper in wanted]
+
+
+def _notes(found: Findings, fid_floor: int) -> list[str]:
+    """Return what must stand on every table: other images than the paper's, few images for FID."""
+    notes = [found.suite.note] if found.suite.note else []
+    if METRICS["fid"] in found.metrics:
+        for task in found.suite.degradations:
+            warning = fid_warning(len(found.suite.of(task)), fid_floor)
+            notes += [f"{task}: {warning}"] if warning else []
+    return notes
+
+
+def _caption(suite: Suite, config: EvaluateConfig) -> str:
+    images = f"{len(suite.images)} photos of {config.size} x {config.size} pixels"
+    if config.data.root:
+        images = f"{len(suite.items)} pairs"
+    steps = "each model's own number of" if config.steps is None else config.steps
+    return (
+        f"Suite {suite.name}: {images} under {len(suite.degradations)} degradations; means over the photos. "
+        f"Seed {config.seed}, {steps} steps."
+    )

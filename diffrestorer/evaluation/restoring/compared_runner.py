@@ -1,0 +1,69 @@
+"""The compared methods: one network, one output, in float32 (or TF32)."""
+
+import time
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from diffrestorer.baselines.protocol import Pass, whole
+from diffrestorer.baselines.registry import load_baseline
+from diffrestorer.evaluation.methods import Method
+from diffrestorer.evaluation.restoring.identity import weights_digest
+from diffrestorer.evaluation.restoring.precision import place_network, precision_of
+from diffrestorer.evaluation.restoring.runners import Restored
+from diffrestorer.inference.tiling import Grid, smaller_sides, tile_side, until_it_fits
+
+
+class BaselineRunner:
+    """A compared method behind the protocol `Runner`."""
+
+    def __init__(self, method: Method, seed: int, dtype: str, device: torch.device) -> None:
+        source = Path(method.source)
+        self.network = load_baseline(source, method.name if source.is_file() else None).eval()
+        place_network(self.network, device)
+        self.seed, self.dtype = seed, dtype
+
+    @cached_property
+    def _weights(self) -> str:
+        return weights_digest({"network": self.network})
+
+    def settings(self, method: Method) -> dict[str, Any]:
+        """Return weights, seed and dtype."""
+        dtype = precision_of(self.dtype, self.network.dtype)
+        return {"weights": self._weights, "seed": self.seed, "dtype": dtype}
+
+    def restore(self, lq: Float[Tensor, "b 3 h w"], methods: Sequence[Method]) -> dict[str, Restored]:
+        """Restore a batch, the same for every method of this source; large images go one by one, by tiles."""
+        started = time.perf_counter()
+        side = tile_side("auto", lq.shape[2], lq.shape[3], self.network.multiple)
+        images = torch.cat([self._restore(rows, side) for rows in lq.split(len(lq) if side is None else 1)])
+        restored = Restored(images, (time.perf_counter() - started) / len(lq))
+        return {method.name: restored for method in methods}
+
+    def _restore(self, lq: Float[Tensor, "b 3 h w"], side: int | None) -> Float[Tensor, "b 3 h w"]:
+        def run(side: int | None, _: int | None) -> Float[Tensor, "b 3 h w"]:
+            network_pass = whole if side is None else by_tiles(side, self.network.multiple)
+            return self.network.restore(lq.to(self.network.device), self.seed, network_pass).float().cpu()
+
+        # Where memory runs out, smaller tiles are tried.
+        smaller = smaller_sides(side, lq.shape[-2:], self.network.multiple) if len(lq) == 1 else []
+        return until_it_fits(run, [side, *smaller])
+
+
+def by_tiles(side: int, multiple: int) -> Pass:
+    """Return a pass of a network over one image by tiles of at most `side` pixels, averaged where they overlap.
+
+    Whatever the network gathers from the whole image (attention, pooled statistics) it gathers from each tile.
+    """
+
+    def run(
+        network: Callable[..., Float[Tensor, "1 3 _ _"]], images: Sequence[Float[Tensor, "1 3 h w"]]
+    ) -> Float[Tensor, "1 3 h w"]:
+        return Grid.over(images[0].shape[-2:], side, multiple, cell=1, batch_size=1).run(network, images)
+
+    return run

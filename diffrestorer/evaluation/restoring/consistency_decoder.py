@@ -1,0 +1,51 @@
+"""OpenAI's Consistency Decoder through diffusers, a row of Table V."""
+
+import torch
+from diffusers import ConsistencyDecoderVAE
+from jaxtyping import Float
+from torch import Tensor
+
+from diffrestorer.evaluation.restoring.precision import place_network
+from diffrestorer.inference.pipeline import DiffRestorerPipeline
+
+
+class UnavailableError(ValueError):
+    """A method that can't run here; the message becomes the reason in its rows."""
+
+
+def load_consistency_decoder(source: str, pipe: DiffRestorerPipeline) -> ConsistencyDecoderVAE:
+    """Load the decoder on the pipeline's device and in its dtype.
+
+    Args:
+        source: a folder or a hub id.
+        pipe: the pipeline whose latents it decodes.
+
+    Raises:
+        UnavailableError: its weights can't be had, or the model's latents are not Stable Diffusion's.
+    """
+    try:
+        vae = ConsistencyDecoderVAE.from_pretrained(source, dtype=pipe.dtype)
+    except (OSError, ValueError) as error:
+        raise UnavailableError(
+            f"no Consistency Decoder at {source!r} ({str(error).splitlines()[0]}): give consistency_decoder=FOLDER "
+            "with its config.json and diffusion_pytorch_model.safetensors"
+        ) from None
+    if vae.config.latent_channels != pipe.vae.config.latent_channels:
+        raise UnavailableError(
+            f"the Consistency Decoder reads latents of {vae.config.latent_channels} channels, Stable Diffusion's; this "
+            f"model's have {pipe.vae.config.latent_channels}"
+        )
+    place_network(vae, pipe.device)
+    return vae.eval()
+
+
+def decode_consistently(
+    vae: ConsistencyDecoderVAE | None, latents: Float[Tensor, "b l h8 w8"], seed: int
+) -> Float[Tensor, "b 3 h w"]:
+    """Decode image by image: the decoder draws noise, and each image has a generator of its own."""
+    assert vae is not None
+    images = []
+    for row in (latents / vae.config.scaling_factor).to(vae.dtype).split(1):
+        generator = torch.Generator().manual_seed(seed)
+        images.append(vae.decode(row, generator=generator).sample / 2 + 0.5)
+    return torch.cat(images)

@@ -1,0 +1,135 @@
+"""Metrics as pyiqa makes them, with weights from a folder, and two ways to spare them work.
+
+pyiqa (extra `eval`) is imported when the first metric is made, not before: its licence forbids commercial use.
+"""
+
+import hashlib
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from diffrestorer.evaluation.scoring.metrics import Metric
+
+
+class WeightsError(ValueError):
+    """A metric whose weights can't be had; the message says why and what to do."""
+
+
+def create(metric: Metric, device: torch.device, weights: Path | None = None) -> Any:
+    """Create a metric through pyiqa, with weights from a folder or from torch's hub folder.
+
+    Args:
+        metric: the metric to create.
+        device: where it runs.
+        weights: a folder laid out like torch's hub folder, where nothing is downloaded; None uses torch's own.
+
+    Raises:
+        ValueError: pyiqa is not installed.
+        WeightsError: the weights can't be had.
+    """
+    try:
+        import pyiqa
+    except ImportError:
+        raise ValueError("scores need pyiqa, which is not installed: pip install 'diffrestorer[eval]'") from None
+    logging.getLogger("pyiqa").setLevel(logging.WARNING)  # it announces every metric it makes
+
+    # A folder of weights is taken as it is: what it lacks is not downloaded.
+    missing = [name for name in metric.files if weights is not None and not (weights / name).is_file()]
+    if missing:
+        raise WeightsError(f"metric_weights={weights} lacks {' and '.join(missing)}")
+
+    # Whatever stops a download or a file from loading, the reader needs to know which files to supply.
+    try:
+        with _hub_folder(weights), redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torchvision's, of pyiqa's calls
+            model = pyiqa.create_metric(metric.pyiqa_id, device=device)
+    except Exception as error:
+        if not metric.files:
+            raise
+        reason = str(getattr(error, "reason", error)).splitlines()[0]
+        files = " and ".join(metric.files)
+        raise WeightsError(f"its weights can't be had ({reason}); give metric_weights=FOLDER with {files}") from None
+
+    # Both networks meet the same reference once per method: they remember it.
+    if metric.name == "lpips":
+        model.net.net.forward = _Remembering(model.net.net.forward)
+    elif metric.name == "dists":
+        model.net.forward_once = _Remembering(model.net.forward_once)
+    return model
+
+
+def metric_version(metric: Metric, weights: Path | None = None) -> str:
+    """Return what a score depends on: `pyiqa 0.1.16 lpips`, and the digests of the weights."""
+    folder = Path(torch.hub.get_dir()) if weights is None else weights
+    digests = []
+    for name in metric.files:
+        with (folder / name).open("rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest()[:12])
+    return " ".join(["pyiqa", version("pyiqa"), metric.pyiqa_id, *digests])
+
+
+@contextmanager
+def _hub_folder(folder: Path | None) -> Iterator[None]:
+    """Let torchvision, CLIP and pyiqa look for weights in `folder`."""
+    from pyiqa.utils import download_util
+
+    before = torch.hub.get_dir(), download_util.DEFAULT_CACHE_DIR
+    if folder is not None:
+        torch.hub.set_dir(str(folder))
+        download_util.DEFAULT_CACHE_DIR = str(folder / "pyiqa")
+    try:
+        yield
+    finally:
+        torch.hub.set_dir(before[0])
+        download_util.DEFAULT_CACHE_DIR = before[1]
+
+
+@contextmanager
+def separable_filters() -> Iterator[None]:
+    """Let pyiqa's SSIM filter with two one-dimensional windows instead of their product: a quarter of the time.
+
+    Its window is a normalised Gaussian, so that both are the same to rounding, in float64.
+    """
+    from pyiqa.archs import ssim_arch
+
+    before, ssim_arch.filter2 = ssim_arch.filter2, _filter_twice
+    try:
+        yield
+    finally:
+        ssim_arch.filter2 = before
+
+
+def _filter_twice(
+    images: Float[Tensor, "b c h w"], window: Float[Tensor, "c 1 k k"], shape: str
+) -> Float[Tensor, "b c h2 w2"]:
+    assert shape == "valid"
+    for side in (3, 2):
+        images = F.conv2d(images, window.sum(dim=side, keepdim=True), groups=images.shape[1])
+    return images
+
+
+class _Remembering:
+    """A network that keeps its last two answers, so that it sees the reference of several outputs once."""
+
+    def __init__(self, network: Callable[..., Any]) -> None:
+        self.network = network
+        self.kept: list[tuple[Float[Tensor, "b 3 h w"], Any]] = []
+
+    def __call__(self, images: Float[Tensor, "b 3 h w"]) -> Any:
+        for index, (known, answer) in enumerate(self.kept):
+            if known.shape == images.shape and torch.equal(known, images):
+                self.kept.insert(0, self.kept.pop(index))
+                return answer
+        answer = self.network(images)
+        self.kept = [(images, answer), *self.kept[:1]]
+        return answer

@@ -1,0 +1,189 @@
+"""The standing of each method on a task or a group of tasks: mean, median, worst image, and paired comparisons.
+
+Runs of one method (`NAME@RUN` beside `NAME`) are pooled: an image's score is its mean over the runs, and images are what
+intervals and tests count.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from diffrestorer.evaluation.scoring.metrics import Metric
+from diffrestorer.evaluation.scoring.scores import Score
+from diffrestorer.evaluation.scoring.uncertainty import LEVEL, Interval, holm, mean_interval, wilcoxon_p
+
+INPUT = "degraded"
+"""The method that is the input itself."""
+
+HARM = 0.5
+"""An image is harmed when its PSNR falls by more than this below the input's, in dB."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A method's mean minus another's over the same images.
+
+    Attributes:
+        interval: 95 %, by paired bootstrap.
+        p: of Wilcoxon's signed-rank test, corrected by Holm over the methods of the row.
+    """
+
+    mean: float
+    interval: Interval
+    p: float
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One method in a row of a table.
+
+    Attributes:
+        n: number of images.
+        median, worst: of the images' scores. worst_image: `TASK/IMAGE`.
+        harmed: share of images whose PSNR fell by more than `HARM`; NaN without PSNR or the input.
+        runs: number of runs that are pooled. run_spread: standard deviation of their means; NaN for a single run.
+        to_input, to_best: differences; None for the input itself, and for the best method itself.
+        leads: not significantly worse than the best method.
+    """
+
+    n: int
+    mean: float
+    median: float
+    worst: float
+    worst_image: str
+    harmed: float
+    runs: int
+    run_spread: float
+    to_input: Difference | None
+    to_best: Difference | None
+    leads: bool
+
+
+def base_name(method: str) -> str:
+    """Return the method that a run belongs to: `NAME@RUN` -> `NAME`."""
+    return method.partition("@")[0]
+
+
+def image_scores(scores: Sequence[Score]) -> pd.DataFrame:
+    """Return the scores as a table: degradation, image, run (the name in scores.csv), method, a column per metric."""
+    rows = []
+    for score in scores:
+        place = {"degradation": score.degradation, "image": score.image, "run": score.method}
+        rows.append({**place, "method": base_name(score.method), **score.values})
+    return pd.DataFrame(rows)
+
+
+def standings(table: pd.DataFrame, metric: Metric, tasks: Sequence[str]) -> dict[str, Standing]:
+    """Compare the methods on some tasks.
+
+    Args:
+        table: of `image_scores`.
+        metric: the metric to compare in.
+        tasks: each counts once.
+
+    Returns:
+        Method name -> standing; none where the metric takes none of the images.
+    """
+    if metric.name not in table:
+        return {}
+    chosen = table[table["degradation"].isin(tasks)]
+
+    # A row per image, a column per method.
+    values = _by_image(chosen, metric.name)
+    if values.empty or values.isna().to_numpy().all():
+        return {}
+    psnr = _by_image(chosen, "psnr") if "psnr" in chosen else pd.DataFrame(index=values.index)
+
+    # Every method against the input, and against the best of them.
+    means = {name: _mean_of_tasks(values[name]) for name in values}
+    best = _best(metric, means)
+    to_input = _differences(values, INPUT)
+    to_best = _differences(values, best)
+
+    found = {}
+    for name in values:
+        column = values[name]
+        worst = _worst(column, metric)
+        difference = to_best.get(name)
+        # Worse with certainty only where the test says so; a lone method leads nobody.
+        leads = best != "" and len(means) > 1 and (difference is None or not difference.p < 1 - LEVEL)
+        runs = _run_means(chosen[chosen["method"] == name], metric.name)
+        found[name] = Standing(
+            n=len(column),
+            mean=means[name],
+            median=float(column.median(skipna=False)),
+            worst=float(column[worst]),
+            worst_image="/".join(worst),
+            harmed=_harmed(psnr, name),
+            runs=len(runs),
+            run_spread=float(np.std(runs, ddof=1)) if len(runs) > 1 else math.nan,
+            to_input=to_input.get(name),
+            to_best=difference,
+            leads=leads,
+        )
+    return found
+
+
+def _by_image(chosen: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Return the scores by (degradation, image) and method, each the mean over the method's runs."""
+    means = chosen.groupby(["degradation", "image", "method"], sort=False)[metric].mean(skipna=False)
+    table = means.unstack("method", sort=False)
+    return table[list(dict.fromkeys(chosen["method"]))]
+
+
+def _worst(column: pd.Series, metric: Metric) -> tuple[str, str]:
+    """Return task and image of the worst score; an undefined one is the worst."""
+    if column.isna().any():
+        return column.index[column.isna()][0]
+    return column.idxmax() if metric.lower_is_better else column.idxmin()
+
+
+def _mean_of_tasks(column: pd.Series) -> float:
+    return float(column.groupby(level="degradation").mean(skipna=False).mean(skipna=False))
+
+
+def _best(metric: Metric, means: dict[str, float]) -> str:
+    """Return the method with the best mean; empty where a NaN hides it."""
+    best = metric.best(list(means.values()))
+    return next((name for name, mean in means.items() if mean == best), "")
+
+
+def _differences(values: pd.DataFrame, other: str) -> dict[str, Difference]:
+    """Compare every method but `other` with it; empty where it has no scores."""
+    if other not in values:
+        return {}
+    names = [name for name in values if name != other]
+    strata = {name: _strata(values[name] - values[other]) for name in names}
+    p_values = holm([wilcoxon_p(np.concatenate(strata[name])) for name in names])
+    found = {}
+    for name, p in zip(names, p_values, strict=True):
+        mean = sum(part.mean() for part in strata[name]) / len(strata[name])
+        found[name] = Difference(float(mean), mean_interval(strata[name]), p)
+    return found
+
+
+def _strata(differences: pd.Series) -> list[np.ndarray]:
+    """Return the differences that are drawn independently, by task.
+
+    Where every task has the same photos, as on the open ones, a photo's tasks belong together: their mean is drawn.
+    """
+    tasks = {name: part.droplevel("degradation") for name, part in differences.groupby(level="degradation", sort=False)}
+    photos = [sorted(part.index) for part in tasks.values()]
+    if all(names == photos[0] for names in photos):
+        return [differences.groupby(level="image", sort=False).mean(skipna=False).to_numpy()]
+    return [part.to_numpy() for part in tasks.values()]
+
+
+def _harmed(psnr: pd.DataFrame, name: str) -> float:
+    if INPUT not in psnr or name not in psnr or psnr[name].isna().any():
+        return math.nan
+    return float((psnr[name] < psnr[INPUT] - HARM).mean())
+
+
+def _run_means(rows: pd.DataFrame, metric: str) -> list[float]:
+    """Return the mean of each run."""
+    means = rows.groupby(["run", "degradation"], sort=False)[metric].mean(skipna=False)
+    return means.groupby("run", sort=False).mean().tolist()

@@ -1,0 +1,91 @@
+"""Statistics of paired scores: bootstrap intervals of mean differences, and Wilcoxon's test with Holm's correction.
+
+Scores are paired over images: every method restores the same ones. Images are drawn with replacement, all methods of a
+draw on the same images, within each task (a mean over tasks counts every task once).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from scipy import stats
+
+from diffrestorer.data.counter import counter_rng
+
+DRAWS = 10_000
+"""Bootstrap draws behind every interval of a mean."""
+
+LEVEL = 0.95
+"""Coverage of the intervals; 1 - LEVEL is the level of the tests."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A 95 % interval of a mean; both ends are NaN where it has none, as with a single image."""
+
+    low: float
+    high: float
+
+
+NO_INTERVAL = Interval(math.nan, math.nan)
+
+
+def mean_interval(strata: Sequence[np.ndarray], seed: int = 0) -> Interval:
+    """Return the bootstrap interval of a mean over strata, each counting once.
+
+    Percentiles of the bootstrap are too narrow for few images. They are taken further out, so that a normal
+    distribution gets Student's interval (Hesterberg, "What teachers should know about the bootstrap", 2015, Sec. 4.1).
+
+    Args:
+        strata: values of the images of each task.
+        seed: of the draws.
+    """
+    sizes = [len(values) for values in strata]
+    if min(sizes, default=0) < 2 or not all(np.isfinite(values).all() for values in strata):
+        return NO_INTERVAL
+
+    # Each draw's mean over tasks, of the means over the images drawn.
+    means = np.zeros(DRAWS)
+    for index, values in enumerate(strata):
+        means += _draws(len(values), index, seed) @ values / len(strata)
+
+    # The tail that widens the interval to Student's: more degrees of freedom, less widening.
+    freedom = sum(sizes) - len(sizes)
+    size = sum(sizes) / len(sizes)
+    reach = math.sqrt(size / (size - 1)) * stats.t.ppf((1 + LEVEL) / 2, freedom)
+    tail = stats.norm.cdf(-reach)
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return Interval(float(low), float(high))
+
+
+@lru_cache(maxsize=16)
+def _draws(size: int, stratum: int, seed: int) -> np.ndarray:
+    """Return the weights (DRAWS, size) of the images in each draw: how often each was drawn, as a share."""
+    rng = counter_rng(seed, "bootstrap", size, stratum)
+    return rng.multinomial(size, np.full(size, 1 / size), size=DRAWS) / size
+
+
+def wilcoxon_p(differences: np.ndarray) -> float:
+    """Return the two-sided p-value of Wilcoxon's signed-rank test; 1 where no difference is left, NaN with a NaN."""
+    if not np.isfinite(differences).all():
+        return math.nan
+    if not differences.any():
+        return 1.0
+    return float(stats.wilcoxon(differences).pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Correct p-values for their number (Holm, 1979); NaN takes no part and stays.
+
+    The k-th smallest of m is multiplied by m - k + 1; none becomes smaller than the one before it.
+    """
+    known = [index for index, p in enumerate(p_values) if not math.isnan(p)]
+    known.sort(key=lambda index: p_values[index])
+    corrected = list(p_values)
+    largest = 0.0
+    for rank, index in enumerate(known):
+        largest = max(largest, min(1.0, (len(known) - rank) * p_values[index]))
+        corrected[index] = largest
+    return corrected
