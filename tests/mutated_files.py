@@ -52,7 +52,9 @@ def tiffs() -> dict[str, bytes]:
     files["palette"] = _tiff(colour[..., 0], photometric="palette", colormap=_palette())
     files["cmyk"] = _pil(Image.fromarray(colour).convert("CMYK"), "TIFF")
     files["bilevel"] = _pil(Image.fromarray(colour).convert("1"), "TIFF")
-    files["jpeg"] = _tiff(colour, photometric="ycbcr", compression="jpeg", compressionargs={"level": 95}, rowsperstrip=24)
+    files["jpeg"] = _tiff(
+        colour, photometric="ycbcr", compression="jpeg", compressionargs={"level": 95}, rowsperstrip=24
+    )
     return files
 
 

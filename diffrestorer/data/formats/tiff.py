@@ -136,14 +136,18 @@ def _check_layout(page: tifffile.TiffPage) -> None:
     if photometric == _PALETTE:
         allowed = {1, 2, 4, 8}
     if len(widths) != 1 or not widths <= allowed:
-        raise ImageError(f"its samples have {' and '.join(map(str, sorted(widths)))} bits, a layout that is not supported")
+        raise ImageError(
+            f"its samples have {' and '.join(map(str, sorted(widths)))} bits, a layout that is not supported"
+        )
 
     # Compression: each with the kinds of pictures that it is used for.
     bilevel = widths == {1} and photometric in (_WHITE_IS_ZERO, _BLACK_IS_ZERO)
     known = compression in _LOSSLESS or (compression in _FAX and bilevel) or (compression == _JPEG and widths == {8})
     if not known or (photometric == _YCBCR and compression != _JPEG):
         name = getattr(compression, "name", compression)
-        raise ImageError(f"it is compressed in a way that is not supported here ({name}); save it as a plain TIFF first")
+        raise ImageError(
+            f"it is compressed in a way that is not supported here ({name}); save it as a plain TIFF first"
+        )
     plain_jpeg = photometric in (_BLACK_IS_ZERO, _RGB, _YCBCR) and page.samplesperpixel == _COLOURS[photometric]
     if compression == _JPEG and not plain_jpeg:
         raise ImageError("it is compressed in a way that is not supported here (JPEG); save it as a plain TIFF first")
