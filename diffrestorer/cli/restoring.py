@@ -29,10 +29,9 @@ def main(run: Run) -> int:
     tally = processes.total(run.tally)
     if processes.index == 0:
         summary = f"restored {tally['restored']}, skipped {tally['skipped']} (already there), failed {tally['failed']}"
-        unreadable = (
-            f", cannot read {tally['unreadable']} (formats that are not supported)" if tally["unreadable"] else ""
-        )
-        run.say(summary + unreadable)
+        if tally["unreadable"]:
+            summary += f", cannot read {tally['unreadable']} (formats that are not supported)"
+        run.say(summary)
     return EXIT_FAILURES if tally["failed"] else 0
 
 
