@@ -1,4 +1,4 @@
-"""What may be typed: the commands, their options and their help."""
+"""The commands, their options and their help."""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -9,6 +9,9 @@ from diffrestorer import __version__
 from diffrestorer.config.degradations import DEGRADATIONS
 from diffrestorer.data.images import FORMATS
 from diffrestorer.inference.choices import Precision
+
+AUTO = "auto"
+"""The --format that follows each input."""
 
 SMALLEST_TILE = 256
 """Pixels; what the UNet of Stable Diffusion needs."""
@@ -28,13 +31,16 @@ _ON_RESTORE = """\
 examples:
   diffrestorer restore scans/ more/x.png -o restored --format jpg --overwrite
   diffrestorer restore scans/ -o restored --steps 10 --batch-size 4 --device cuda
+  diffrestorer restore scans/ -o restored --format auto           a JPEG stays a JPEG, a TIFF a TIFF
   diffrestorer restore scans/ -o restored --model outputs/train_stage1 --json > restored.jsonl
   torchrun --nproc_per_node 4 -m diffrestorer restore scans/ -o restored    on four GPUs (or accelerate launch -m ...)
 
-The output has the size of the input, EXIF orientation applied, its colour profile and, except in jpg, its transparency;
-a 16-bit photo becomes a 16-bit png. Two inputs with one output name keep their suffix (a.jpg.png). A file that can't be
-restored is named with the reason and the rest go on; the exit status is then 1. The same photo, options and --seed give
-the same result, alone or among others, in one process or several.
+The output has the size of the input, EXIF orientation applied, its colour profile, EXIF (camera, date, GPS), XMP and,
+except in jpg, its transparency; a 16-bit photo becomes a 16-bit png or tif. Two inputs with one output name keep
+their suffix (a.jpg.png). A file that can't be restored is named with the reason and the rest go on; the exit status is
+then 1. Photos in formats that nothing here reads (raw, JPEG XL, HEIC without its extra) are counted. The same photo,
+options and --seed give the same result, alone or among others, in one process or several. On a CPU, OMP_NUM_THREADS
+sets the number of threads.
 """
 _ON_APP = """\
 Photos and results stay on this machine, in a temporary folder that is removed when it ends. --host 0.0.0.0 opens the
@@ -44,7 +50,7 @@ _ON_DETECT = "examples:\n  diffrestorer detect old.jpg scans/\n  diffrestorer de
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command and its options; `--help`, `--version` and wrong options end in `SystemExit`."""
+    """Return the command and its options; `--help`, `--version` and wrong options end in `SystemExit`."""
     layout: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
     parser = argparse.ArgumentParser("diffrestorer", description=_ABOUT, epilog=_EPILOG, **layout)
     parser.add_argument("--version", action="version", version=f"diffrestorer {__version__}")
@@ -53,10 +59,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     _add_restoring(restore)
     about = "Tells how probable each of the model's degradations is for each photo; restores nothing."
     detect = commands.add_parser("detect", help=about, description=about, epilog=_ON_DETECT, **layout)
+
+    # Options that several commands have.
     for command in (restore, detect):
         add = command.add_argument
         add("inputs", nargs="+", type=Path, metavar="INPUT", help="photos, and folders searched recursively")
-        add("--json", action="store_true", help="one JSON object a file on stdout (default: text for people)")
+        add("--json", action="store_true", help="one JSON object per file on stdout (default: text for people)")
         _add_model(command)
     _add_compile(restore)
     about = "Serves a web page: drop a photo, see what is wrong with it, restore, compare, download."
@@ -65,10 +73,18 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     app.add_argument("--port", type=_number(int, 1, 65535), default=7860, help="(default: 7860)")
     _add_model(app)
     _add_compile(app)
-    return parser.parse_args(argv)
+
+    # argparse takes the INPUTs before the first option only; those behind it come back as unknown.
+    arguments, behind = parser.parse_known_args(argv)
+    if behind and ("inputs" not in arguments or any(text.startswith("-") for text in behind)):
+        parser.error(f"unrecognized arguments: {' '.join(behind)}")
+    if behind:
+        arguments.inputs += map(Path, behind)
+    return arguments
 
 
 def _add_restoring(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `restore`."""
     add = parser.add_argument
     add("-o", "--output", type=Path, required=True, metavar="OUT", help="folder for restored photos; made if missing")
     steps_help = "denoising steps: fewer are faster (default: as the model says, 20 or a student's one)"
@@ -89,11 +105,13 @@ def _add_restoring(parser: argparse.ArgumentParser) -> None:
     add("--tile", type=_tile, default="auto", metavar="auto|none|PIXELS", help=tile_help)
     batch_help = "photos of one size restored together: faster on a GPU, same results (default: 1)"
     add("--batch-size", type=_number(int, 1, 4096), default=1, help=batch_help)
-    add("--format", choices=FORMATS, default="png", help="of the restored photos (default: png)")
+    format_help = "of the restored photos; auto is that of the input where it can be written (default: png)"
+    add("--format", choices=(*FORMATS, AUTO), default="png", help=format_help)
     add("--overwrite", action="store_true", help="restore again what is in OUT already (default: skip it)")
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
+    """Add the options that choose the model and how it runs."""
     add = parser.add_argument
     add("--model", default="mini", help="mini (bundled), a model or training folder, or a hub id (default: mini)")
     add("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, ... (default: auto)")
@@ -111,7 +129,7 @@ def _add_compile(parser: argparse.ArgumentParser) -> None:
 
 
 def _number(kind: type[int] | type[float], low: int, high: int) -> Callable[[str], int | float]:
-    """An argparse type: a number from `low` to `high`."""
+    """Return an argparse type: a number from `low` to `high`."""
 
     def number(text: str) -> int | float:
         value = kind(text)
@@ -123,7 +141,7 @@ def _number(kind: type[int] | type[float], low: int, high: int) -> Callable[[str
 
 
 def _tile(text: str) -> str | int:
-    """An argparse type: `auto`, `none` or a side in pixels."""
+    """Convert `auto`, `none` or a side in pixels: an argparse type."""
     if text in ("auto", "none"):
         return text
     if not text.isdecimal() or int(text) < SMALLEST_TILE:

@@ -1,4 +1,4 @@
-"""Several processes, one a GPU, as `accelerate launch` and torchrun start them."""
+"""Several processes, one per GPU, as `accelerate launch` and torchrun start them."""
 
 import os
 from collections import Counter
@@ -14,7 +14,7 @@ _PATIENCE = timedelta(days=30)  # of a process whose share is done: the others m
 
 
 class Processes:
-    """Which of the processes this one is; alone unless a launcher says otherwise.
+    """This process among those that a launcher started; alone without a launcher.
 
     Attributes:
         index: of this process, from 0.
@@ -22,7 +22,11 @@ class Processes:
     """
 
     def __init__(self, device: str) -> None:
-        """Joins the others; `device` is what --device says."""
+        """Join the others.
+
+        Args:
+            device: the value of --device.
+        """
         self.index, self.count = 0, int(os.environ.get("WORLD_SIZE", "1"))
         if self.count > 1:
             import torch
@@ -32,11 +36,16 @@ class Processes:
             self.index = PartialState(cpu=alone, timeout=_PATIENCE).process_index
 
     def from_first(self, make: Callable[[], Result]) -> Result:
-        """What `make` returns in the first process, in all of them; they stop where it stops, without a word."""
+        """Run `make` in the first process and return its result in all of them.
+
+        Raises:
+            StopError: `make` raised one; the other processes raise it without its sentence.
+        """
         if self.count == 1:
             return make()
         from accelerate.utils import broadcast_object_list
 
+        # A StopError is sent like a result, or the others would wait for one.
         made: list[Any] = [None]
         stopped: StopError | None = None
         if self.index == 0:
@@ -51,7 +60,7 @@ class Processes:
         return made[0]
 
     def total(self, tally: Counter[str]) -> Counter[str]:
-        """The sum of all processes' tallies, once the last of them has got here."""
+        """Return the sum of all processes' tallies, once the last of them has arrived here."""
         if self.count == 1:
             return tally
         from accelerate.utils import gather_object

@@ -1,4 +1,4 @@
-"""`diffrestorer restore`: photos of one size together, few in memory, the disk working beside the networks."""
+"""`diffrestorer restore`: photos of one size in a batch, few in memory, disk and networks at work at the same time."""
 
 import argparse
 import os
@@ -20,7 +20,7 @@ from diffrestorer.inference.photos import Options, check_options, printable, rea
 
 
 def main(run: Run) -> int:
-    """Restores this process's share of the photos; returns the exit status, that of all processes together."""
+    """Restore this process's share of the photos; return the exit status of all processes together."""
     processes = Processes(run.arguments.device)
     jobs = processes.from_first(lambda: plan(run))[processes.index :: processes.count]
     if jobs:
@@ -28,26 +28,31 @@ def main(run: Run) -> int:
         _restore_all(run, jobs, hidden=processes.index > 0)
     tally = processes.total(run.tally)
     if processes.index == 0:
-        run.say(f"restored {tally['restored']}, skipped {tally['skipped']} (already there), failed {tally['failed']}")
+        summary = f"restored {tally['restored']}, skipped {tally['skipped']} (already there), failed {tally['failed']}"
+        if tally["unreadable"]:
+            summary += f", cannot read {tally['unreadable']} (formats that are not supported)"
+        run.say(summary)
     return EXIT_FAILURES if tally["failed"] else 0
 
 
 def _check_output(run: Run) -> None:
+    """Make the output folder and try to write there: better now than after the first photo."""
     folder = run.arguments.output
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()  # better known now than after the first photo
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise StopError(f"can't write to {printable(folder)} ({error.strerror})", EXIT_USAGE) from error
 
 
 def _options(arguments: argparse.Namespace) -> Options:
+    """Return the arguments that say how to restore."""
     names = ("steps", "seed", "decoder", "fidelity", "degradation", "tile")
     return Options(**{name: getattr(arguments, name) for name in names})
 
 
 def _restore_all(run: Run, jobs: Sequence[Job], hidden: bool) -> None:
-    """Restores photos in batches of one size under a progress bar (not where it is `hidden`)."""
+    """Restore photos in batches of one size under a progress bar, unless it is `hidden`."""
     options, batch_size, pipe = _options(run.arguments), run.arguments.batch_size, run.load()
     try:
         options = check_options(pipe, options)
@@ -65,6 +70,8 @@ def _restore_all(run: Run, jobs: Sequence[Job], hidden: bool) -> None:
         for job, photo in photos:
             if photo is not None:
                 waiting.setdefault(photo.pixels.shape, []).append((job, photo))
+
+            # A batch is complete, no more photos come, or too many of other sizes wait: then the oldest group goes.
             full = [shape for shape, group in waiting.items() if len(group) == batch_size]
             many = sum(map(len, waiting.values())) > 4 * batch_size
             for shape in list(waiting) if job is jobs[-1] else full or list(waiting)[:many]:
@@ -72,6 +79,8 @@ def _restore_all(run: Run, jobs: Sequence[Job], hidden: bool) -> None:
                 _restore_group(writer, pipe, group, options, lambda n: progress.advance(bar, n / (options.steps or 1)))
                 done += len(group)
                 progress.update(bar, completed=done)
+
+            # Photos that are not restored count as done.
             if photo is None:
                 done += 1
                 progress.update(bar, completed=done)
@@ -83,7 +92,7 @@ def _restore_all(run: Run, jobs: Sequence[Job], hidden: bool) -> None:
 
 
 def _read_ahead(run: Run, jobs: Sequence[Job], ahead: int) -> Generator[tuple[Job, Photo | None]]:
-    """Each job with its photo, or None where there is nothing to restore; the next photos are read meanwhile."""
+    """Yield each job with its photo, or with None if there is nothing to restore; read the next photos meanwhile."""
     with ThreadPoolExecutor(1) as reader:
         reading: deque[tuple[Job, Future[Photo | None]]] = deque()
         for job in [*jobs, *[None] * ahead]:
@@ -94,13 +103,14 @@ def _read_ahead(run: Run, jobs: Sequence[Job], ahead: int) -> Generator[tuple[Jo
 
 
 def _read(run: Run, job: Job) -> Photo | None:
-    """The photo, or None where another run has written the output meanwhile."""
+    """Read a photo; return None if another run has written the output meanwhile."""
     if job.output is not None and os.path.lexists(job.output) and not run.arguments.overwrite:
         return None
     return read(job.input)
 
 
 def _taken(run: Run, job: Job, future: "Future[Photo | None]") -> tuple[Job, Photo | None]:
+    """Wait for a photo; report one that failed or is not needed."""
     try:
         photo = future.result()
     except ImageError as error:
@@ -118,7 +128,7 @@ def _restore_group(
     options: Options,
     on_step: Callable[[int], object],
 ) -> None:
-    """Restores photos of one size: in one batch, or one by one where that fails."""
+    """Restore photos of one size: in one batch, or one by one if that fails."""
     try:
         results = restore(pipe, [photo for _, photo in group], options, on_step)
     except Exception as error:  # networks fail in many ways, for lack of memory above all

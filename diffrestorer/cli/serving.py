@@ -5,7 +5,7 @@ from diffrestorer.cli.job import EXIT_USAGE, Run, StopError
 
 
 def main(run: Run) -> int:
-    """Serves the page until Ctrl-C or SIGTERM; returns the exit status."""
+    """Serve the page until Ctrl-C or SIGTERM; return the exit status."""
     host, port = run.arguments.host, run.arguments.port
     try:
         serve(run.load, host, port, lambda address: run.say(f"DiffRestorer is at {address} (Ctrl-C ends it)"))

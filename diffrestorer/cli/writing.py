@@ -1,4 +1,4 @@
-"""The other end of `diffrestorer restore`: results onto the disk beside the networks, reported when they are there."""
+"""The writing end of `diffrestorer restore`: results go to the disk while the networks work on the next ones."""
 
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,11 +11,11 @@ from diffrestorer.inference.photos import Restored, reason
 
 
 class Writer:
-    """Writes restored photos in a thread of its own and reports each one; what was begun ends, whatever happens.
+    """A thread that writes restored photos and reports each one; a write that has begun ends, whatever happens.
 
     Attributes:
-        run: that it reports to.
-        full: whether the disk is: nothing more can be written.
+        run: the command that it reports to.
+        full: whether the disk is full: nothing more can be written.
     """
 
     def __init__(self, run: Run) -> None:
@@ -34,17 +34,19 @@ class Writer:
         self._thread.shutdown()
 
     def add(self, job: Job, restored: Restored) -> None:
-        """Starts writing a photo, after waiting for earlier ones if too many are under way."""
+        """Start writing a photo, after waiting for earlier ones if too many are under way."""
         self._settle(2 * self.run.arguments.batch_size)
         self._writing.append((job, restored, self._thread.submit(self._write, job, restored.photo)))
 
     def _write(self, job: Job, photo: Photo) -> bool:
+        """Write a photo, in the thread; return whether its name was free or may be replaced."""
         assert job.output is not None
         job.output.parent.mkdir(parents=True, exist_ok=True)
-        return write_photo(job.output, photo, self.run.arguments.format, self.run.arguments.overwrite)
+        format = job.output.suffix.removeprefix(".")
+        return write_photo(job.output, photo, format, self.run.arguments.overwrite)
 
     def _settle(self, at_most: int) -> None:
-        """Reports what has been written, waiting until at most so many photos are under way."""
+        """Report what has been written, waiting until at most `at_most` photos are under way."""
         while self._writing and (len(self._writing) > at_most or self._writing[0][2].done()):
             job, restored, future = self._writing[0]
             error = future.exception()

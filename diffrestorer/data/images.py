@@ -57,16 +57,16 @@ def read_photo(path: str | Path, max_pixels: int = 200_000_000) -> Photo:
     """Decode an image file to upright RGB.
 
     Palette, grey, 1-bit and CMYK become RGB (8-bit grey and CMYK through their ICC profile if they carry a sound one).
-    16-bit PNG, TIFF, PGM and PPM stay 16-bit. The EXIF orientation is applied. The photo of a JPEG with several pictures
-    (MPO) or of a TIFF with thumbnails is read. Metadata never cost a picture: damaged or oversized ones are left out.
+    16-bit PNG, TIFF, PGM and PPM stay 16-bit. The EXIF orientation is applied. The photo of a JPEG with several
+    pictures (MPO) or of a TIFF with thumbnails is read. Metadata never cost a picture: damaged ones are left out.
 
     Args:
         path: the file; its contents, not its suffix, tell the format.
         max_pixels: largest width x height, checked in the header before anything is decoded.
 
     Raises:
-        ImageError: no such file, a folder, no permission, empty, not an image, too large, animated, cut off, damaged, or
-            of a layout that is not known to be decoded right.
+        ImageError: no such file, a folder, no permission, empty, not an image, too large, animated, cut off, damaged,
+            or of a layout that is not known to be decoded right.
     """
     try:
         with open_regular(path) as file:

@@ -34,7 +34,7 @@ def open_regular(path: str | Path) -> BinaryIO:
         IsADirectoryError: it is a folder.
         OSError: it cannot be opened, or is no regular file.
     """
-    file = open(path, "rb", opener=_open_at_once)
+    file = open(path, "rb", opener=_open_at_once)  # noqa: SIM115 - the caller closes it
     if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         return file
     file.close()

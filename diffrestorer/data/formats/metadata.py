@@ -15,7 +15,7 @@ EXIF_IFD, GPS_IFD = 0x8769, 0x8825
 _ORIENTATION, _WIDTH, _HEIGHT = 0x0112, 0xA002, 0xA003
 _SHORT = 3
 
-# Description, make, model, software, date, artist, copyright: the tags of a TIFF's own directory that describe the photo.
+# Tags of a TIFF's own directory that describe the photo: description, make, model, software, date, artist, copyright.
 _DESCRIPTIVE = (0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x8298)
 
 
@@ -78,7 +78,7 @@ def upright_exif(block: bytes | None, width: int, height: int) -> bytes | None:
     """Return the EXIF block of a photo that has been turned upright.
 
     Three things change, in place, so that a camera's private notes keep their offsets: the orientation becomes 1, the
-    size becomes that of the upright photo, and the thumbnail, which shows the photo before its restoration, is unlinked.
+    size becomes that of the upright photo, and the thumbnail, which shows the degraded photo, is unlinked.
 
     Returns:
         The block, or None if it is damaged.

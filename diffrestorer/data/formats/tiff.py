@@ -1,4 +1,4 @@
-"""TIFF: the one picture of a file is found by its tags, and decoded only in the layouts that are known to come out right.
+"""TIFF: the one picture of a file is found by its tags, and decoded only in layouts that are known to come out right.
 
 Source: Adobe, TIFF Revision 6.0, and its supplements. One decoder (tifffile) reads everything, so that no failure is
 answered by another decoder's idea of the file.
@@ -35,8 +35,8 @@ def read_tiff(file: BinaryIO, max_pixels: int) -> Photo:
     """Decode the one picture of full size in a TIFF file.
 
     Raises:
-        ImageError: the file has several pictures or none, is too large, cut off or damaged, or is laid out in a way that
-            is not known to be decoded right.
+        ImageError: the file has several pictures or none, is too large, cut off or damaged, or has a layout that is not
+            known to be decoded right.
     """
     size = file.seek(0, 2)
     file.seek(0)
