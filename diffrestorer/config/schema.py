@@ -305,6 +305,8 @@ class BaselineConfig:
     """AirNet: weight of the contrastive term in the second phase."""
     patch_size: int = 128
     """AirNet: side of the two crops of an image that belong together."""
+    window_size: int = 397
+    """AirNet: side of the square, anywhere in the image, that both crops come from."""
     queue_length: int = 2048
     """AirNet: negatives of the contrastive term, a multiple of the global batch."""
     momentum: float = 0.999
