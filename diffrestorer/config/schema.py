@@ -216,6 +216,8 @@ class BaselineConfig(RunConfig):
     """Weight of AirNet's contrastive term in the second phase."""
     patch_size: int = option(128, ge=8)
     """Side of AirNet's two crops of one image."""
+    window_size: int = option(397, ge=8)
+    """Side of the square, anywhere in the image, that both of AirNet's crops come from."""
     queue_length: int = option(2048, ge=1)
     """Negatives of AirNet's contrastive term, a multiple of the global batch."""
     momentum: float = option(0.999, ge=0, le=1)

@@ -114,6 +114,10 @@ class AirNetEncoderTask(BaselineTask):
         super().__init__(config, model)
         if config.patch_size > config.data.size:
             raise ValueError(f"patch_size={config.patch_size} must fit into the crop, data.size={config.data.size}")
+        if config.patch_size > config.window_size:
+            raise ValueError(
+                f"patch_size={config.patch_size} must fit into the window, window_size={config.window_size}"
+            )
         if config.queue_length % config.train.global_batch_size:
             raise ValueError(
                 f"queue_length={config.queue_length} must be a multiple of train.global_batch_size="
@@ -143,12 +147,17 @@ class AirNetEncoderTask(BaselineTask):
         save_file(tensors, folder / CONTRAST)
 
     def crops(self, batch: PairBatch, images: Float[Tensor, "b 3 h w"], view: str) -> Float[Tensor, "b 3 p p"]:
-        """Return one crop of each image, anywhere in it, drawn by counter. `view` names the stream of draws."""
-        size = self.config.patch_size
-        room = images.shape[-1] - size + 1
+        """Return one crop of each image, drawn by counter. `view` names the stream of draws.
+
+        All crops of an image come from one window, which lies anywhere in it.
+        """
+        seed, size, side = self.config.seed, self.config.patch_size, images.shape[-1]
+        window = min(self.config.window_size, side)
         crops = []
         for image, position in zip(images, batch.positions, strict=True):
-            top, left = counter_rng(self.config.seed, view, batch.step, position).integers(room, size=2)
+            corner = counter_rng(seed, "window", batch.step, position).integers(side - window + 1, size=2)
+            inside = counter_rng(seed, view, batch.step, position).integers(window - size + 1, size=2)
+            top, left = corner + inside
             crops.append(image[:, top : top + size, left : left + size])
         return torch.stack(crops)
 
