@@ -1,4 +1,4 @@
-"""The classes of a stage that goes on from a model: those of that model."""
+"""The classes of a stage that goes on from a finished model."""
 
 from dataclasses import replace
 from typing import TypeVar
@@ -12,9 +12,10 @@ LaterStage = TypeVar("LaterStage", bound=DecoderConfig)
 
 
 def follow_stage1(config: LaterStage) -> LaterStage:
-    """Return the configuration with the classes of the model at `stage1`, of which no weights are read.
+    """Return the configuration with the classes of the model at `stage1`.
 
-    Where `stage1` is not set it is returned as it is: the stage itself says what is missing.
+    No weights are read. Without `stage1` the configuration comes back as it is, and the stage itself reports what is
+    missing.
 
     Raises:
         ValueError: `data.classes` are others than the model's, `data.degradations` are none of them, or there is no
@@ -29,8 +30,8 @@ def follow_stage1(config: LaterStage) -> LaterStage:
 def follow_teacher(config: StudentConfig) -> StudentConfig:
     """Return the configuration with the classes of its teacher, unless `data.classes` names others.
 
-    A student keeps its teacher's prompt processor and learns from pairs alone, so its pairs may be of any classes: say,
-    of `clean` beside the eight that the teacher tells apart.
+    A student keeps its teacher's prompt processor and learns from pairs alone, so its pairs may be of any class, such
+    as `clean` beside the eight that the teacher tells apart.
 
     Raises:
         ValueError: `data.degradations` are none of the classes, or there is no model folder.

@@ -34,11 +34,12 @@ from diffrestorer.training.task import Losses, Task, adamw, to_unit
 
 
 def load_stage1(folder: Path, samples: bool) -> tuple[DecodingNetworks, UniPCMultistepScheduler]:
-    """Loads what the decoder stage runs of a model, in float32, after checking every file of it.
+    """Load the networks of a model that the decoder stage runs, in float32, after checking every file of it.
 
     Args:
-        samples: whether latents are sampled, which takes all networks (a `Restorer`); else UNet and control module,
-            by far the largest, stay on the disk.
+        folder: of the model.
+        samples: whether latents are sampled. That takes all networks (a `Restorer`). Otherwise UNet and control
+            module, by far the largest, stay on the disk.
 
     Raises:
         ModelFolderError: a file is missing, truncated or does not fit, or a network holds a NaN.
@@ -46,6 +47,8 @@ def load_stage1(folder: Path, samples: bool) -> tuple[DecodingNetworks, UniPCMul
     if samples:
         pipeline = DiffRestorerPipeline.from_pretrained(folder)
         return pipeline.restorer, pipeline.scheduler
+
+    # Without sampling the model's four smaller networks are enough.
     check_model_folder(folder)
     names = ("vae", "image_encoder", "prompt_processor", "decoder")
     parts = {name: load_component(folder / name) for name in names}
@@ -57,8 +60,13 @@ def load_stage1(folder: Path, samples: bool) -> tuple[DecodingNetworks, UniPCMul
 class DecoderTask(Task):
     """L_dec = MSE + lambda_3 L_per + lambda_4 L_adv over the decoder; the discriminator's hinge loss beside it.
 
-    One forward and one backward serve both: the decoder's adversarial term sees the discriminator's weights as
-    constants, the discriminator's loss sees the decoder's images as constants. There is none where lambda_4 = 0.
+    One forward and one backward pass serve both. The decoder's adversarial term takes the discriminator's weights as
+    constants, and the discriminator's loss takes the decoder's images as constants. With lambda_4 = 0 there is no
+    discriminator.
+
+    Raises:
+        ValueError: `stage1` is not set.
+        ModelFolderError: see `load_stage1`.
     """
 
     def __init__(self, config: DecoderConfig) -> None:
@@ -66,9 +74,13 @@ class DecoderTask(Task):
         if not config.stage1:
             raise ValueError("stage1 is not set: give stage1=OUTPUT_DIR of train_stage1.py (or a model folder)")
         self.config = config
+
+        # Everything of stage 1 is frozen.
         self.stage1 = find_model(config.stage1)
         self.restorer, self.scheduler = load_stage1(self.stage1, samples=config.z0 == "sampled")
         self.restorer.requires_grad_(False).eval()
+
+        # The new decoder begins as the VAE's, or as that of `init`.
         degradation_dim = self.restorer.prompt_processor.config.degradation_dim
         decoder_class = type(self.restorer.decoder)
         decoder = decoder_class.from_vae(
@@ -77,6 +89,7 @@ class DecoderTask(Task):
         if config.init is not None:
             load_weights(decoder, find_model(config.init) / "decoder")
         self.restorer.decoder = decoder.train()
+
         self.discriminator = None
         if config.lambda_adversarial:
             self.discriminator = PatchDiscriminator(channels=config.discriminator_channels)
@@ -84,62 +97,88 @@ class DecoderTask(Task):
 
     @torch.no_grad()
     def encode(self, batch: PairBatch) -> dict[str, Tensor]:
-        """P_CLIP of the degraded image, and z_0: the clean image's latents, or sampled by stage 1."""
+        """Return P_CLIP of the degraded image, and z_0: the clean image's latents, or sampled by stage 1."""
         return self._encode(batch, None)
 
     def _encode(self, batch: PairBatch, encoded_lq: EncodedImage | None) -> dict[str, Tensor]:
-        lq, restorer = to_unit(batch.lq), self.restorer
+        lq = to_unit(batch.lq)
+        restorer = self.restorer
         clip_embedding = restorer.image_encoder(lq)
+
         if self.config.z0 == "hq":
             latents = encode_image(restorer.vae, to_unit(batch.gt)).latents
-        else:
-            assert isinstance(restorer, Restorer), "z0=sampled loads all networks"
-            condition = restorer.condition(lq, restorer.prompt_processor(clip_embedding), encoded_lq)
-            shape = condition.encoded.latents.shape[1:]
-            noise = counter_normal(shape, self.config.seed, "z0", batch.step, batch.positions, lq.device)
-            latents = sample_latents(restorer, self.scheduler, condition, noise, self.config.z0_steps)
+            return {"clip_embedding": clip_embedding, "latents": latents}
+
+        # Sample z_0 as restoring does, from noise drawn by step and position.
+        assert isinstance(restorer, Restorer), "z0=sampled loads all networks"
+        prompts = restorer.prompt_processor(clip_embedding)
+        condition = restorer.condition(lq, prompts, encoded_lq)
+        shape = condition.encoded.latents.shape[1:]
+        noise = counter_normal(shape, self.config.seed, "z0", batch.step, batch.positions, lq.device)
+        latents = sample_latents(restorer, self.scheduler, condition, noise, self.config.z0_steps)
         return {"clip_embedding": clip_embedding, "latents": latents}
 
     def encoders(self) -> tuple[Sequence[nn.Module], dict[str, Any]]:
-        """CLIP and the VAE; all of stage 1 where it samples z_0."""
+        """Return CLIP and the VAE, or all of stage 1 if it samples z_0, with the settings of the sampling."""
         if self.config.z0 == "hq":
             return (self.restorer.image_encoder, self.restorer.vae), {}
-        stage1 = [module for name, module in self.restorer.components().items() if name != "decoder"]
+        components = self.restorer.components()
+        stage1 = [module for name, module in components.items() if name != "decoder"]
         return stage1, {"seed": self.config.seed, "z0_steps": self.config.z0_steps}
 
     @torch.no_grad()
     def _inputs(self, batch: PairBatch) -> tuple[Float[Tensor, "b l h8 w8"], EncodedImage, VisualPrompts]:
-        """z_0, the degraded image's features, and its prompts."""
+        """Return z_0, the degraded image's features, and its prompts."""
         encoded_lq = encode_image(self.restorer.vae, to_unit(batch.lq))
         encodings = batch.encodings or self._encode(batch, encoded_lq)
-        return encodings["latents"], encoded_lq, self.restorer.prompt_processor(encodings["clip_embedding"])
+        prompts = self.restorer.prompt_processor(encodings["clip_embedding"])
+        return encodings["latents"], encoded_lq, prompts
 
     def forward(self, batch: PairBatch) -> Losses:
+        """Return L_dec and the discriminator's loss."""
+        config = self.config
         gt = to_unit(batch.gt)
+
+        # Frozen networks give the decoder its inputs.
         latents, encoded, prompts = self._inputs(batch)
         restored = self.restorer.decoder(latents, encoded.features, prompts.degradation_embedding)
 
-        pixel = psnr_loss(restored, gt) if self.config.pixel_loss == "psnr" else F.mse_loss(restored, gt)
+        # The terms of Eq. 8.
+        pixel = psnr_loss(restored, gt) if config.pixel_loss == "psnr" else F.mse_loss(restored, gt)
         perceptual = self.perceptual(restored, gt)
         adversarial, discriminator = self._adversarial(restored, gt)
-        started = float(batch.step >= self.config.discriminator_start)
-        lambda_adversarial = started * self.config.lambda_adversarial
-        total = decoder_loss(pixel, perceptual, adversarial, self.config.lambda_perceptual, lambda_adversarial)
-        parts = {"pixel": pixel, "perceptual": perceptual, "adversarial": adversarial, "discriminator": discriminator}
+
+        # The discriminator may join later than the rest.
+        started = float(batch.step >= config.discriminator_start)
+        lambda_adversarial = started * config.lambda_adversarial
+        total = decoder_loss(pixel, perceptual, adversarial, config.lambda_perceptual, lambda_adversarial)
+        parts = {
+            "pixel": pixel,
+            "perceptual": perceptual,
+            "adversarial": adversarial,
+            "discriminator": discriminator,
+        }
         return Losses(total + started * discriminator, parts)
 
     def _adversarial(
-        self, restored: Float[Tensor, "b 3 h w"], gt: Float[Tensor, "b 3 h w"]
+        self,
+        restored: Float[Tensor, "b 3 h w"],
+        gt: Float[Tensor, "b 3 h w"],
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-        """The decoder's hinge loss and the discriminator's."""
+        """Return the decoder's hinge loss and the discriminator's, both 0 without a discriminator."""
         if self.discriminator is None:
             return restored.new_zeros(()), restored.new_zeros(())
-        constant_weights = {name: weight.detach() for name, weight in self.discriminator.named_parameters()}
-        adversarial = generator_hinge_loss(functional_call(self.discriminator, constant_weights, (restored,)))
-        return adversarial, discriminator_hinge_loss(self.discriminator(gt), self.discriminator(restored.detach()))
+
+        # The decoder's term must not reach the discriminator's weights, nor the discriminator's the decoder's.
+        constants = {name: weight.detach() for name, weight in self.discriminator.named_parameters()}
+        scores = functional_call(self.discriminator, constants, (restored,))
+        adversarial = generator_hinge_loss(scores)
+        real_scores = self.discriminator(gt)
+        fake_scores = self.discriminator(restored.detach())
+        return adversarial, discriminator_hinge_loss(real_scores, fake_scores)
 
     def optimizers(self) -> Sequence[torch.optim.Optimizer]:
-        """AdamW for the decoder, AdamW for the discriminator where there is one."""
+        """Return an AdamW for the decoder and one for the discriminator, if there is one."""
         settings = self.config.train
         optimizers = [adamw(self.restorer.decoder.parameters(), settings)]
         if self.discriminator is not None:
@@ -147,16 +186,16 @@ class DecoderTask(Task):
         return optimizers
 
     def save_model(self, folder: Path, dtype: torch.dtype) -> None:
-        """The whole pipeline: stage 1's networks, those not loaded from its folder, and the new decoder."""
+        """Save the whole pipeline: stage 1's networks, copied if they were not loaded, and the new decoder."""
         save_model_folder(self.restorer, self.scheduler, folder, dtype, rest=self.stage1)
 
     def restore(self, batch: PairBatch) -> Float[Tensor, "b 3 h w"]:
-        """z_0 decoded by the refined decoder."""
+        """Return z_0 decoded by the refined decoder."""
         latents, encoded, prompts = self._inputs(batch)
         return self.restorer.decoder(latents, encoded.features, prompts.degradation_embedding)
 
     def sample(self, batch: PairBatch) -> list[Float[Tensor, "b 3 h w"]]:
-        """Degraded, decoded by the VAE's own decoder, by the refined one, clean."""
+        """Return degraded images, z_0 decoded by the VAE's own decoder and by the refined one, and clean images."""
         latents, encoded, prompts = self._inputs(batch)
         refined = self.restorer.decoder(latents, encoded.features, prompts.degradation_embedding)
         plain = decode_latents(self.restorer.vae, latents)

@@ -1,4 +1,4 @@
-"""The forward diffusion of a training step, drawn by counter; shared by mini's UNet and by stage 1."""
+"""The forward diffusion of a training step, drawn by counter. Stage 1 and mini's UNet share it."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from diffrestorer.data.pairs import PairBatch
 
 @dataclass(frozen=True)
 class NoisySample:
-    """Noisy latents z_t, their timesteps, and what the network should answer."""
+    """Noisy latents z_t, their timesteps, and the target of the network's output."""
 
     noisy_latents: Float[Tensor, "b l h w"]
     timesteps: Int[Tensor, "b"]
@@ -21,14 +21,28 @@ class NoisySample:
 
 
 def add_noise(scheduler: DDPMScheduler, latents: Float[Tensor, "b l h w"], seed: int, batch: PairBatch) -> NoisySample:
-    """z_t = sqrt(a_t) z_0 + sqrt(1 - a_t) e with t uniform in [0, 1000) and e normal, by (seed, step, position).
+    """Return z_t = sqrt(a_t) z_0 + sqrt(1 - a_t) e for t uniform in [0, 1000) and normal e.
 
-    The target is e, z_0 or the velocity, as the scheduler's `prediction_type` says (the paper: e).
+    Both are drawn by (seed, step, position). The target is e, z_0 or the velocity, as the scheduler's
+    `prediction_type` says (the paper: e).
+
+    Args:
+        scheduler: holds the noise schedule and the type of prediction.
+        latents: z_0.
+        seed: of the run.
+        batch: tells step and positions.
+
+    Raises:
+        ValueError: the type of prediction is unknown.
     """
+    # Noise and timesteps depend on the sample's place in the run alone, so that any division of a batch draws the same.
     noise = counter_normal(latents.shape[1:], seed, "noise", batch.step, batch.positions, latents.device)
-    num_timesteps = scheduler.config.num_train_timesteps
-    drawn = [int(counter_rng(seed, "timestep", batch.step, p).integers(num_timesteps)) for p in batch.positions]
+    drawn = []
+    for position in batch.positions:
+        rng = counter_rng(seed, "timestep", batch.step, position)
+        drawn.append(int(rng.integers(scheduler.config.num_train_timesteps)))
     timesteps = to_device(np.array(drawn), latents.device)
+
     match scheduler.config.prediction_type:
         case "epsilon":
             target = noise

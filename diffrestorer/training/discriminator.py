@@ -1,4 +1,4 @@
-"""The discriminators of the decoder stage and of the student: they train beside these and are not saved."""
+"""The discriminators of the decoder stage and of the student. They train beside these and are not saved."""
 
 from collections.abc import Sequence
 
@@ -8,35 +8,41 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 
 class PatchDiscriminator(nn.Module):
-    """Three-layer PatchGAN: one score for each overlapping 70x70 patch.
+    """A three-layer PatchGAN with one score per overlapping patch of 70x70 pixels.
 
-    Without normalisation: BatchNorm's per-process statistics would make N processes differ from one.
+    It has no normalisation, since BatchNorm's statistics are per process and would make N processes differ from one.
 
     Args:
         num_layers: convolutions of stride 2.
-        channels: width after the first; doubled by each further one, up to eight times.
+        channels: width after the first convolution; doubled by each further one, up to eight times.
     """
 
     def __init__(self, num_layers: int = 3, channels: int = 64) -> None:
         super().__init__()
         layers: list[nn.Module] = [nn.Conv2d(3, channels, 4, 2, 1), nn.LeakyReLU(0.2)]
+
+        # The last of these convolutions keeps the size.
         width = channels
         for i in range(1, num_layers + 1):
             out = channels * min(2**i, 8)
-            layers += [nn.Conv2d(width, out, 4, 2 if i < num_layers else 1, 1), nn.LeakyReLU(0.2)]
+            stride = 2 if i < num_layers else 1
+            layers.append(nn.Conv2d(width, out, 4, stride, 1))
+            layers.append(nn.LeakyReLU(0.2))
             width = out
-        self.layers = nn.Sequential(*layers, nn.Conv2d(width, 1, 4, 1, 1))
+
+        layers.append(nn.Conv2d(width, 1, 4, 1, 1))
+        self.layers = nn.Sequential(*layers)
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 ph pw"]:
-        """Scores of images in [0, 1]; above 0 says real."""
+        """Return the scores of images in [0, 1]; above 0 means real."""
         return self.layers(images * 2 - 1)
 
 
 class FeatureHeads(nn.Module):
-    """1x1 convolutions with spectral normalisation: one map of scores for each of some frozen features.
+    """1x1 convolutions with spectral normalisation, one map of scores per map of frozen features.
 
-    A head has a single output, so its weight is a vector and one power iteration is exact: scores do not depend on how
-    often the heads ran, nor on how many processes there are.
+    A head has a single output, so its weight is a vector and one power iteration is exact: scores depend neither on how
+    often the heads ran nor on the number of processes.
 
     Args:
         widths: channels of each feature map.
@@ -44,9 +50,11 @@ class FeatureHeads(nn.Module):
 
     def __init__(self, widths: Sequence[int]) -> None:
         super().__init__()
-        self.heads = nn.ModuleList(spectral_norm(nn.Conv2d(width, 1, 1)) for width in widths)
+        heads = [spectral_norm(nn.Conv2d(width, 1, 1)) for width in widths]
+        self.heads = nn.ModuleList(heads)
 
     def forward(self, features: Sequence[Float[Tensor, "b _ _ _"]]) -> list[Float[Tensor, "b 1 _ _"]]:
+        """Return every head's scores of its own features."""
         return [head(own) for head, own in zip(self.heads, features, strict=True)]
 
 
@@ -64,7 +72,9 @@ class StudentDiscriminator(nn.Module):
         self.heads = FeatureHeads(widths)
 
     def forward(
-        self, images: Float[Tensor, "b 3 h w"], features: Sequence[Float[Tensor, "b _ _ _"]]
+        self,
+        images: Float[Tensor, "b 3 h w"],
+        features: Sequence[Float[Tensor, "b _ _ _"]],
     ) -> list[Float[Tensor, "b 1 _ _"]]:
         """Return every D_k's scores of images in [0, 1] and their features; above 0 means real."""
         return [self.patches(images), *self.heads(features)]

@@ -1,4 +1,4 @@
-"""How a task uses its machine: memory layout, attention, compilation, recomputation; the mathematics stay the same."""
+"""A task's use of its machine: memory layout, attention, compilation, recomputation. The mathematics stay the same."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -30,14 +30,15 @@ run eagerly without a word."""
 
 
 def check_precision(mixed_precision: str, device: torch.device) -> str | None:
-    """Refuse bf16 where the device computes it slowly or not at all.
+    """Refuse bf16 on a device that computes it slowly or not at all.
 
     Returns:
-        What a user should know about the precision, for the log; None: nothing.
+        A remark about the precision for the log, or None.
 
     Raises:
         ValueError: naming the reason and what to take instead.
     """
+    # GPUs before NVIDIA's Ampere emulate bf16.
     if device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return None
@@ -45,6 +46,8 @@ def check_precision(mixed_precision: str, device: torch.device) -> str | None:
         if mixed_precision == "bf16":
             raise ValueError(f"{name} has no bf16: take train.mixed_precision=no (float32) or hardware=auto")
         return f"training in float32: {name} has no bf16"
+
+    # CPUs compute it well with AMX, passably with AVX512-BF16.
     if mixed_precision == "no" or device.type != "cpu" or torch.cpu._is_amx_tile_supported():
         return None
     if not torch.cpu._is_avx512_bf16_supported():
@@ -59,7 +62,7 @@ def check_precision(mixed_precision: str, device: torch.device) -> str | None:
 
 
 def apply_hardware(task: nn.Module, hardware: HardwareConfig, device: torch.device) -> None:
-    """Sets a task's networks up as the preset says, before they are trained on `device`.
+    """Set a task's networks up as the preset says, before they are trained on `device`.
 
     Raises:
         ValueError: channels_last or compile_blocks on a CPU.
@@ -69,24 +72,29 @@ def apply_hardware(task: nn.Module, hardware: HardwareConfig, device: torch.devi
             "train.hardware.channels_last and compile_blocks are for GPUs: on a CPU backward passes in that layout, "
             "and compiled ones, corrupt memory (seen with torch 2.15); take hardware=cpu"
         )
+    # Memory.
     if device.type == "cpu":
         keep_freed_memory()
     if hardware.channels_last:
         task.to(memory_format=torch.channels_last)
+
+    # Attention.
     if not hardware.sdpa:
         for module in task.modules():
             if isinstance(module, AttentionMixin):
                 module.set_attn_processor(AttnProcessor())
     if hardware.one_token_attention:
         install_one_token_attention(task, replaced=(AttnProcessor, AttnProcessor2_0))
+
+    # Recomputation goes around compiled blocks, so that a block's backward pass stays one graph.
     if hardware.compile_blocks:
         _compile_blocks(task)
-    if hardware.checkpointing == "blocks":  # around compiled blocks: their own backward pass stays one graph
+    if hardware.checkpointing == "blocks":
         _recompute_blocks(task)
 
 
 class _Step:
-    """Whether a task is computing the losses of a training step."""
+    """A flag that is up while a task computes the losses of a training step."""
 
     def __init__(self, task: nn.Module) -> None:
         self.running = False
@@ -101,7 +109,7 @@ class _Step:
 
 
 def _compile_blocks(task: nn.Module) -> None:
-    """Compiles the blocks for training steps only.
+    """Compile the blocks for training steps only.
 
     In a step the shapes and the precision of a block's inputs never change, so each block meets one graph. Samples and
     validation have other batches, run in float32 or want no gradients: each would add graphs for a handful of calls.
@@ -120,7 +128,7 @@ def _compile_blocks(task: nn.Module) -> None:
 
 
 def _forward(step: _Step, compiled: Callable[..., Any], block: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """A block's compiled forward in a training step (frozen encoders, too) and in recomputations; else its own."""
+    """Run a block's compiled forward in a training step (frozen encoders, too) and in recomputations, else its own."""
     if step.running or torch.is_grad_enabled():
         return compiled(block, *args, **kwargs)
     return type(block).forward(block, *args, **kwargs)
@@ -137,5 +145,6 @@ def _recompute_blocks(task: nn.Module) -> None:
 
 
 def _recompute(blocks: Iterable[nn.Module]) -> None:
-    for block in blocks:  # no generator's state to keep: nothing in a block is drawn at random
+    # Nothing in a block is drawn at random, so there is no generator's state to keep.
+    for block in blocks:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)

@@ -1,4 +1,4 @@
-"""Stage 1: prompt processor, classifier and control module, on top of a base that stays as it is (section III-E)."""
+"""Stage 1: prompt processor, classifier and control module, trained on top of a frozen base (section III-E)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,12 +34,15 @@ PROTOTYPE_BATCHES, PROTOTYPE_BATCH = 8, 16
 
 @torch.no_grad()
 def record_prototypes(restorer: Restorer, config: Stage1Config | StudentConfig) -> None:
-    """Keep each class's mean P_D over training pairs: see `PromptProcessor.prototype`."""
+    """Store each class's mean P_D over training pairs: see `PromptProcessor.prototype`."""
     pairs = open_pairs(config.data, config.seed, PROTOTYPE_BATCH)
     device = restorer.prompt_processor.device
-    embeddings, labels = [], []
+
+    embeddings = []
+    labels = []
     for step in range(PROTOTYPE_BATCHES):
-        batch = collate_pairs([pairs[step, position] for position in range(PROTOTYPE_BATCH)]).to(device)
+        batch = collate_pairs([pairs[step, position] for position in range(PROTOTYPE_BATCH)])
+        batch = batch.to(device)
         embeddings.append(restorer.image_encoder(to_unit(batch.lq)))
         labels.append(batch.label)
     restorer.prompt_processor.record_prototypes(torch.cat(embeddings), torch.cat(labels))
@@ -56,11 +59,16 @@ class Stage1Task(Task):
         self.config = config
         base = load_base(config.model, config.base)
         self.restorer = build_restorer(config.model, *base, classes=model_classes(config.data))
+
+        # Everything that trains may begin as in a finished model.
         if config.init is not None:
             folder = find_model(config.init)
-            names = ("prompt_processor", "control_encoder", "control_network")
-            for name in names if config.model.train_unet == "none" else (*names, "unet"):
+            names = ["prompt_processor", "control_encoder", "control_network"]
+            if config.model.train_unet != "none":
+                names.append("unet")
+            for name in names:
                 load_weights(getattr(self.restorer, name), folder / name)
+
         self.control_decoder = build_control_decoder(self.restorer.control_encoder)
         self.scheduler = DDPMScheduler(**config.model.scheduler)
         self._freeze()
@@ -75,8 +83,9 @@ class Stage1Task(Task):
 
     @torch.no_grad()
     def encode(self, batch: PairBatch) -> dict[str, Tensor]:
-        """P_CLIP of the degraded image, latents of the clean one, and of the degraded one where the model has them."""
-        lq, restorer = to_unit(batch.lq), self.restorer
+        """Return P_CLIP of the degraded image, the clean one's latents, and the degraded one's if they are used."""
+        lq = to_unit(batch.lq)
+        restorer = self.restorer
         encodings = {
             "clip_embedding": restorer.image_encoder(lq),
             "latents": encode_image(restorer.vae, to_unit(batch.gt)).latents,
@@ -86,19 +95,29 @@ class Stage1Task(Task):
         return encodings
 
     def encoders(self) -> tuple[Sequence[nn.Module], dict[str, Any]]:
-        """CLIP and the VAE."""
+        """Return CLIP and the VAE, which have no settings."""
         return (self.restorer.image_encoder, self.restorer.vae), {}
 
     def forward(self, batch: PairBatch) -> Losses:
-        lq, gt = to_unit(batch.lq), to_unit(batch.gt)
+        """Return L (Eq. 7) and its three terms."""
+        lq = to_unit(batch.lq)
+        gt = to_unit(batch.gt)
         restorer = self.restorer
+
+        # Frozen encoders, or what a cache holds of them.
         encodings = batch.encodings or self.encode(batch)
-        latents, lq_latents = encodings["latents"], encodings.get("lq_latents")
+        latents = encodings["latents"]
+        lq_latents = encodings.get("lq_latents")
+
+        # Prompts and control features of the degraded image.
         prompts = restorer.prompt_processor(encodings["clip_embedding"])
         features = restorer.control_encoder(lq, prompts.degradation_embedding, lq_latents)
-        # Without a path for the degraded image's latents (the paper) nothing may read them: there are none.
+
+        # The paper's model has no path for the degraded image's latents. An empty tensor stands for them.
         encoded_lq = EncodedImage(latents[:, :0] if lq_latents is None else lq_latents, None)
         condition = Conditioning(prompts, encoded_lq, restorer.control_network.enter(features))
+
+        # Denoise the clean image's latents at a random timestep.
         noisy = add_noise(self.scheduler, latents, self.config.seed, batch)
         model_output = restorer.denoise(noisy.noisy_latents, noisy.timesteps, condition)
 
@@ -109,30 +128,34 @@ class Stage1Task(Task):
         return Losses(total, {"diff": diff, "deg": deg, "rec": rec})
 
     def optimizers(self) -> Sequence[torch.optim.Optimizer]:
-        """One AdamW."""
+        """Return one AdamW for everything that trains."""
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
         return [adamw(parameters, self.config.train)]
 
     def save_model(self, folder: Path, dtype: torch.dtype) -> None:
-        """The whole pipeline, with the classes' prototypes; its refined decoder is still the VAE's own."""
+        """Save the whole pipeline, with the classes' prototypes. Its decoder is still the VAE's own."""
         record_prototypes(self.restorer, self.config)
         save_model_folder(self.restorer, UniPCMultistepScheduler(**self.config.model.scheduler), folder, dtype)
 
     def restore(self, batch: PairBatch) -> Float[Tensor, "b 3 h w"]:
-        """Restored with the VAE's own decoder."""
+        """Return the degraded images restored with the VAE's own decoder."""
         return self._sample(batch)[1]
 
     def sample(self, batch: PairBatch) -> list[Float[Tensor, "b 3 h w"]]:
-        """Degraded, the control decoder's image, restored with the VAE's decoder, clean."""
+        """Return degraded images, the control decoder's, those restored with the VAE's decoder, and clean images."""
         lq = to_unit(batch.lq)
         condition, restored = self._sample(batch)
-        embedding, latents = condition.prompts.degradation_embedding, condition.encoded.latents
+        embedding = condition.prompts.degradation_embedding
+        latents = condition.encoded.latents
         features = self.restorer.control_encoder(lq, embedding, latents)
         return [lq, self.control_decoder(features), restored, to_unit(batch.gt)]
 
     def _sample(self, batch: PairBatch) -> tuple[Conditioning, Float[Tensor, "b 3 h w"]]:
         lq = to_unit(batch.lq)
-        condition = self.restorer.condition(lq, self.restorer.read_prompts(lq))
+        prompts = self.restorer.read_prompts(lq)
+        condition = self.restorer.condition(lq, prompts)
+
+        # Noise depends on step and position alone, so a resumed run draws the same sheet.
         shape = condition.encoded.latents.shape[1:]
         noise = counter_normal(shape, self.config.seed, "sample", batch.step, batch.positions, lq.device)
         scheduler = UniPCMultistepScheduler(**self.config.model.scheduler)

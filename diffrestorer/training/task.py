@@ -1,4 +1,4 @@
-"""What the loop knows of a stage: a task owns models and losses, and turns a batch into numbers."""
+"""The loop's view of a stage: a task owns models and losses, and turns a batch into numbers."""
 
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
@@ -17,7 +17,12 @@ from diffrestorer.data.pairs import PairBatch
 
 @dataclass(frozen=True)
 class Losses:
-    """`total` is what is minimised; `parts` are its unweighted terms, for the log."""
+    """The losses of a batch.
+
+    Attributes:
+        total: is minimised.
+        parts: its unweighted terms by name, for the log.
+    """
 
     total: Float[Tensor, ""]
     parts: dict[str, Tensor]
@@ -34,43 +39,44 @@ class Task(nn.Module):
 
     @abstractmethod
     def forward(self, batch: PairBatch) -> Losses:
-        """The losses of one process's share of a global batch."""
+        """Return the losses of one process's share of a global batch."""
 
     def encode(self, batch: PairBatch) -> dict[str, Tensor]:
-        """Return the frozen encoders' outputs by name, in float32: what `train.cache_dir` keeps. None here.
+        """Return the frozen encoders' outputs by name, in float32, for `train.cache_dir` to keep. There are none here.
 
         A step without a cache calls it within its mixed precision, and the cache is written within the same.
         """
         return {}
 
     def encoders(self) -> tuple[Sequence[nn.Module], dict[str, Any]]:
-        """The networks and the settings that `encode` depends on: other ones make another cache."""
+        """Return the networks and the settings that `encode` depends on. Others make another cache."""
         return (), {}
 
     def restore(self, batch: PairBatch) -> Float[Tensor, "b 3 h w"] | None:
-        """The batch's degraded images restored, in [0, 1] but not clamped, for validation; None: nothing to compare."""
+        """Return the degraded images restored, in [0, 1] but not clamped, for validation; None: nothing to compare."""
         return None
 
     @abstractmethod
     def optimizers(self) -> Sequence[torch.optim.Optimizer]:
-        """One or more optimisers, at their peak learning rates; together they hold every trainable parameter once."""
+        """Return optimisers at their peak learning rates. Together they hold every trainable parameter once."""
 
     @abstractmethod
     def save_model(self, folder: Path, dtype: torch.dtype) -> None:
-        """Writes what the stage is for (what `--model`, `stage1=` and `base=` load) into an empty folder."""
+        """Write the stage's result, which `--model`, `stage1=` and `base=` load, into an empty folder."""
 
     @abstractmethod
     def sample(self, batch: PairBatch) -> list[Float[Tensor, "b 3 h w"]]:
-        """Columns of a sample sheet, images in [0, 1]: what the eye compares."""
+        """Return the columns of a sample sheet, images in [0, 1] for the eye to compare."""
 
 
 def adamw(
     parameters: Iterable[nn.Parameter] | Sequence[dict[str, Any]], settings: TrainConfig, lr: float | None = None
 ) -> torch.optim.AdamW:
-    """Return AdamW as the run's settings say.
+    """Return AdamW with the run's settings.
 
     Args:
         parameters: or groups of them; a group's `start_step` is the first step at which the loop changes it.
+        settings: of the run.
         lr: in place of `train.lr`.
     """
     fused = settings.hardware.fused_adamw or None
@@ -80,7 +86,7 @@ def adamw(
 
 
 def select_unet(unet: UNet2DConditionModel, train_unet: str) -> None:
-    """Leave gradients to what `model.train_unet` names: `none`, `cross_attention` or `all`.
+    """Require gradients of the parameters that `model.train_unet` names: `none`, `cross_attention` or `all`.
 
     Raises:
         ValueError: it is `lora`, which only the student has.
@@ -88,9 +94,10 @@ def select_unet(unet: UNet2DConditionModel, train_unet: str) -> None:
     if train_unet == "lora":
         raise ValueError("model.train_unet=lora is for train_student.py: take none, cross_attention or all here")
     for name, parameter in unet.named_parameters():
-        parameter.requires_grad_({"none": False, "all": True, "cross_attention": ".attn2." in name}[train_unet])
+        is_cross_attention = ".attn2." in name
+        parameter.requires_grad_(train_unet == "all" or (train_unet == "cross_attention" and is_cross_attention))
 
 
 def to_unit(images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-    """uint8 images to float in [0, 1]."""
+    """Convert uint8 images to float in [0, 1]."""
     return images.float() / 255
