@@ -8,9 +8,9 @@ from diffrestorer.config.schema import DecoderConfig
 
 def main(config: DecoderConfig) -> None:
     """Hand the task, with the classes of the model at `stage1`, to the training loop."""
-    from diffrestorer.training.classes import follow_stage1
     from diffrestorer.training.decoder_stage import DecoderTask
     from diffrestorer.training.loop import train
+    from diffrestorer.training.model_classes import follow_stage1
 
     train(DecoderTask, follow_stage1(config), Path(config.output_dir))
 

@@ -8,8 +8,8 @@ from diffrestorer.config.schema import StudentConfig
 
 def main(config: StudentConfig) -> None:
     """Hand the task to the training loop."""
-    from diffrestorer.training.classes import follow_teacher
     from diffrestorer.training.loop import train
+    from diffrestorer.training.model_classes import follow_teacher
     from diffrestorer.training.student import StudentTask
 
     train(StudentTask, follow_teacher(config), Path(config.output_dir))

@@ -20,7 +20,7 @@ from pathlib import Path
 import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
-LIBRARIES = [f"diffrestorer.training.{name}" for name in ("base", "baseline", "decoder", "stage1")]
+LIBRARIES = [f"diffrestorer.training.{name}" for name in ("mini_base", "baseline", "decoder_stage", "stage1", "student")]
 
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(LIBRARIES)

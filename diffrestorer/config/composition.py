@@ -327,7 +327,7 @@ def _instantiate(node: Any, hint: Any = None) -> Any:
 def _settle_classes(config: Any) -> None:
     """Check `data.classes` and `data.degradations`, and name the degradations that null stands for.
 
-    A stage that goes on from another one takes the classes from that one's model (`training.classes`), which is not
+    A stage that goes on from another one takes the classes from that one's model (`training.model_classes`), which is not
     read here.
     """
     data = getattr(config, "data", None)

@@ -15,9 +15,9 @@ from diffrestorer.config.composition import load
 from diffrestorer.config.options import check_limits
 from diffrestorer.config.schema import DecoderConfig, MiniConfig, RunConfig, Stage1Config, StudentConfig
 from diffrestorer.data.storage import whole_file
-from diffrestorer.training.classes import follow_stage1
 from diffrestorer.training.decoder_stage import DecoderTask
 from diffrestorer.training.loop import train
+from diffrestorer.training.model_classes import follow_stage1
 from diffrestorer.training.stage1 import Stage1Task
 from diffrestorer.training.student import StudentTask
 from diffrestorer.training.task import Task

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from diffrestorer.data.formats.colour import rgb_profile, to_rgb
-from diffrestorer.data.formats.jpeg import read_without_end
+from diffrestorer.data.formats.jpeg_files import read_without_end
 from diffrestorer.data.formats.metadata import upright_photo
 from diffrestorer.data.formats.photo import ImageError, Photo, check_size
 
