@@ -1,6 +1,7 @@
 """Synthesis by name: `ours`, `broad` for training (configs/data/broad.yaml), `heldout` for evaluation only."""
 
-from dataclasses import fields, replace
+from dataclasses import fields
+from typing import Any
 
 from diffrestorer.config.synthesis_ranges import Camera, Synthesis, Varied
 from diffrestorer.config.synthesis_variants import HELD_OUT, TRAINED
@@ -10,13 +11,14 @@ _CLASSES = {item.name: type(item.default) for item in fields(Synthesis) if isins
 
 def held_out() -> Synthesis:
     """Return the synthesis that never trains: one variant per class, unlike all those that do."""
-    return replace(Synthesis(), **{name: kind(variants=(HELD_OUT[name],)) for name, kind in _CLASSES.items()})
+    classes: dict[str, Any] = {name: kind(variants=(HELD_OUT[name],)) for name, kind in _CLASSES.items()}
+    return Synthesis(**classes)
 
 
 def broad() -> Synthesis:
     """Return all variants that may train, in their full strength, with a camera after a third of them."""
-    classes = {name: kind(variants=TRAINED[name]) for name, kind in _CLASSES.items()}
-    return replace(Synthesis(), **classes, camera=Camera(share=1 / 3))
+    classes: dict[str, Any] = {name: kind(variants=TRAINED[name]) for name, kind in _CLASSES.items()}
+    return Synthesis(**classes, camera=Camera(share=1 / 3))
 
 
 def named_synthesis(name: str) -> Synthesis:

@@ -20,7 +20,7 @@ IntRange = tuple[int, int]
 
 @dataclass(frozen=True)
 class Rule:
-    """What is possible for a parameter.
+    """Bounds of a parameter and how it tells strength.
 
     Attributes:
         low, high: its bounds.
@@ -36,7 +36,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Parameters:
-    """What dataclasses of ranges and numbers with bounds have in common.
+    """Base of dataclasses of ranges and numbers with bounds.
 
     Raises:
         ValueError: a range is reversed, not a pair of numbers, or leaves its bounds; the message names the key.
@@ -115,7 +115,7 @@ def _snake_case(name: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Varied(Parameters):
-    """What all classes have in common: the models that are drawn from, and how strongly they degrade.
+    """Base of the classes' parameters: the models that are drawn from, and how strongly they degrade.
 
     Raises:
         ValueError: a variant does not exist, or as `Parameters`.

@@ -1,4 +1,4 @@
-"""What a training crop shows of a clean photo, as keys such as `data.views.scale=[0.5,1]`: see `data.views`."""
+"""Ranges of what a crop shows of a clean photo, as keys such as `data.views.scale=[0.5,1]`: see `data.views`."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar

@@ -107,13 +107,13 @@ def tone(image: Pixels, degradation: str, views: Views, rng: np.random.Generator
 
 
 def _dim(tones: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
-    """Tones in [0, 1] in less light, the brightest of them more or less as bright as they were."""
+    """Show tones in [0, 1] in less light, the brightest of them more or less as bright as they were."""
     light, highlights = rng.uniform(*_DIM_LIGHT), rng.uniform()
     return light * tones + (1.0 - light) * highlights * tones**_DIM_HIGHLIGHTS
 
 
 def _write_on(image: Pixels, rng: np.random.Generator) -> Pixels:
-    """A line or more of random letters and digits somewhere, of one colour."""
+    """Write a line or more of random letters and digits somewhere, in one colour."""
     side = image.shape[0]
     alphabet = list(string.ascii_letters + string.digits)
     words = ["".join(rng.choice(alphabet, rng.integers(*_LETTERS))) for _ in range(rng.integers(*_WORDS))]

@@ -53,7 +53,7 @@ def aperture(image: Image, rng: np.random.Generator, strength: float) -> Image:
     else:
         cv2.circle(shape, (centre, centre), round(radius * _FINE), 1.0, -1)
     offsets = (np.arange(side, dtype=np.float32) - centre) / np.float32(radius * _FINE)
-    shape *= 1.0 + np.float32(rng.uniform(-0.5, 1.0)) * (offsets[:, None] ** 2 + offsets[None, :] ** 2)
+    shape *= 1.0 + rng.uniform(-0.5, 1.0) * (offsets[:, None] ** 2 + offsets[None, :] ** 2)
     kernel = shape.reshape(2 * half + 1, _FINE, 2 * half + 1, _FINE).mean(axis=(1, 3))
     if rng.random() < 0.4:
         kernel = cv2.GaussianBlur(kernel, (0, 0), max(0.25 * radius, 0.3), borderType=cv2.BORDER_CONSTANT)
@@ -96,8 +96,9 @@ def video(image: Image, rng: np.random.Generator, strength: float) -> Image:
     height, width = image.shape[:2]
     light = TO_LINEAR[image]
     reach = mix(strength, 0.6, 14.0) * scale_of(image)
-    shift, push = rng.normal(0.0, 0.4, 2) * reach, rng.normal(0.0, 0.25, 2) * reach
-    turn, zoom = rng.normal(0.0, 0.5, 2) * reach / max(height, width)
+    shift = (rng.normal(0.0, 0.4, 2) * reach).tolist()
+    push = (rng.normal(0.0, 0.25, 2) * reach).tolist()
+    turn, zoom = (rng.normal(0.0, 0.5, 2) * reach / max(height, width)).tolist()
     moving = smooth_field(height, width, 3, rng) if rng.random() < 0.5 else np.zeros((height, width), np.float32)
     rows, columns = np.mgrid[0:height, 0:width].astype(np.float32)
     across, down = columns - width / 2, rows - height / 2
@@ -106,12 +107,12 @@ def video(image: Image, rng: np.random.Generator, strength: float) -> Image:
     total = np.zeros_like(light)
     for time in np.linspace(-1.0, 1.0, frames, dtype=np.float32):
         # Similar to a rotation and a zoom while both are small; what moves by itself is shifted a second time.
-        x = columns + time * (np.float32(shift[0]) - np.float32(turn) * down + np.float32(zoom) * across)
-        y = rows + time * (np.float32(shift[1]) + np.float32(turn) * across + np.float32(zoom) * down)
+        x = columns + time * (shift[0] - turn * down + zoom * across)
+        y = rows + time * (shift[1] + turn * across + zoom * down)
         own = time * moving
-        x, y = x + own * np.float32(push[0]), y + own * np.float32(push[1])
+        x, y = x + own * push[0], y + own * push[1]
         total += cv2.remap(light, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
-    return linear_to_bytes(total / np.float32(frames))
+    return linear_to_bytes(total / frames)
 
 
 def _dwell(x: np.ndarray, y: np.ndarray) -> Field:
@@ -150,4 +151,4 @@ def _maybe_noisy(image: Image, rng: np.random.Generator, strength: float) -> Ima
     if rng.random() >= _NOISY_SHARE:
         return image
     sigma = rng.uniform(0.5, mix(strength, 1.5, 4.0)) / 255.0
-    return to_bytes(to_float(image) + np.float32(sigma) * gaussian_noise(image.shape, rng))
+    return to_bytes(to_float(image) + sigma * gaussian_noise(image.shape, rng))

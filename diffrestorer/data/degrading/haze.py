@@ -27,12 +27,12 @@ def planes(image: Image, rng: np.random.Generator, strength: float) -> Image:
     height, width = image.shape[:2]
     tilt = rng.uniform(-0.2, 0.2)
     rows = np.linspace(0.0, 1.0, height, dtype=np.float32)[:, None]
-    rows = rows + np.float32(tilt) * np.linspace(-0.5, 0.5, width, dtype=np.float32)[None, :]
+    rows = rows + tilt * np.linspace(-0.5, 0.5, width, dtype=np.float32)[None, :]
 
     # A plane's distance is one over the angle below the horizon; far away it ends at a finite sight.
-    horizon = np.float32(rng.uniform(-0.3, 0.5))
+    horizon = rng.uniform(-0.3, 0.5)
     below = np.clip(rows - horizon, 0.0, None)
-    depth = 1.0 / (below + np.float32(rng.uniform(0.12, 0.5)))
+    depth = 1.0 / (below + rng.uniform(0.12, 0.5))
     return _hazy(image, depth, rng, strength)
 
 
@@ -54,7 +54,7 @@ def luminance(image: Image, rng: np.random.Generator, strength: float) -> Image:
     dark = cv2.erode(tones.min(axis=2), np.ones((side, side), np.uint8))
     pseudo = _guided(dark, tones.mean(axis=2), 2 * side)
     upward = np.linspace(1.0, 0.0, image.shape[0], dtype=np.float32)[:, None]
-    share = np.float32(rng.uniform(0.2, 0.8))
+    share = rng.uniform(0.2, 0.8)
     return _hazy(image, 0.15 + share * normalised(pseudo) + (1.0 - share) * upward, rng, strength)
 
 
@@ -65,8 +65,8 @@ def patches(image: Image, rng: np.random.Generator, strength: float) -> Image:
     banks = np.zeros((height, width), np.float32)
     for octave in (2, 4, 9):
         coarse = rng.random((octave + 2, octave // 2 + 2), dtype=np.float32)
-        banks += cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC) / np.float32(octave)
-    contrast = np.float32(rng.uniform(0.6, 1.8))
+        banks += cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC) / octave
+    contrast = rng.uniform(0.6, 1.8)
     return _hazy(image, slope * (0.1 + normalised(banks) ** contrast), rng, strength)
 
 
@@ -78,7 +78,7 @@ def segments(image: Image, rng: np.random.Generator, strength: float) -> Image:
     height, width = image.shape[:2]
     tones = to_float(image)
     small = cv2.resize(tones, (40, 40), interpolation=cv2.INTER_AREA)
-    rows, columns = np.mgrid[0:40, 0:40].astype(np.float32) / np.float32(40.0)
+    rows, columns = np.mgrid[0:40, 0:40].astype(np.float32) / 40.0
     points = np.dstack([small, rows * 0.8, columns * 0.4]).reshape(-1, 5).astype(np.float32)
 
     # Start labels from our own generator: OpenCV's is a global one.
@@ -107,7 +107,7 @@ def _hazy(image: Image, depth: Field, rng: np.random.Generator, strength: float)
         airlight = np.clip(airlight + np.array([warmth, 0.3 * warmth, -warmth], np.float32), 0.0, 1.0)
     air = np.broadcast_to(airlight, image.shape)
     if rng.random() < 0.3:
-        air = air * (1.0 + np.float32(0.25) * (smooth_field(height, width, 2, rng) - np.float32(0.5)))[..., None]
+        air = air * (1.0 + 0.25 * (smooth_field(height, width, 2, rng) - 0.5))[..., None]
     clear = np.broadcast_to(transmission, (height, width))[..., None]
     return to_bytes(to_float(image) * clear + air * (1.0 - clear))
 
@@ -120,5 +120,5 @@ def _guided(field: Field, guide: Field, radius: int, edge: float = 1e-3) -> Fiel
         return np.asarray(cv2.blur(values, side, borderType=cv2.BORDER_REFLECT), np.float32)
 
     mean_guide, mean_field = mean(guide), mean(field)
-    slope = (mean(guide * field) - mean_guide * mean_field) / (mean(guide * guide) - mean_guide**2 + np.float32(edge))
+    slope = (mean(guide * field) - mean_guide * mean_field) / (mean(guide * guide) - mean_guide**2 + edge)
     return mean(slope) * guide + mean(mean_field - slope * mean_guide)

@@ -30,20 +30,20 @@ _RAIN_SPREAD, _SNOW_SPREAD = 3.0, 15.0  # degrees by which a layer falls otherwi
 
 
 def noise(image: Image, rng: np.random.Generator, noise: Noise) -> Image:
-    """I + n, n ~ N(0, (sigma/255)^2), clipped and rounded (the field's sigma 50: Zhang et al., DnCNN, TIP 2017)."""
+    """Add n ~ N(0, (sigma/255)^2), clip and round (the field's sigma 50: Zhang et al., DnCNN, TIP 2017)."""
     sigma = draw(rng, noise.sigma) / 255.0
     return to_bytes(to_float(image) + sigma * rng.standard_normal(image.shape, dtype=np.float32))
 
 
 def jpeg(image: Image, rng: np.random.Generator, jpeg: Jpeg) -> Image:
-    """JPEG with 4:2:0 chroma, encoded and decoded in memory (quality 10: Dong et al., ARCNN, ICCV 2015)."""
+    """Encode as JPEG with 4:2:0 chroma and decode, in memory (quality 10: Dong et al., ARCNN, ICCV 2015)."""
     options = [cv2.IMWRITE_JPEG_QUALITY, draw_count(rng, jpeg.quality)]
     _, encoded = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
     return np.asarray(cv2.cvtColor(cv2.imdecode(encoded, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB), np.uint8)
 
 
 def low_light(image: Image, rng: np.random.Generator, low_light: LowLight) -> Image:
-    """A short exposure on a real sensor: linear light x, scaled by the exposure, then noise of variance a x + b.
+    """Expose a real sensor briefly: linear light x, scaled by the exposure, then noise of variance a x + b.
 
     Shot noise has variance x / full_well (the normal limit of Poisson), read noise (read / full_well)^2; the sRGB curve
     follows. Source: Foi et al., "Practical Poissonian-Gaussian noise modeling", TIP 2008; LOL: Wei et al., BMVC 2018.
@@ -57,7 +57,7 @@ def low_light(image: Image, rng: np.random.Generator, low_light: LowLight) -> Im
 
 
 def haze(image: Image, rng: np.random.Generator, haze: Haze, depth: Field | None = None) -> Image:
-    """I = J t + A (1 - t), t = exp(-beta d); without a given depth d a smooth random one that grows towards the top.
+    """Scatter: I = J t + A (1 - t), t = exp(-beta d); a depth d that is not given is smooth and grows towards the top.
 
     beta is set so that t at the mean depth lies in `haze.transmission`: the unit of d does not matter. Source:
     Koschmieder's law as in He et al., CVPR 2009; ranges of A and t after RESIDE (Li et al., TIP 2019).
@@ -72,14 +72,14 @@ def haze(image: Image, rng: np.random.Generator, haze: Haze, depth: Field | None
 
 
 def _smooth_depth(height: int, width: int, vertical: float, rng: np.random.Generator) -> Field:
-    """(height, width) >= 0.2: the share `vertical` of it grows towards the top, the rest are large soft bumps."""
+    """Draw a depth (h, w) >= 0.2: the share `vertical` grows towards the top, the rest are large soft bumps."""
     towards_top = np.linspace(1.0, 0.0, height, dtype=np.float32)[:, None]
     bumps = cv2.resize(rng.random((5, 5), dtype=np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
     return np.asarray(0.2 + vertical * towards_top + (1.0 - vertical) * np.clip(bumps, 0.0, 1.0), np.float32)
 
 
 def rain(image: Image, rng: np.random.Generator, rain: Rain) -> Image:
-    """Layers of falling streaks, near ones longer, wider and fewer, over a light veil of far drops.
+    """Lay on layers of falling streaks, near ones longer, wider and fewer, over a light veil of far drops.
 
     A streak covers what lies behind it in part and shows a bright grey c (a drop images the sky): I = (1 - M) J + c M.
     Source: Garg and Nayar, "Vision and rain", IJCV 2007; the veil: Yang et al., CVPR 2017.
@@ -98,7 +98,7 @@ def rain(image: Image, rng: np.random.Generator, rain: Rain) -> Image:
 
 
 def raindrop(image: Image, rng: np.random.Generator, raindrop: Raindrop) -> Image:
-    """Drops on a window: small wide-angle lenses that show the scene upside down, out of focus, darker at the rim.
+    """Put drops on a window: small wide-angle lenses that show the scene upside down, out of focus, darker at the rim.
 
     I = (1 - M) J + M R with a soft mask M and R the refracted scene. Source: the image model of Qian et al. (Raindrop),
     CVPR 2018; the lens: Roser and Geiger, ICCV Workshops 2009.
@@ -133,7 +133,7 @@ def raindrop(image: Image, rng: np.random.Generator, raindrop: Raindrop) -> Imag
 
 
 def _drop_shape(dx: Field, dy: Field, radius: float, rng: np.random.Generator) -> tuple[Field, Field]:
-    """Distance from the centre in local radii (1 at the edge) and the soft mask in [0, 1] of an irregular drop: (h, w).
+    """Return an irregular drop: distance from the centre in local radii (1 at the edge), soft mask in [0, 1]; (h, w).
 
     dx (1, w) and dy (h, 1) are offsets from the centre in pixels, `radius` its mean radius.
     """
@@ -149,7 +149,7 @@ def _drop_shape(dx: Field, dy: Field, radius: float, rng: np.random.Generator) -
 
 
 def snow(image: Image, rng: np.random.Generator, snow: Snow) -> Image:
-    """Layers of falling flakes, near ones larger, fewer and more smeared by motion, and a light veil of far ones.
+    """Lay on layers of falling flakes, near ones larger, fewer and more smeared, and a light veil of far ones.
 
     I = (1 - M) J + c M, M opaque in part, c near white. Source: the snow model of Liu et al. (Snow100K, DesnowNet), TIP
     2018; the veil: Chen et al. (JSTASR), ECCV 2020.
@@ -169,7 +169,7 @@ def snow(image: Image, rng: np.random.Generator, snow: Snow) -> Image:
 
 
 def blur(image: Image, rng: np.random.Generator, blur: Blur) -> Image:
-    """Linear light, averaged along a hand's random trajectory or over a lens's circle of confusion; borders reflect.
+    """Average linear light along a hand's random trajectory or over a lens's circle of confusion; borders reflect.
 
     Source: Boracchi and Foi, "Modeling the performance of image restoration from motion blur", TIP 2012; light
     averaged instead of code values: Nah et al. (GoPro), CVPR 2017.
@@ -184,7 +184,7 @@ def blur(image: Image, rng: np.random.Generator, blur: Blur) -> Image:
 
 
 def _trajectory(extent: float, rng: np.random.Generator) -> Field:
-    """Time a shaken camera spends at each offset: an odd square kernel around a path whose larger side is `extent` px.
+    """Return the time a shaken camera spends at each offset: an odd square, the path's larger side `extent` px.
 
     The path integrates a velocity with inertia, random pushes and a pull to the centre; its mean is zero, so that the
     scene does not shift.

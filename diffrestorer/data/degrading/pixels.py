@@ -1,4 +1,4 @@
-"""What the models of all classes share: drawing numbers, pixel types, linear light, blending, smooth fields.
+"""Tools that the models of all classes share: drawing numbers, pixel types, linear light, blending, smooth fields.
 
 Images are uint8 sRGB arrays (h, w, 3) at the boundary of a model, float32 in [0, 1] inside.
 """

@@ -37,9 +37,9 @@ def lines(image: Image, rng: np.random.Generator, strength: float) -> Image:
         count = 1 + rng.poisson(density * size[0] * size[1] / (1000.0 * scale**2))
         layer = _draw_lines(size, count, length, mix(nearness, 0.7, 2.2) * scale, angle, spread, rng)
         layer = soften(layer, rng.uniform(0.0, 0.8) * scale * mix(nearness, 0.4, 1.0))
-        mask = np.maximum(mask, layer * np.float32(rng.uniform(0.6, 1.0)))
+        mask = np.maximum(mask, layer * rng.uniform(0.6, 1.0))
     colour = pale_colour(rng, 0.7, 1.0)
-    wet = overlay(to_float(image), mask * np.float32(_opacity(rng, strength)), colour, _MODES[rng.integers(3)])
+    wet = overlay(to_float(image), mask * _opacity(rng, strength), colour, _MODES[rng.integers(3)])
     return to_bytes(_misty(wet, rng, strength))
 
 
@@ -52,7 +52,7 @@ def filtered(image: Image, rng: np.random.Generator, strength: float) -> Image:
     for _ in range(int(rng.integers(1, 3))):
         grain = rng.uniform(1.0, 2.2) * max(scale, 0.5)
         noise = gaussian_noise((max(round(height / grain), 1), max(round(width / grain), 1)), rng)
-        peaks = np.clip(noise - np.float32(mix(strength, 2.9, 1.9) + rng.uniform(-0.2, 0.2)), 0.0, None)
+        peaks = np.clip(noise - (mix(strength, 2.9, 1.9) + rng.uniform(-0.2, 0.2)), 0.0, None)
         peaks = cv2.resize(peaks, (width, height), interpolation=cv2.INTER_LINEAR)
 
         # A slightly different angle each time: wind is never quite even.
@@ -60,9 +60,9 @@ def filtered(image: Image, rng: np.random.Generator, strength: float) -> Image:
         kernel = capsule(length, 0.5, angle + rng.normal(0.0, 0.04), softness=1.0)
         streaks = cv2.filter2D(peaks, -1, kernel, borderType=cv2.BORDER_REFLECT)
         brightest = float(np.quantile(streaks[::3, ::3], 0.995))
-        mask = np.maximum(mask, np.clip(streaks / np.float32(max(brightest, 1e-3)), 0.0, 1.0))
+        mask = np.maximum(mask, np.clip(streaks / max(brightest, 1e-3), 0.0, 1.0))
     colour = pale_colour(rng, 0.7, 1.0)
-    wet = overlay(to_float(image), mask * np.float32(_opacity(rng, strength)), colour, _MODES[rng.integers(3)])
+    wet = overlay(to_float(image), mask * _opacity(rng, strength), colour, _MODES[rng.integers(3)])
     return to_bytes(_misty(wet, rng, strength))
 
 
@@ -75,12 +75,12 @@ def curtain(image: Image, rng: np.random.Generator, strength: float) -> Image:
     for length, thickness in ((14.0, 1.1), (45.0, 1.6), (110.0, 6.0)):
         longer = length * rng.uniform(0.7, 1.4) * scale
         sheet += _drawn_out(height, width, longer, max(thickness * scale, 0.8), angle, rng)
-    sheet *= smooth_field(height, width, 3, rng) + np.float32(0.4)
+    sheet *= smooth_field(height, width, 3, rng) + 0.4
 
     # Brightening prevails: drops collect light from the sky, and only few block it.
-    bright = np.clip(sheet - np.float32(0.3), -0.4, 1.6)
+    bright = np.clip(sheet - 0.3, -0.4, 1.6)
     veiled = _misty(soften(to_float(image), mix(strength, 0.0, 0.7) * scale), rng, 0.3 + 0.7 * strength, certain=True)
-    return to_bytes(veiled + np.float32(mix(strength, 0.012, 0.13)) * bright[..., None])
+    return to_bytes(veiled + mix(strength, 0.012, 0.13) * bright[..., None])
 
 
 def backlit(image: Image, rng: np.random.Generator, strength: float) -> Image:
@@ -92,7 +92,7 @@ def backlit(image: Image, rng: np.random.Generator, strength: float) -> Image:
     size, scale = image.shape[:2], scale_of(image)
     clear = to_float(image)
     wide = np.ascontiguousarray(soften(clear, 9.0 * scale)[::-1])
-    seen = np.float32(rng.uniform(0.3, 0.7)) * wide + np.float32(rng.uniform(0.1, 0.45)) * wide.max()
+    seen = rng.uniform(0.3, 0.7) * wide + rng.uniform(0.1, 0.45) * wide.max()
 
     # The same streaks twice: wide for the edge, narrow for the core.
     angle, spread = rng.uniform(-0.6, 0.6), rng.uniform(0.01, 0.08)
@@ -101,11 +101,9 @@ def backlit(image: Image, rng: np.random.Generator, strength: float) -> Image:
     key = int(rng.integers(1 << 32))
     edge = _draw_lines(size, count, length, width, angle, spread, np.random.default_rng(key))
     core = _draw_lines(size, count, length, 0.4 * width, angle, spread, np.random.default_rng(key))
-    opacity = np.float32(mix(strength, 0.14, 0.8))
-    dark = overlay(
-        clear, soften(edge, rng.uniform(0.6, 1.1) * scale) * opacity, seen * np.float32(rng.uniform(0.75, 1.0)), "alpha"
-    )
-    wet = overlay(dark, soften(core, 0.5 * scale) * opacity, seen * np.float32(rng.uniform(1.0, 1.6)), "alpha")
+    opacity = mix(strength, 0.14, 0.8)
+    dark = overlay(clear, soften(edge, rng.uniform(0.6, 1.1) * scale) * opacity, seen * rng.uniform(0.75, 1.0), "alpha")
+    wet = overlay(dark, soften(core, 0.5 * scale) * opacity, seen * rng.uniform(1.0, 1.6), "alpha")
     return to_bytes(_misty(wet, rng, strength))
 
 
@@ -133,10 +131,10 @@ def gaussians(image: Image, rng: np.random.Generator, strength: float) -> Image:
         along = (dx * math.sin(angle) + dy * math.cos(angle)) / long
         across = (dx * math.cos(angle) - dy * math.sin(angle)) / thin
         light[top:bottom, left:right] += rng.uniform(0.3, 1.0) * np.exp(-0.5 * (along**2 + across**2))
-    mask = np.clip(light, 0.0, 1.0) * np.float32(mix(strength, 0.12, 0.75))
+    mask = np.clip(light, 0.0, 1.0) * mix(strength, 0.12, 0.75)
     wet = overlay(to_float(image), mask, pale_colour(rng, 0.75, 1.0), "screen")
     upward = np.linspace(1.0, 0.3, height, dtype=np.float32)[:, None]
-    haze = np.broadcast_to(upward * np.float32(mix(strength, 0.0, 0.2)), (height, width))
+    haze = np.broadcast_to(upward * mix(strength, 0.0, 0.2), (height, width))
     return to_bytes(overlay(wet, haze, pale_colour(rng, 0.6, 0.85), "alpha"))
 
 
@@ -150,7 +148,7 @@ def _misty(image: Field, rng: np.random.Generator, strength: float, certain: boo
         return image
     height, width = image.shape[:2]
     thickness = 0.5 + smooth_field(height, width, 2, rng) * np.linspace(1.0, 0.4, height, dtype=np.float32)[:, None]
-    veil = thickness * np.float32(rng.uniform(0.0, mix(strength, 0.02, 0.28)))
+    veil = thickness * rng.uniform(0.0, mix(strength, 0.02, 0.28))
     return overlay(image, np.clip(veil, 0.0, 1.0), pale_colour(rng, 0.55, 0.9), "alpha")
 
 

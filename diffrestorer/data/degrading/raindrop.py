@@ -31,12 +31,12 @@ def beads(image: Image, rng: np.random.Generator, strength: float) -> Image:
     height, width = image.shape[:2]
     grain = ratio(rng.random(), 1.5, 7.0) * max(scale_of(image), 0.4)
     noise = soften(gaussian_noise((height, width), rng), grain)
-    noise /= np.float32(noise.std() + 1e-6)
-    above = np.clip(noise - np.float32(mix(strength, 2.4, 0.6)), 0.0, None)
+    noise /= noise.std() + 1e-6
+    above = np.clip(noise - mix(strength, 2.4, 0.6), 0.0, None)
 
     # Steep at the edge and flat on top, as surface tension makes it.
-    heights = np.sqrt(above) * np.float32(grain)
-    mask = np.clip(above * np.float32(rng.uniform(2.0, 6.0)), 0.0, 1.0)
+    heights = np.sqrt(above) * grain
+    mask = np.clip(above * rng.uniform(2.0, 6.0), 0.0, 1.0)
     return _look_through(image, heights, mask, rng, strength, reach=2.5 * grain)
 
 
@@ -47,19 +47,19 @@ def merged(image: Image, rng: np.random.Generator, strength: float) -> Image:
     count = 1 + rng.poisson(ratio(strength, 5.0, 45.0))
     radii = np.minimum(2.5 * (1.0 - rng.random(count)) ** (-1.0 / 1.3), mix(strength, 10.0, 34.0)) * scale
     total = np.zeros((height, width), np.float32)
-    for radius in radii:
+    for radius in radii.tolist():
         # Far from its centre a bump is nothing, so a window of it is enough. The lower end hangs down.
         x, y, tall = rng.uniform(0, width), rng.uniform(0, height), rng.uniform(0.9, 1.5)
         reach = math.ceil(2.2 * radius * tall)
         left, right = max(int(x) - reach, 0), min(int(x) + reach + 1, width)
         top, bottom = max(int(y) - reach, 0), min(int(y) + reach + 1, height)
-        dx = (np.arange(left, right, dtype=np.float32)[None, :] - np.float32(x)) / np.float32(radius)
-        dy = (np.arange(top, bottom, dtype=np.float32)[:, None] - np.float32(y)) / np.float32(radius * tall)
+        dx = (np.arange(left, right, dtype=np.float32)[None, :] - x) / radius
+        dy = (np.arange(top, bottom, dtype=np.float32)[:, None] - y) / np.float32(radius * tall)
         total[top:bottom, left:right] += np.exp(-0.7 * (dx * dx + dy * dy * (1.0 - 0.2 * np.sign(dy))))
     mean_radius = float(np.sqrt(np.mean(radii**2)))
-    above = np.clip(total - np.float32(0.5), 0.0, None)
-    heights = np.sqrt(above) * np.float32(mean_radius)
-    mask = np.clip(above * np.float32(0.3 * mean_radius + 2.0), 0.0, 1.0)
+    above = np.clip(total - 0.5, 0.0, None)
+    heights = np.sqrt(above) * mean_radius
+    mask = np.clip(above * (0.3 * mean_radius + 2.0), 0.0, 1.0)
     return _look_through(image, heights, mask, rng, strength, reach=2.5 * mean_radius)
 
 
@@ -82,11 +82,11 @@ def defocused(image: Image, rng: np.random.Generator, strength: float) -> Image:
     # Inside the scene is washed out, brighter (water) or darker (dirt) than outside.
     clear = to_float(image)
     washed = soften(clear, rng.uniform(2.0, 7.0) * scale)
-    light = np.float32(rng.uniform(0.75, 1.25))
-    seen = washed * light + np.float32(rng.uniform(0.0, 0.12))
-    opacity = np.float32(mix(strength, 0.35, 1.0))
+    light = rng.uniform(0.75, 1.25)
+    seen = washed * light + rng.uniform(0.0, 0.12)
+    opacity = mix(strength, 0.35, 1.0)
     wet = overlay(clear, spots * opacity, seen, "alpha")
-    return to_bytes(wet * (1.0 - np.float32(rng.uniform(0.0, 1.2)) * opacity * rim[..., None]))
+    return to_bytes(wet * (1.0 - rng.uniform(0.0, 1.2) * opacity * rim[..., None]))
 
 
 def trails(image: Image, rng: np.random.Generator, strength: float) -> Image:
@@ -110,7 +110,7 @@ def trails(image: Image, rng: np.random.Generator, strength: float) -> Image:
         cv2.ellipse(canvas, (x_end, y_end), head, 0, 0, 360, 255, -1, cv2.LINE_AA, _SUBPIXEL)
     water = soften(to_float(canvas), 1.2 * scale)
     mask = np.clip(1.6 * water, 0.0, 1.0)
-    return _look_through(image, water * np.float32(6.0 * scale), mask, rng, strength, reach=10.0 * scale)
+    return _look_through(image, water * (6.0 * scale), mask, rng, strength, reach=10.0 * scale)
 
 
 def caps(image: Image, rng: np.random.Generator, strength: float) -> Image:
@@ -125,7 +125,7 @@ def caps(image: Image, rng: np.random.Generator, strength: float) -> Image:
     columns, rows = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
     mask = np.zeros((height, width), np.float32)
     loss = np.ones((height, width), np.float32)
-    distance = np.float32(rng.uniform(3.0, 8.0))  # of the scene, in radii of a drop
+    distance = rng.uniform(3.0, 8.0)  # of the scene, in radii of a drop
     for _ in range(1 + rng.poisson(ratio(strength, 4.0, 36.0))):
         radius = rng.lognormal(math.log(mix(strength, 4.0, 9.0)), 0.45) * scale
         x, y, squeeze, flat = (
@@ -137,24 +137,24 @@ def caps(image: Image, rng: np.random.Generator, strength: float) -> Image:
         reach = math.ceil(radius * 1.3) + 2
         left, top = max(int(x) - reach, 0), max(int(y) - reach, 0)
         window = np.s_[top : int(y) + reach + 1, left : int(x) + reach + 1]
-        dx = (_coordinates(window, width) - np.float32(x)) / np.float32(radius)
-        dy = (_coordinates(window[::-1], height).T - np.float32(y)) / np.float32(radius * squeeze)
+        dx = (_coordinates(window, width) - x) / radius
+        dy = (_coordinates(window[::-1], height).T - y) / (radius * squeeze)
         from_centre = np.hypot(dx, dy)
 
         # The angle of incidence at the cap, the refracted one inside, and where that ray meets the scene.
-        incidence = np.arcsin(np.clip(from_centre * np.float32(flat), 0.0, 0.999))
-        bend = incidence - np.arcsin(np.sin(incidence) / np.float32(_WATER))
-        ray = np.tan(np.clip(np.float32(2.6) * bend, 0.0, 1.45)) * distance * np.float32(radius)
-        inside = np.clip((1.0 - from_centre) * np.float32(radius / max(1.2 * scale, 1.0)) + 0.5, 0.0, 1.0)
+        incidence = np.arcsin(np.clip(from_centre * flat, 0.0, 0.999))
+        bend = incidence - np.arcsin(np.sin(incidence) / _WATER)
+        ray = np.tan(np.clip(2.6 * bend, 0.0, 1.45)) * distance * radius
+        inside = np.clip((1.0 - from_centre) * (radius / max(1.2 * scale, 1.0)) + 0.5, 0.0, 1.0)
         covers = inside > mask[window]
-        unit_x, unit_y = dx / (from_centre + np.float32(1e-4)), dy / (from_centre + np.float32(1e-4))
+        unit_x, unit_y = dx / (from_centre + 1e-4), dy / (from_centre + 1e-4)
         columns[window] = np.where(covers, x - unit_x * ray, columns[window])
         rows[window] = np.where(covers, y - unit_y * ray, rows[window])
         loss[window] = np.where(covers, 1.0 - 0.6 * np.clip(from_centre, 0.0, 1.0) ** 6, loss[window])
         mask[window] = np.maximum(mask[window], inside)
     near = soften(clear, 1.2 * scale)
     seen = cv2.remap(near, columns, rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT) * loss[..., None]
-    opacity = np.float32(mix(strength, 0.4, 1.0))
+    opacity = mix(strength, 0.4, 1.0)
     return to_bytes(overlay(clear, soften(mask, 0.6 * scale) * opacity, seen, "alpha"))
 
 
@@ -182,7 +182,7 @@ def _look_through(
 
     # A convex surface shows the scene upside down: the source lies down the slope's other side.
     slope_y, slope_x = np.gradient(heights) if min(height, width) > 1 else (heights * 0, heights * 0)
-    push = np.float32(rng.uniform(1.0, 2.5) * reach)
+    push = rng.uniform(1.0, 2.5) * reach
     columns, rows = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
     columns += push * np.clip(slope_x, -1.5, 1.5)
     rows += push * np.clip(slope_y, -1.5, 1.5)
@@ -190,10 +190,10 @@ def _look_through(
     seen = cv2.remap(lens, columns, rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
 
     # The sky is bright, so the lower part of a drop is, too; and now and then a lamp glints in it.
-    shade = np.float32(rng.uniform(0.05, 0.3)) * np.clip(-slope_y, -1.0, 1.0)
+    shade = rng.uniform(0.05, 0.3) * np.clip(-slope_y, -1.0, 1.0)
     seen = seen * (1.0 + shade[..., None])
     if rng.random() < 0.5:
-        glint = np.clip((slope_y + slope_x) * np.float32(1.2) - np.float32(0.9), 0.0, 1.0)
-        seen = overlay(seen, soften(glint, 0.5 * scale) * np.float32(0.8), pale_colour(rng, 0.9, 1.0), "alpha")
-    opacity = np.float32(mix(strength, 0.4, 1.0))
+        glint = np.clip((slope_y + slope_x) * 1.2 - 0.9, 0.0, 1.0)
+        seen = overlay(seen, soften(glint, 0.5 * scale) * 0.8, pale_colour(rng, 0.9, 1.0), "alpha")
+    opacity = mix(strength, 0.4, 1.0)
     return to_bytes(overlay(clear, soften(mask, rng.uniform(0.3, 1.2) * scale) * opacity, seen, "alpha"))

@@ -42,7 +42,7 @@ def discs(image: Image, rng: np.random.Generator, strength: float) -> Image:
         for (x, y, r), grey in zip(rows, greys, strict=True):
             cv2.circle(canvas, (x, y), r, grey, -1, cv2.LINE_AA, _SUBPIXEL)
         mask = soften(to_float(canvas), sigma * rng.uniform(0.6, 1.5) * scale)
-        opacity = np.float32(min(cover * mix(strength, 0.25, 1.05), 1.0))
+        opacity = min(cover * mix(strength, 0.25, 1.05), 1.0)
         falling = overlay(falling, mask * opacity, colour, "alpha")
     return to_bytes(_veiled(falling, rng, strength))
 
@@ -69,7 +69,7 @@ def smeared(image: Image, rng: np.random.Generator, strength: float) -> Image:
     canvas = np.zeros((height, width), np.uint8)
     for path, thickness, grey in zip(points, thicknesses, greys, strict=True):
         cv2.polylines(canvas, [path], False, grey, thickness, cv2.LINE_AA, _SUBPIXEL)
-    mask = soften(to_float(canvas), rng.uniform(0.6, 1.5) * scale) * np.float32(mix(strength, 0.14, 0.9))
+    mask = soften(to_float(canvas), rng.uniform(0.6, 1.5) * scale) * mix(strength, 0.14, 0.9)
     falling = overlay(to_float(image), mask, pale_colour(rng, 0.8, 1.0), "add")
     return to_bytes(_veiled(falling, rng, strength))
 
@@ -87,10 +87,10 @@ def clumps(image: Image, rng: np.random.Generator, strength: float) -> Image:
         noise = cv2.GaussianBlur(
             noise, (0, 0), 0.3, sigmaY=grain * rng.uniform(0.3, 1.0), borderType=cv2.BORDER_REFLECT
         )
-        noise /= np.float32(noise.std() + 1e-6)
+        noise /= noise.std() + 1e-6
         level = mix(strength, 2.9, 1.75) + rng.uniform(-0.1, 0.1)
-        mask = np.clip((noise - np.float32(level)) * np.float32(rng.uniform(1.2, 3.5)), 0.0, 1.0)
-        falling = overlay(falling, mask * np.float32(mix(strength, 0.25, 0.95)), colour, "alpha")
+        mask = np.clip((noise - level) * rng.uniform(1.2, 3.5), 0.0, 1.0)
+        falling = overlay(falling, mask * mix(strength, 0.25, 0.95), colour, "alpha")
     return to_bytes(_veiled(falling, rng, strength))
 
 
@@ -116,9 +116,9 @@ def polygons(image: Image, rng: np.random.Generator, strength: float) -> Image:
         for outline in outlines[group == index]:
             cv2.fillPoly(canvas, [outline], int(rng.integers(120, 256)), cv2.LINE_AA, _SUBPIXEL)
         light = np.maximum(light, soften(to_float(canvas), sigma * scale))
-    mask = light * np.float32(mix(strength, 0.12, 0.95))
+    mask = light * mix(strength, 0.12, 0.95)
     falling = overlay(to_float(image), mask, pale_colour(rng, 0.85, 1.0), "screen")
-    upward = np.linspace(1.0, 0.2, height, dtype=np.float32)[:, None] * np.float32(mix(strength, 0.0, 0.25))
+    upward = np.linspace(1.0, 0.2, height, dtype=np.float32)[:, None] * mix(strength, 0.0, 0.25)
     return to_bytes(overlay(falling, np.broadcast_to(upward, (height, width)), pale_colour(rng, 0.75, 0.95), "alpha"))
 
 
@@ -127,5 +127,5 @@ def _veiled(image: Field, rng: np.random.Generator, strength: float) -> Field:
     if rng.random() < 0.5:
         return image
     height, width = image.shape[:2]
-    veil = np.float32(rng.uniform(0.0, mix(strength, 0.02, 0.3))) * (0.5 + smooth_field(height, width, 2, rng))
+    veil = rng.uniform(0.0, mix(strength, 0.02, 0.3)) * (0.5 + smooth_field(height, width, 2, rng))
     return overlay(image, np.clip(veil, 0.0, 1.0), pale_colour(rng, 0.75, 1.0), "alpha")
