@@ -20,7 +20,9 @@ from pathlib import Path
 import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
-LIBRARIES = [f"diffrestorer.training.{name}" for name in ("mini_base", "baseline", "decoder_stage", "stage1", "student")]
+LIBRARIES = [
+    f"diffrestorer.training.{name}" for name in ("mini_base", "baseline", "decoder_stage", "stage1", "student")
+]
 
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(LIBRARIES)
