@@ -147,7 +147,7 @@ def describe_status(watched: Watched, killed: bool) -> str:
     """Return what a wrong exit status means."""
     if killed:
         return f"it ended with status {watched.status} before it could be killed"
-    if watched.status == -signal.SIGKILL or watched.status == 137:
+    if watched.status in (-signal.SIGKILL, 137):
         return "it was killed from outside (status SIGKILL): the system was out of memory, most likely"
     return f"exit status {watched.status}"
 

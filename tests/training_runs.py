@@ -20,9 +20,8 @@ from pathlib import Path
 import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
-LIBRARIES = [
-    f"diffrestorer.training.{name}" for name in ("mini_base", "baseline", "decoder_stage", "stage1", "student")
-]
+STAGES = ("mini_base", "baseline", "decoder_stage", "stage1", "student")
+LIBRARIES = [f"diffrestorer.training.{stage}" for stage in STAGES]
 
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(LIBRARIES)

@@ -118,12 +118,9 @@ def differences(config: Any, path: Path, ignore: Sequence[str]) -> list[str]:
     saved: Any = OmegaConf.to_container(OmegaConf.merge(defaults, OmegaConf.load(path)))
     given: Any = OmegaConf.to_container(OmegaConf.structured(config))
 
-    changed = []
     old, new = dict(flatten(saved)), dict(flatten(given))
-    for key in sorted({*old, *new}):
-        if old.get(key) != new.get(key) and not key.startswith(tuple(ignore)):
-            changed.append(f"{key}: {old.get(key)} -> {new.get(key)}")
-    return changed
+    compared = [key for key in sorted({*old, *new}) if not key.startswith(tuple(ignore))]
+    return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in compared if old.get(key) != new.get(key)]
 
 
 def git_commit() -> str | None:
@@ -327,8 +324,8 @@ def _instantiate(node: Any, hint: Any = None) -> Any:
 def _settle_classes(config: Any) -> None:
     """Check `data.classes` and `data.degradations`, and name the degradations that null stands for.
 
-    A stage that goes on from another one takes the classes from that one's model (`training.model_classes`), which is not
-    read here.
+    A stage that goes on from another one takes the classes from that one's model (`training.model_classes`), which is
+    not read here.
     """
     data = getattr(config, "data", None)
     if not isinstance(data, DataConfig):

@@ -113,7 +113,8 @@ class ImageEncoder(ModelMixin, ConfigMixin):
         """
         tower = getattr(self.visual, "transformer", None)
         indices = 4 if tower is None else [len(tower.resblocks) * quarter // 4 - 1 for quarter in range(1, 5)]
-        found = self.visual.forward_intermediates(
+        visual: Any = self.visual
+        found = visual.forward_intermediates(
             self.prepare(images), indices=indices, intermediates_only=True, output_fmt="NCHW"
         )
         return found["image_intermediates"]

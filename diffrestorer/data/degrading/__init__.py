@@ -1,0 +1,1 @@
+"""The models of each degradation, a module per class: see `diffrestorer.data.synthesis`."""

@@ -1,6 +1,7 @@
 """Compression: JPEG of two encoders, once or twice, on the grid of another size; held out: other quantisers."""
 
 import io
+from typing import Any
 
 import cv2
 import numpy as np
@@ -26,7 +27,7 @@ def opencv(image: Image, rng: np.random.Generator, strength: float) -> Image:
 
 def pillow(image: Image, rng: np.random.Generator, strength: float) -> Image:
     """Compress once with Pillow's encoder and quantisation tables as photo software brings its own."""
-    shape = JpegPresets.presets[_SOFTWARE[rng.integers(len(_SOFTWARE))]]["quantization"]
+    shape: Any = JpegPresets.presets[_SOFTWARE[rng.integers(len(_SOFTWARE))]]["quantization"]
     luma, chroma = (np.array(table, np.float64) for table in shape)
     factor = ratio(strength, 9.0, 200.0) / luma.mean()
     tables = [np.clip(np.rint(table * factor), 1, 255).astype(int).tolist() for table in (luma, chroma)]

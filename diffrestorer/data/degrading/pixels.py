@@ -5,6 +5,7 @@ Images are uint8 sRGB arrays (h, w, 3) at the boundary of a model, float32 in [0
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from diffrestorer.config.synthesis_ranges import REFERENCE_SIDE, IntRange, Range
 
 Image = NDArray[np.uint8]
-Field = NDArray[np.float32]
+Field = NDArray[np.floating[Any]]
 
 _SRGB = np.linspace(0.0, 1.0, 256)
 TO_LINEAR = np.where(_SRGB <= 0.04045, _SRGB / 12.92, ((_SRGB + 0.055) / 1.055) ** 2.4).astype(np.float32)

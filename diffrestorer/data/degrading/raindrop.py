@@ -4,6 +4,7 @@ A drop is a height field over the window: its slope displaces the scene, which i
 """
 
 import math
+from typing import Any
 
 import cv2
 import numpy as np
@@ -181,7 +182,8 @@ def _look_through(
     clear = to_float(image)
 
     # A convex surface shows the scene upside down: the source lies down the slope's other side.
-    slope_y, slope_x = np.gradient(heights) if min(height, width) > 1 else (heights * 0, heights * 0)
+    slopes: Any = np.gradient(heights) if min(height, width) > 1 else (heights * 0, heights * 0)
+    slope_y, slope_x = slopes
     push = rng.uniform(1.0, 2.5) * reach
     columns, rows = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
     columns += push * np.clip(slope_x, -1.5, 1.5)
