@@ -71,12 +71,15 @@ def applies(ablation: str, schema: type) -> bool:
 
 
 def combinations() -> list[tuple[str, tuple[str, ...]]]:
-    """Every root file with every choice of its groups; `hardware`, which touches nothing the others do, by itself."""
+    """Every root file with every choice of its groups, each beside every model or method that the root knows."""
     found: list[tuple[str, tuple[str, ...]]] = []
     for root in SCHEMAS:
         choices = {group: [f"{group}={name}" for name in names] for group, names in groups_of(root).items()}
         found.extend((root, (line,)) for line in choices.pop("hardware", []))
-        found.extend((root, chosen) for chosen in product(*choices.values()))
+        networks = choices.pop("model", None) or choices.pop("method", None) or []
+        found.extend((root, (line,)) for line in networks)
+        for others in choices.values():
+            found.extend((root, chosen) for chosen in product(networks, others))
     return found
 
 
@@ -434,6 +437,7 @@ def test_constructor_arguments_are_those_of_the_classes() -> None:
         assert set(found["network"][1]) == set(cls._get_init_keys(cls)) - {"self"}, method
     for name in ("vae", "image_encoder", "prompt_processor", "unet", "control_encoder"):
         for cls in COMPONENTS[name]:
+            found = constructor_arguments({"model": {f"{name}_class": cls.__name__}})
             assert set(found[f"model.{name}"][1]) == set(cls._get_init_keys(cls)) - {"self"}, name
 
 
@@ -443,11 +447,12 @@ def test_every_constructor_argument_can_be_set() -> None:
 
     from diffrestorer.models.components import COMPONENTS
 
+    classes = {f"{name}_class": known[0].__name__ for name, known in COMPONENTS.items()}
     expected = {}
     for name in ("vae", "image_encoder", "prompt_processor", "unet", "control_encoder", "scheduler"):
         cls = DDPMScheduler if name == "scheduler" else COMPONENTS[name][0]
         defaults = inspect.signature(cls.__init__).parameters
-        for argument in constructor_arguments({})[f"model.{name}"][1]:
+        for argument in constructor_arguments({"model": classes})[f"model.{name}"][1]:
             default = defaults[argument].default
             if default is not inspect.Parameter.empty:
                 expected[f"{name}.{argument}"] = list(default) if isinstance(default, tuple) else default

@@ -5,6 +5,7 @@ The arguments of a class are read from its source code: importing diffusers or o
 
 import ast
 import functools
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -108,8 +109,9 @@ def _select(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 
 def _class_name(path: str, values: Mapping[str, Any]) -> str:
-    method = str(values.get("method", "")).replace("_", "")
-    return path.split(":")[1].format(**{**_select(values, "model"), "method": method})
+    named = defaultdict(str, _select(values, "model"))
+    named["method"] = str(values.get("method", "")).replace("_", "")
+    return path.split(":")[1].format_map(named)
 
 
 @functools.cache
