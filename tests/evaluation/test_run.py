@@ -17,12 +17,12 @@ from diffrestorer.config.degradations import DEGRADATIONS, MIXTURES
 from diffrestorer.evaluation.methods import Method
 from diffrestorer.evaluation.report.sentences import summary_sentences
 from diffrestorer.evaluation.report.table_text import markdown
-from diffrestorer.evaluation.report.tables import build_tables
+from diffrestorer.evaluation.report.tables import Standings, build_tables, find_standings, table_rows
 from diffrestorer.evaluation.restoring import runners
 from diffrestorer.evaluation.restoring.outputs import made_by
 from diffrestorer.evaluation.run import evaluate
-from diffrestorer.evaluation.scoring.metrics import METRICS
-from diffrestorer.evaluation.scoring.scores import Summary, nan_counts
+from diffrestorer.evaluation.scoring.metrics import METRICS, Metric
+from diffrestorer.evaluation.scoring.scores import Score, Summary, nan_counts, summarise
 from diffrestorer.inference import tiling
 from diffrestorer.models.components import save_component
 
@@ -130,20 +130,23 @@ def test_the_contact_sheet_has_a_row_a_degradation(finished: Path) -> None:
         assert sheet.width > 4 * 192
 
 
-def made_up(values: dict[str, dict[str, float]]) -> list[Summary]:
-    return [
-        Summary("demo", degradation, method, 1, {"psnr": value, "nlpd": -value}, {"psnr": 1} if value != value else {})
+def made_up(values: dict[str, dict[str, float]], metrics: list[Metric]) -> tuple[list[Summary], Standings]:
+    """Ten equal images of each degradation."""
+    scores = [
+        Score("demo", degradation, f"{image}", method, {"psnr": value, "nlpd": -value})
         for degradation, methods in values.items()
         for method, value in methods.items()
+        for image in range(10)
     ]
+    return summarise(scores, metrics, {}, {}), find_standings(scores, metrics, table_rows(list(values)))
 
 
 def test_best_and_sentences_come_from_the_data() -> None:
     metrics = [METRICS["psnr"], METRICS["nlpd"]]
     methods = [Method("degraded", "degraded"), Method("diff_restorer", "model")]
     better, worse = {"degraded": 20.0, "diff_restorer": 25.0}, {"degraded": 20.0, "diff_restorer": 15.0}
-    summaries = made_up({"noise": better, "haze": better, "snow": worse, "blur+noise": better})
-    tables = build_tables(summaries, metrics, methods)
+    found = made_up({"noise": better, "haze": better, "snow": worse, "blur+noise": better}, metrics)
+    tables = build_tables(found[0], metrics, methods, found[1])
     groups = [row for row in tables[0].rows if row.group]
     assert [row.label for row in groups] == ["mean of single degradations", "mean of mixtures"]
     assert groups[0].cells["diff_restorer"].mean == pytest.approx(65 / 3)
@@ -159,15 +162,14 @@ def test_best_and_sentences_come_from_the_data() -> None:
 
 def test_nan_is_counted_and_not_averaged_away() -> None:
     methods = [Method("degraded", "degraded"), Method("diff_restorer", "model")]
-    summaries = made_up({
-        "noise": {"degraded": 20.0, "diff_restorer": math.nan}, "haze": {"degraded": 20.0, "diff_restorer": 25.0}
-    })  # fmt: skip
-    tables = build_tables(summaries, [METRICS["psnr"]], methods)
+    values = {"noise": {"degraded": 20.0, "diff_restorer": math.nan}, "haze": {"degraded": 20.0, "diff_restorer": 25.0}}
+    summaries, standings = made_up(values, [METRICS["psnr"]])
+    tables = build_tables(summaries, [METRICS["psnr"]], methods, standings)
     noise, _, group = tables[0].rows
     assert math.isnan(group.cells["diff_restorer"].mean or 0.0)
     assert [noise.cells[method.name].best for method in methods] == [False, False]
     sentences = summary_sentences(tables, nan_counts(summaries))
-    assert "PSNR is undefined (NaN) for 1 outputs" in sentences[-1]
+    assert "PSNR is undefined (NaN) for 10 outputs" in sentences[-1]
     assert "in PSNR on 1 of 2 single degradations" in sentences[0]
 
 
