@@ -17,6 +17,8 @@ class EvaluateConfig:
 
     output_dir: str = "outputs/evaluate"
     seed: int = 0
+    seeds: int = 1
+    """Runs of every sampled method, with seed, seed + 1, ...: pooled by image, their spread beside the mean."""
     suite: str = "demo"
     method: list[str] = field(default_factory=list)
     """Names, or NAME=FOLDER of a model or of outputs made elsewhere; empty: what the suite is about."""
