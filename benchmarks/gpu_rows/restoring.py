@@ -153,7 +153,7 @@ def evaluation(session: Session, report: Report) -> None:
     images = session.images(4, 8)
 
     def run(number: int) -> torch.Tensor:
-        return runner.restore(images, [method])[method.name].images
+        return runner.restore(images, [f"{index}" for index in range(len(images))], [method])[method.name].images
 
     restored = {}
     for name in ("float32", "tf32", "bfloat16"):

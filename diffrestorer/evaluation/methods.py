@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -29,6 +29,9 @@ BASELINES: dict[str, str] = {
 }
 """Name -> title in Table I of the compared methods, in its order. Each needs the folder it was trained into."""
 
+SAMPLED_BASELINES = ("da_clip",)
+"""The compared methods that start from noise."""
+
 
 @dataclass(frozen=True)
 class Method:
@@ -39,6 +42,7 @@ class Method:
         kind: `degraded` (the input is the output), `model` or `baseline` (we restore), `outputs` (a folder, copied).
         source: what DiffRestorerPipeline.from_pretrained or load_baseline loads, or the folder of outputs.
         decoder: of a model: the refined one, the plain one of the VAE, or OpenAI's Consistency Decoder.
+        seed_offset: added to the seed of the run: 0, or k for the run `NAME@k` of a sampled method.
         reason: why it can't be run; its rows say so. Empty where it can.
     """
 
@@ -47,12 +51,23 @@ class Method:
     source: str = ""
     decoder: Decoder = "refined"
     reason: str = ""
+    seed_offset: int = 0
 
     @property
     def title(self) -> str:
         """The name for people."""
         ablated = {name: ablation.title for name, ablation in ABLATIONS.items()}
         return {**BUILT_IN, **BASELINES, **ablated}.get(self.name, self.name)
+
+    @property
+    def base(self) -> str:
+        """The method that a run `NAME@RUN` belongs to: its scores are pooled with NAME's."""
+        return self.name.partition("@")[0]
+
+    @property
+    def sampled(self) -> bool:
+        """Whether its outputs depend on the seed."""
+        return self.kind == "model" or self.base in SAMPLED_BASELINES
 
     def output(self, item: Item, output_dir: Path) -> Path:
         """The PNG file that is scored."""
@@ -66,6 +81,7 @@ def parse_methods(config: EvaluateConfig) -> list[Method]:
     `train_baseline.py` trained (or a file with its authors' weights), or outputs made elsewhere as
     DEGRADATION/IMAGE.png. A model under a name that ends in `_sd` uses the VAE's own decoder. A baseline or an ablation
     without a folder is looked for in `config.trained`/NAME; `all` keeps those that are not there, with the reason.
+    `NAME@RUN=FOLDER` is another run of NAME, pooled with it; `config.seeds` adds runs of every sampled method.
 
     Raises:
         ValueError: an unknown or doubled name, or a folder that is none of these.
@@ -81,7 +97,16 @@ def parse_methods(config: EvaluateConfig) -> list[Method]:
             raise ValueError(f"method={entry}: {method.reason}")
         methods.append(method)
 
+    # Further seeds are further runs.
+    for method in list(methods):
+        if method.sampled and not method.reason and method.name == method.base:
+            for offset in range(1, config.seeds):
+                methods.append(replace(method, name=f"{method.name}@{offset}", seed_offset=offset))
+
     names = [method.name for method in methods]
+    alone = [method.name for method in methods if method.base not in names]
+    if alone:
+        raise ValueError(f"method names {alone[0]} and no {alone[0].partition('@')[0]}: one run has the plain name")
     doubled = [name for name in names if names.count(name) > 1]
     if doubled:
         raise ValueError(f"method names {doubled[0]} twice")
@@ -109,7 +134,7 @@ def _parse(entry: str, model: str, trained: str) -> Method:
         return _named(name, model, Path(trained), decoder)
 
     # The name becomes a folder's.
-    if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", name) or name in ("degraded", "all", "clean"):
+    if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*(@[\w.+-]+)?", name) or name in ("degraded", "all", "clean"):
         raise ValueError(f"method={entry}: {name!r} can't be the name of a method; letters, digits and _.+- can")
 
     # The folder's content shows what it is.

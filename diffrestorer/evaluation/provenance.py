@@ -53,6 +53,17 @@ def made_with(
     }
 
 
+def join_runs(known: dict[str, str] | None, run: dict[str, str]) -> dict[str, str]:
+    """Add what a further run of a method depends on: where runs differ, as in their seeds, all values are kept."""
+    if known is None:
+        return run
+    joined = {}
+    for key, value in run.items():
+        values = known[key].split(" | ")
+        joined[key] = known[key] if value in values else " | ".join([*values, value])
+    return joined
+
+
 def write_run(
     path: Path,
     config: EvaluateConfig,
@@ -74,6 +85,7 @@ def write_run(
         "images": {task: len(found.suite.of(task)) for task in found.suite.degradations},
         "not_prepared": found.suite.missing,
         "seed": config.seed,
+        "seeds": config.seeds,
         "steps": config.steps,
         "dtype": config.dtype,
         "batch_size": config.batch_size,

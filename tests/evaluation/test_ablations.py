@@ -97,7 +97,7 @@ def test_the_consistency_decoder_reads_the_same_latents(
     method, plain = Method("consistency_decoder", "model", model, "consistency"), Method("x", "model", model)
     runner = PipelineRunner([method, plain], Sampling(steps=1, consistency_decoder=str(decoder)), torch.device("cpu"))
     lq = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    both, single = runner.restore(lq, [method, plain]), runner.restore(lq[1:], [method])
+    both, single = runner.restore(lq, ["one", "two"], [method, plain]), runner.restore(lq[1:], ["two"], [method])
     assert both[method.name].images.shape == lq.shape
     torch.testing.assert_close(both[method.name].images[1:], single[method.name].images, atol=1e-4, rtol=0)
     assert (both[method.name].images - both["x"].images).abs().mean() > 1e-3

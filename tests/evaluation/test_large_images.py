@@ -115,8 +115,9 @@ def test_the_runner_takes_large_images_one_by_one(tmp_path: Path, monkeypatch: p
     method = Method("restormer", "baseline", str(tmp_path / "restormer"))
     runner = open_runner([method], Sampling(), torch.device("cpu"))
     lq = torch.cat([image(97, 80), image(97, 80, seed=1)])
+    names = ["one", "two"]
     expected: Sequence[Tensor] = [model.restore(row, run=by_tiles(64, model.multiple)) for row in lq.split(1)]
-    assert torch.equal(runner.restore(lq, [method])["restormer"].images, torch.cat(list(expected)))
+    assert torch.equal(runner.restore(lq, names, [method])["restormer"].images, torch.cat(list(expected)))
     assert not torch.allclose(torch.cat(list(expected)), model.restore(lq), atol=1e-4), "its attention sees a tile"
     small = lq[..., :64, :64]
-    assert torch.equal(runner.restore(small, [method])["restormer"].images, model.restore(small))
+    assert torch.equal(runner.restore(small, names, [method])["restormer"].images, model.restore(small))

@@ -11,7 +11,9 @@ from diffrestorer.evaluation.methods import BASELINES, Method
 from diffrestorer.evaluation.report.comparison import Cell, compare, ranks
 from diffrestorer.evaluation.report.export import as_csv, as_latex, as_markdown
 from diffrestorer.evaluation.report.paper import FOLDER, PAPER_TABLES
-from diffrestorer.evaluation.scoring.scores import NO_REFERENCE, Summary, csv_text
+from diffrestorer.evaluation.report.tables import find_standings
+from diffrestorer.evaluation.scoring.metrics import METRICS
+from diffrestorer.evaluation.scoring.scores import NO_REFERENCE, Score, Summary, csv_text
 from diffrestorer.evaluation.suites import AVERAGED, SUITES
 
 TABLE_I = PAPER_TABLES[0]
@@ -48,7 +50,7 @@ def test_ranks() -> None:
 
 def test_the_papers_marks_follow_from_its_numbers() -> None:
     """Haze, FID: DA-CLIP 4.17, then PromptIR 8.64. No clean image of RTTS: no ranks in FID, LPIPS, DISTS."""
-    comparison = compare(TABLE_I, [], [], SUITES["all"], [])
+    comparison = compare(TABLE_I, [], [], SUITES["all"], [], {})
     marks = {
         (task, line.method, metric): cell.paper_rank
         for task, block in comparison.blocks.items()
@@ -76,7 +78,10 @@ def test_ours_stands_beside_the_paper() -> None:
         summary("snow+noise", "degraded", lpips=0.5, niqe=9.0),
         summary("snow+noise", "diff_restorer", lpips=0.1535, niqe=math.nan),
     ]
-    comparison = compare(TABLE_I, summaries, METHODS, SUITES["mixed"], ["open photos"])
+    values = {"degraded": 0.5, "diff_restorer": 0.1535}
+    scores = [Score("mixed", "snow+noise", f"{i}", name, {"lpips": v}) for name, v in values.items() for i in range(8)]
+    standings = find_standings(scores, [METRICS["lpips"]], {"snow+noise": ["snow+noise"]})
+    comparison = compare(TABLE_I, summaries, METHODS, SUITES["mixed"], ["open photos"], standings)
     assert list(comparison.blocks) == list(SUITES["mixed"])
     lines = {line.method: line for line in comparison.blocks["snow+noise"]}
     cell = lines["diff_restorer"].cells["lpips"]
@@ -91,13 +96,18 @@ def test_ours_stands_beside_the_paper() -> None:
     row = table["snow+noise", "diff_restorer"]
     assert (row["n"], row["lpips"], row["lpips_paper"], row["lpips_rank"]) == ("5", "0.153500", "0.143500", "1")
     assert (row["weights"], row["git_commit"]) == ("abc", "def")
+    assert (row["lpips_leads"], row["lpips_to_best"], row["fid_leads"]) == ("1", "", "")
+    assert float(row["lpips_to_input_high"]) == pytest.approx(-0.3465)
+    other = table["snow+noise", "degraded"]
+    assert other["lpips_leads"] == "0"
+    assert float(other["lpips_to_best_p"]) == pytest.approx(2 / 2**8, abs=1e-6)
     assert table["snow+noise", "airnet"]["fid_paper"] == ""
     assert "illegible" in table["snow+noise", "airnet"]["note"]
 
 
 def test_latex_is_balanced() -> None:
     text = as_latex(
-        compare(TABLE_I, [summary("snow+noise", "degraded", lpips=0.5)], METHODS, SUITES["mixed"], ["50%_"])
+        compare(TABLE_I, [summary("snow+noise", "degraded", lpips=0.5)], METHODS, SUITES["mixed"], ["50%_"], {})
     )
     assert text.count("{") == text.count("}")
     rows = [line for line in text.splitlines() if line.startswith(("AirNet", "degraded", "Ours"))]
@@ -111,7 +121,8 @@ def test_averages_are_over_the_papers_five_tasks() -> None:
     values = dict(zip(AVERAGED, (1.0, 2.0, 3.0, 4.0, 6.0), strict=True))
     summaries = [summary(task, "diff_restorer", fid=value, niqe=value) for task, value in values.items()]
     summaries[0] = summary("low_light", "diff_restorer", fid=1.0)
-    comparison = compare(PAPER_TABLES[1], [*summaries, summary("noise", "diff_restorer", fid=99.0)], METHODS, (), [])
+    summaries.append(summary("noise", "diff_restorer", fid=99.0))
+    comparison = compare(PAPER_TABLES[1], summaries, METHODS, (), [], {})
     assert [line.method for line in comparison.lines] == ["no_semantic", "no_degradation", *(m.name for m in OURS)]
     cells = {line.method: line for line in comparison.lines}["diff_restorer"].cells
     assert cells["fid"].ours == pytest.approx(16 / 5)
@@ -122,7 +133,7 @@ def test_averages_are_over_the_papers_five_tasks() -> None:
 
 def test_an_average_over_fewer_tasks_is_not_compared() -> None:
     summaries = [summary(task, "diff_restorer", fid=2.0) for task in AVERAGED if task != "real_snow"]
-    comparison = compare(PAPER_TABLES[1], summaries, METHODS, (), [])
+    comparison = compare(PAPER_TABLES[1], summaries, METHODS, (), [], {})
     cell = comparison.lines[-1].cells["fid"]
     assert (cell.ours, cell.paper, cell.difference) == (2.0, 34.23, None)
     assert "the paper's are over real_snow too" in comparison.notes[0]
@@ -130,7 +141,7 @@ def test_an_average_over_fewer_tasks_is_not_compared() -> None:
 
 def test_no_clean_image_is_a_dash() -> None:
     real = Summary("real", "real_haze", "diff_restorer", 5, {"niqe": 4.0}, reasons={"fid": NO_REFERENCE})
-    line = compare(TABLE_I, [real], METHODS, ("real_haze",), []).lines[-2]
+    line = compare(TABLE_I, [real], METHODS, ("real_haze",), [], {}).lines[-2]
     assert line.method == "diff_restorer"
     assert line.cells["fid"] == Cell(None, None, mark="–")
     assert line.cells["niqe"].difference == pytest.approx(4.0 - 4.27)

@@ -89,6 +89,29 @@ def test_a_column_sorts_up_and_down(page: Browser) -> None:
     assert labels == ["mean of mixtures"], "means stay below"
 
 
+def test_a_number_shows_its_interval_when_pointed_at_or_tapped(page: Browser) -> None:
+    cell = ".tables td[data-hint]:nth-child(3)"
+    page.click(cell)
+    assert page.run("!document.getElementById('hint').hidden")
+    text = page.run("document.getElementById('hint').textContent")
+    assert re.match(r"2 images, median [\d.]+, worst [\d.]+ \(.*\)\nharmed \d+% of them\nto the input [+-]", text), text
+    assert re.search(r"\[[+-][\d.]+, [+-][\d.]+\], p = ", text)
+    page.click("h1")
+    assert page.run("document.getElementById('hint').hidden")
+
+
+def test_the_page_fits_a_phone(page: Browser) -> None:
+    """390 pixels wide: nothing sticks out but what scrolls by itself, and pictures come before tables."""
+    page.call("Emulation.setDeviceMetricsOverride", width=390, height=844, deviceScaleFactor=2, mobile=True)
+    try:
+        assert page.run("document.documentElement.scrollWidth") == 390
+        top = page.run("document.querySelector('figure').getBoundingClientRect().top + scrollY")
+        assert top < 844, "the first picture is on the first screen"
+        assert top < page.run("document.querySelector('.tables').getBoundingClientRect().top + scrollY")
+    finally:
+        page.call("Emulation.clearDeviceMetricsOverride")
+
+
 def test_all_scores_sort_and_filter(page: Browser) -> None:
     rows = "[...document.querySelectorAll('#scores tbody tr')].map((row) => [...row.cells].map((c) => c.textContent))"
     page.run("document.getElementById('scores').open = true")

@@ -17,12 +17,12 @@ from diffrestorer.config.degradations import DEGRADATIONS, MIXTURES
 from diffrestorer.evaluation.methods import Method
 from diffrestorer.evaluation.report.sentences import summary_sentences
 from diffrestorer.evaluation.report.table_text import markdown
-from diffrestorer.evaluation.report.tables import build_tables
+from diffrestorer.evaluation.report.tables import Standings, build_tables, find_standings, table_rows
 from diffrestorer.evaluation.restoring import runners
 from diffrestorer.evaluation.restoring.outputs import made_by
 from diffrestorer.evaluation.run import evaluate
-from diffrestorer.evaluation.scoring.metrics import METRICS
-from diffrestorer.evaluation.scoring.scores import Summary, nan_counts
+from diffrestorer.evaluation.scoring.metrics import METRICS, Metric
+from diffrestorer.evaluation.scoring.scores import Score, Summary, nan_counts, summarise
 from diffrestorer.inference import tiling
 from diffrestorer.models.components import save_component
 
@@ -130,20 +130,23 @@ def test_the_contact_sheet_has_a_row_a_degradation(finished: Path) -> None:
         assert sheet.width > 4 * 192
 
 
-def made_up(values: dict[str, dict[str, float]]) -> list[Summary]:
-    return [
-        Summary("demo", degradation, method, 1, {"psnr": value, "nlpd": -value}, {"psnr": 1} if value != value else {})
+def made_up(values: dict[str, dict[str, float]], metrics: list[Metric]) -> tuple[list[Summary], Standings]:
+    """Ten equal images of each degradation."""
+    scores = [
+        Score("demo", degradation, f"{image}", method, {"psnr": value, "nlpd": -value})
         for degradation, methods in values.items()
         for method, value in methods.items()
+        for image in range(10)
     ]
+    return summarise(scores, metrics, {}, {}), find_standings(scores, metrics, table_rows(list(values)))
 
 
 def test_best_and_sentences_come_from_the_data() -> None:
     metrics = [METRICS["psnr"], METRICS["nlpd"]]
     methods = [Method("degraded", "degraded"), Method("diff_restorer", "model")]
     better, worse = {"degraded": 20.0, "diff_restorer": 25.0}, {"degraded": 20.0, "diff_restorer": 15.0}
-    summaries = made_up({"noise": better, "haze": better, "snow": worse, "blur+noise": better})
-    tables = build_tables(summaries, metrics, methods)
+    found = made_up({"noise": better, "haze": better, "snow": worse, "blur+noise": better}, metrics)
+    tables = build_tables(found[0], metrics, methods, found[1])
     groups = [row for row in tables[0].rows if row.group]
     assert [row.label for row in groups] == ["mean of single degradations", "mean of mixtures"]
     assert groups[0].cells["diff_restorer"].mean == pytest.approx(65 / 3)
@@ -159,15 +162,14 @@ def test_best_and_sentences_come_from_the_data() -> None:
 
 def test_nan_is_counted_and_not_averaged_away() -> None:
     methods = [Method("degraded", "degraded"), Method("diff_restorer", "model")]
-    summaries = made_up({
-        "noise": {"degraded": 20.0, "diff_restorer": math.nan}, "haze": {"degraded": 20.0, "diff_restorer": 25.0}
-    })  # fmt: skip
-    tables = build_tables(summaries, [METRICS["psnr"]], methods)
+    values = {"noise": {"degraded": 20.0, "diff_restorer": math.nan}, "haze": {"degraded": 20.0, "diff_restorer": 25.0}}
+    summaries, standings = made_up(values, [METRICS["psnr"]])
+    tables = build_tables(summaries, [METRICS["psnr"]], methods, standings)
     noise, _, group = tables[0].rows
     assert math.isnan(group.cells["diff_restorer"].mean or 0.0)
     assert [noise.cells[method.name].best for method in methods] == [False, False]
     sentences = summary_sentences(tables, nan_counts(summaries))
-    assert "PSNR is undefined (NaN) for 1 outputs" in sentences[-1]
+    assert "PSNR is undefined (NaN) for 10 outputs" in sentences[-1]
     assert "in PSNR on 1 of 2 single degradations" in sentences[0]
 
 
@@ -191,6 +193,45 @@ def test_a_compared_method_restores_sizes_that_are_no_multiple(tmp_path: Path) -
         evaluate(settings(tmp_path, [f"restormer={tmp_path / 'run'}"], size=68), quiet())
 
 
+def test_every_image_has_a_noise_of_its_own(model: Path) -> None:
+    """The same pixels under two names differ, under one name they don't, in whatever batch."""
+    method = Method("mine", "model", str(model))
+    runner = runners.open_runner([method], runners.Sampling(steps=1), torch.device("cpu"))
+    lq = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)).repeat(3, 1, 1, 1)
+    images = runner.restore(lq, ["a", "b", "a"], [method])["mine"].images
+    torch.testing.assert_close(images[0], images[2], atol=1e-4, rtol=0)
+    assert (images[0] - images[1]).abs().mean() > 1e-3
+
+
+def test_seeds_are_runs_that_the_tables_pool(model: Path, tmp_path: Path) -> None:
+    keys = {"suite": "mixed", "seeds": 3, "images": 2, "model": str(model)}
+    scores = evaluate(settings(tmp_path, ["degraded", "diff_restorer"], **keys), quiet())
+    runs = ["diff_restorer", "diff_restorer@1", "diff_restorer@2"]
+    assert {score.method for score in scores} == {"degraded", *runs}
+    psnr = {name: [s.values["psnr"] for s in scores if s.method == name] for name in runs}
+    assert len({tuple(values) for values in psnr.values()}) == 3, "each has a noise of its own"
+    with (tmp_path / "summary.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["method"] == "diff_restorer"]
+    assert [(row["n"], row["seed"]) for row in rows] == [("2", "0 | 1 | 2")] * 4
+    assert float(rows[0]["psnr"]) == pytest.approx(np.mean([values[:2] for values in psnr.values()]), abs=1e-5)
+    with (tmp_path / "standings.csv").open(newline="") as file:
+        row = next(row for row in csv.DictReader(file) if row["degradation"] == "mean of mixtures")
+        assert row["method"] == "degraded"
+        row = next(csv.DictReader(file, list(row)))
+    assert (row["method"], row["n"], row["runs"]) == ("diff_restorer", "8", "3")
+    spread = np.std([np.mean(values) for values in psnr.values()], ddof=1)
+    assert float(row["run_spread"]) == pytest.approx(spread, abs=1e-6)
+    assert "3 runs, deviation of their means" in (tmp_path / "index.html").read_text()
+
+
+def test_a_run_without_its_method_is_refused(finished: Path, tmp_path: Path) -> None:
+    outputs = finished / "restored" / "diff_restorer"
+    with pytest.raises(ValueError, match="method names theirs@b and no theirs: one run has the plain name"):
+        evaluate(settings(tmp_path, [f"theirs@b={outputs}"]), quiet())
+    scores = evaluate(settings(tmp_path, [f"theirs={outputs}", f"theirs@b={outputs}"]), quiet())
+    assert {score.method for score in scores} == {"theirs", "theirs@b"}
+
+
 def test_large_images_of_one_size_are_restored_one_by_one(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles fill a batch by themselves; a megapixel is a few thousand pixels here."""
     for module in (tiling, runners):
@@ -199,9 +240,10 @@ def test_large_images_of_one_size_are_restored_one_by_one(model: Path, monkeypat
     methods = [Method("large", "model", str(model)), Method("large_sd", "model", str(model), "sd")]
     runner = runners.open_runner(methods, runners.Sampling(steps=1), torch.device("cpu"))
     lq = torch.rand(2, 3, 96, 80, generator=torch.Generator().manual_seed(0))
-    together = runner.restore(lq, methods)
+    names = ["one", "two"]
+    together = runner.restore(lq, names, methods)
     for index, row in enumerate(lq.split(1)):
-        alone = runner.restore(row, methods)
+        alone = runner.restore(row, [names[index]], methods)
         for method in methods:
             assert torch.equal(together[method.name].images[index], alone[method.name].images[0])
     assert together["large"].images.shape == lq.shape

@@ -7,7 +7,7 @@ import pytest
 
 from diffrestorer.evaluation.scoring.metrics import METRICS
 from diffrestorer.evaluation.scoring.scores import Score
-from diffrestorer.evaluation.scoring.standings import image_scores, standings
+from diffrestorer.evaluation.scoring.standings import compare_methods, image_scores
 
 PSNR, NLPD = METRICS["psnr"], METRICS["nlpd"]
 
@@ -23,7 +23,7 @@ def scores(values: dict[str, np.ndarray], task: str = "haze") -> list[Score]:
 def test_the_best_leads_and_who_is_not_significantly_worse() -> None:
     rng = np.random.default_rng(0)
     best = 25 + rng.standard_normal(20)
-    found = standings(
+    found = compare_methods(
         image_scores(scores({"degraded": best - 5, "close": best - 0.2 + rng.normal(0, 1, 20), "best": best})),
         PSNR, ["haze"],
     )  # fmt: skip
@@ -41,20 +41,18 @@ def test_the_best_leads_and_who_is_not_significantly_worse() -> None:
 
 def test_few_images_convict_nobody() -> None:
     """Five pairs have 32 signs: the smallest p-value is 0.0625."""
-    found = standings(image_scores(scores({"degraded": np.full(5, 10.0), "best": np.arange(5) + 30.0})), PSNR, ["haze"])
+    values = {"degraded": np.full(5, 10.0), "best": np.arange(5) + 30.0}
+    found = compare_methods(image_scores(scores(values)), PSNR, ["haze"])
     assert found["degraded"].to_best is not None
     assert found["degraded"].to_best.p == pytest.approx(0.0625)
     assert found["degraded"].leads
-    assert not standings(image_scores(scores({"alone": np.arange(5.0)})), PSNR, ["haze"])["alone"].leads
+    assert not compare_methods(image_scores(scores({"alone": np.arange(5.0)})), PSNR, ["haze"])["alone"].leads
 
 
 def test_runs_are_pooled_by_image() -> None:
-    values = {
-        "degraded": np.array([20.0, 21, 22]),
-        "mine": np.array([24.0, 25, 26]),
-        "mine@1": np.array([26.0, 27, 30]),
-    }
-    found = standings(image_scores(scores(values)), PSNR, ["haze"])
+    columns = {"degraded": [20.0, 21, 22], "mine": [24.0, 25, 26], "mine@1": [26.0, 27, 30]}
+    values = {name: np.array(column) for name, column in columns.items()}
+    found = compare_methods(image_scores(scores(values)), PSNR, ["haze"])
     assert set(found) == {"degraded", "mine"}
     mine = found["mine"]
     assert (mine.n, mine.runs) == (3, 2)
@@ -66,7 +64,7 @@ def test_runs_are_pooled_by_image() -> None:
 
 def test_worst_image_and_share_harmed() -> None:
     values = {"degraded": np.full(4, 20.0), "mine": np.array([25.0, 19.4, 19.6, 12.0])}
-    mine = standings(image_scores(scores(values)), PSNR, ["haze"])["mine"]
+    mine = compare_methods(image_scores(scores(values)), PSNR, ["haze"])["mine"]
     assert (mine.worst, mine.worst_image, mine.harmed) == (12.0, "haze/3", 0.5)
 
 
@@ -76,19 +74,19 @@ def test_tasks_count_once_and_photos_that_recur_are_drawn_together() -> None:
     base, gain = np.full(12, 20.0), rng.standard_normal(12)
     one = scores({"degraded": base, "mine": base + gain}, "haze")
     same = scores({"degraded": base, "mine": base + gain}, "snow")
-    alone = standings(image_scores(one), PSNR, ["haze"])["mine"].to_input
-    twice = standings(image_scores([*one, *same]), PSNR, ["haze", "snow"])["mine"].to_input
+    alone = compare_methods(image_scores(one), PSNR, ["haze"])["mine"].to_input
+    twice = compare_methods(image_scores([*one, *same]), PSNR, ["haze", "snow"])["mine"].to_input
     assert alone == twice
     few = scores({"degraded": base[:2], "mine": base[:2] + 4}, "snow")
-    found = standings(image_scores([*one, *few]), PSNR, ["haze", "snow"])["mine"]
+    found = compare_methods(image_scores([*one, *few]), PSNR, ["haze", "snow"])["mine"]
     assert found.to_input is not None
     assert found.to_input.mean == pytest.approx((gain.mean() + 4) / 2)
 
 
 def test_an_undefined_score_leaves_nobody_in_the_lead() -> None:
     values = {"degraded": np.array([20.0, 21]), "mine": np.array([math.nan, 25])}
-    found = standings(image_scores(scores(values)), PSNR, ["haze"])
+    found = compare_methods(image_scores(scores(values)), PSNR, ["haze"])
     assert math.isnan(found["mine"].mean)
     assert found["mine"].worst_image == "haze/0"
     assert not any(standing.leads for standing in found.values())
-    assert standings(image_scores(scores(values)), NLPD, ["haze"]) == {}
+    assert compare_methods(image_scores(scores(values)), NLPD, ["haze"]) == {}

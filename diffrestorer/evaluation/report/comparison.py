@@ -6,9 +6,14 @@ from dataclasses import dataclass, replace
 
 from diffrestorer.evaluation.methods import Method
 from diffrestorer.evaluation.report.paper import DECIMALS, PaperTable
+from diffrestorer.evaluation.report.tables import Standings
 from diffrestorer.evaluation.scoring.metrics import METRICS
 from diffrestorer.evaluation.scoring.scores import NO_REFERENCE, Summary
+from diffrestorer.evaluation.scoring.standings import Standing
 from diffrestorer.evaluation.suites import AVERAGED
+
+AVERAGE = "average"
+"""Label of the standings over the tasks that Tables II-V average over."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +25,7 @@ class Cell:
         ours_rank, paper_rank: 1 is the best of its column in its block, 2 the second best, 0 anything else.
         mark: text in place of `ours` where that is None.
         comparable: False where ours is over fewer tasks than the paper's.
+        standing: intervals and tests of ours; None where the metric compares sets, or nothing was measured.
     """
 
     ours: float | None
@@ -28,6 +34,7 @@ class Cell:
     paper_rank: int = 0
     mark: str = "unavailable"
     comparable: bool = True
+    standing: Standing | None = None
 
     @property
     def difference(self) -> float | None:
@@ -35,6 +42,11 @@ class Cell:
         if self.ours is None or self.paper is None or not self.comparable:
             return None
         return self.ours - self.paper
+
+    @property
+    def leads(self) -> bool:
+        """Whether ours is not significantly worse than the best of its column."""
+        return self.standing is not None and self.standing.leads
 
 
 @dataclass(frozen=True)
@@ -89,6 +101,7 @@ def compare(
     methods: Sequence[Method],
     tasks: Sequence[str],
     notes: Sequence[str],
+    standings: Standings,
 ) -> Comparison:
     """Lay a table of the paper beside our measurements.
 
@@ -96,6 +109,7 @@ def compare(
         methods: those asked for; others of the paper's rows show the paper's numbers alone.
         tasks: of Table I, those that the suite is about.
         notes: sentences about the images and the metrics; the reasons of missing numbers are added.
+        standings: of every task, and of `AVERAGE`.
     """
     # Table I has a block per task; the others have one block of averages.
     one_task = paper.number == 1
@@ -113,7 +127,8 @@ def compare(
         lines = []
         for name in names:
             summary = found.get((task, name)) if one_task else _average(found, name, averaged)
-            cells = _cells(summary, paper, name, task, one_task or len(averaged) == len(AVERAGED))
+            known = {metric: standings.get((task or AVERAGE, metric), {}).get(name) for metric in paper.metrics}
+            cells = _cells(summary, paper, name, task, one_task or len(averaged) == len(AVERAGED), known)
             if name not in titles:
                 cells = {metric: replace(cell, mark="–") for metric, cell in cells.items()}
             n, made_with = (summary.n, summary.made_with) if summary else (0, {})
@@ -163,14 +178,21 @@ def _average(found: dict[tuple[str, str], Summary], method: str, tasks: Sequence
     return Summary("ablation", "", method, sum(p.n for p in parts), values, nans, reasons, parts[-1].made_with)
 
 
-def _cells(summary: Summary | None, paper: PaperTable, name: str, task: str, comparable: bool) -> dict[str, Cell]:
+def _cells(
+    summary: Summary | None,
+    paper: PaperTable,
+    name: str,
+    task: str,
+    comparable: bool,
+    standings: dict[str, Standing | None],
+) -> dict[str, Cell]:
     printed = paper.values(name, task or None)
     cells = {}
     for metric in paper.metrics:
         ours = None if summary is None else summary.values.get(metric)
         no_reference = summary is not None and summary.reasons.get(metric) == NO_REFERENCE
         mark = "–" if no_reference else "unavailable"
-        cells[metric] = Cell(ours, printed.get(metric), mark=mark, comparable=comparable)
+        cells[metric] = Cell(ours, printed.get(metric), mark=mark, comparable=comparable, standing=standings[metric])
     return cells
 
 

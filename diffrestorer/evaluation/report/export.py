@@ -7,7 +7,9 @@ import pandas as pd
 
 from diffrestorer.data.storage import write_text
 from diffrestorer.evaluation.report.comparison import Cell, Comparison, Line
+from diffrestorer.evaluation.report.latex import escape_latex
 from diffrestorer.evaluation.report.paper import DECIMALS
+from diffrestorer.evaluation.report.standing_text import difference_numbers
 from diffrestorer.evaluation.report.table_text import markdown_table
 from diffrestorer.evaluation.scoring.metrics import METRICS
 from diffrestorer.evaluation.scoring.scores import csv_text
@@ -111,8 +113,19 @@ def as_csv(comparison: Comparison) -> str:
             row[f"{name}_difference"] = _number_text(cell.difference)
             row[f"{name}_rank"] = cell.ours_rank or ""
             row[f"{name}_paper_rank"] = cell.paper_rank or ""
+            row |= _standing_columns(name, cell)
         rows.append({**row, "note": line.note, **line.made_with})
     return csv_text(pd.DataFrame(rows))
+
+
+def _standing_columns(metric: str, cell: Cell) -> dict[str, str]:
+    """Return whether ours leads, and its differences to the input and to the best with intervals and p-values."""
+    columns = {f"{metric}_leads": "" if cell.standing is None else str(int(cell.standing.leads))}
+    for name in ("to_input", "to_best"):
+        difference = None if cell.standing is None else getattr(cell.standing, name)
+        for key, value in difference_numbers(f"{metric}_{name}", difference).items():
+            columns[key] = _number_text(value)
+    return columns
 
 
 def _number_text(value: float | None) -> str:
@@ -122,10 +135,17 @@ def _number_text(value: float | None) -> str:
 def cell_texts(metric: str, cell: Cell, best: str = "{}", second: str = "{}") -> list[str]:
     """Return ours, the paper's and the difference as printed; `best` and `second` format these two ranks."""
     digits = DECIMALS[metric]
-    styles = {0: "{}", 1: best, 2: second}
-    ours = cell.mark if cell.ours is None else styles[cell.ours_rank].format(_printed(cell.ours, digits))
-    paper = "–" if cell.paper is None else styles[cell.paper_rank].format(_printed(cell.paper, digits))
-    return [ours, paper, "–" if cell.difference is None else f"{cell.difference:+.{digits}f}"]
+    ours = paper = difference = "–"
+    if cell.ours is None:
+        ours = cell.mark
+    else:
+        ours = (best if cell.leads else "{}").format(_printed(cell.ours, digits))
+    if cell.paper is not None:
+        style = {0: "{}", 1: best, 2: second}[cell.paper_rank]
+        paper = style.format(_printed(cell.paper, digits))
+    if cell.difference is not None:
+        difference = f"{cell.difference:+.{digits}f}"
+    return [ours, paper, difference]
 
 
 def _printed(value: float, digits: int) -> str:
@@ -134,14 +154,8 @@ def _printed(value: float, digits: int) -> str:
 
 def _key(best: str, second: str) -> str:
     return (
-        f"Ours / the paper's number / the difference; n images of ours. Best of a column in {best}, second best in "
-        f"{second}, computed from the numbers shown, for ours and for the paper's."
+        f"Ours / the paper's number / the difference; n images of ours. Ours in {best}: not significantly worse than "
+        "the best of its column (Wilcoxon's signed-rank test over the images, Holm's correction over the methods, "
+        f"5 %); FID has no such test. The paper's: best in {best}, second best in {second}, from the numbers shown. "
+        "Intervals of ours are in the CSV file."
     )
-
-
-def escape_latex(text: str) -> str:
-    """Escape what LaTeX would read as a command in a text of ours."""
-    replaced = text.replace("–", "--")
-    for character in "_%&#":
-        replaced = replaced.replace(character, f"\\{character}")
-    return replaced

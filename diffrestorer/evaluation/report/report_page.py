@@ -17,6 +17,7 @@ from PIL import Image
 from diffrestorer.data.storage import write_text
 from diffrestorer.evaluation.report.export import ROMAN, cell_texts
 from diffrestorer.evaluation.report.pictures import Report, card_text
+from diffrestorer.evaluation.report.standing_text import KEY, hint
 from diffrestorer.evaluation.report.tables import metric_title
 from diffrestorer.evaluation.restoring.outputs import read_pixels
 from diffrestorer.evaluation.scoring.metrics import METRICS
@@ -35,9 +36,7 @@ IMAGE_SIDE = 384
 def templates() -> Environment:
     """Return the templates of the pages; what they print is escaped."""
     loader = FileSystemLoader(TEMPLATES)
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.globals["zip"] = zip
-    return environment
+    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
 
 
 def write_page(report: Report) -> None:
@@ -66,6 +65,8 @@ def write_page(report: Report) -> None:
             metrics=METRICS,
             cell_texts=cell_texts,
             metric_title=metric_title,
+            hint=hint,
+            key=KEY,
         )
     )
     write_text(report.output_dir / "index.html", page)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import pandas as pd
 from rich.table import Table as RichTable
 
+from diffrestorer.evaluation.report.latex import escape_latex
 from diffrestorer.evaluation.report.tables import Table
 
 
@@ -26,6 +27,17 @@ def markdown(tables: Sequence[Table], sentences: Sequence[str], caption: str) ->
     lines = [caption, "", *(f"- {sentence}" for sentence in sentences), ""]
     for table in tables:
         lines += [f"## {table.title}", "", markdown_table(table.frame(best="**{}**"), texts=1), ""]
+    return "\n".join(lines)
+
+
+def latex(tables: Sequence[Table], key: str) -> str:
+    """Return the file table.tex: a booktabs table per metric, the best of each row in bold."""
+    lines = ["% needs \\usepackage{booktabs}", f"% {key}"]
+    for table in tables:
+        frame = table.frame(best="\\textbf{{{}}}").map(escape_latex).rename(columns=escape_latex)
+        style = frame.style.hide(axis="index")
+        columns = "l" + "r" * len(table.methods)
+        lines.append(style.to_latex(hrules=True, column_format=columns, caption=escape_latex(table.title)))
     return "\n".join(lines)
 
 

@@ -1,7 +1,7 @@
 """Tables of means: one per metric, a row per degradation and per group of degradations, a column per method."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -9,7 +9,8 @@ import pandas as pd
 from diffrestorer.config.degradations import DEGRADATIONS, MIXTURES
 from diffrestorer.evaluation.methods import Method
 from diffrestorer.evaluation.scoring.metrics import PAPER_METRICS, Metric
-from diffrestorer.evaluation.scoring.scores import Summary
+from diffrestorer.evaluation.scoring.scores import Score, Summary
+from diffrestorer.evaluation.scoring.standings import Standing, compare_methods, image_scores
 from diffrestorer.evaluation.suites import REAL
 
 SHOWN_METRICS: tuple[str, ...] = ("psnr", "ssim", "nlpd", *PAPER_METRICS)
@@ -25,6 +26,9 @@ GROUPS: dict[str, tuple[str, ...]] = {
 MISSING = "–"
 """A cell without a value."""
 
+Standings = Mapping[tuple[str, str], Mapping[str, Standing]]
+"""(label of a row, metric) -> method -> standing."""
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -33,12 +37,17 @@ class Cell:
     Attributes:
         mean: None where the metric has no value.
         text: the mean as tables print it.
-        best: whether it is printed in bold.
+        standing: its interval, tests and spread; None where the metric compares sets.
     """
 
     mean: float | None
     text: str
-    best: bool = False
+    standing: Standing | None = None
+
+    @property
+    def best(self) -> bool:
+        """Whether it is printed in bold: not significantly worse than the best of its row."""
+        return self.standing is not None and self.standing.leads
 
 
 @dataclass(frozen=True)
@@ -86,7 +95,30 @@ def shown_metrics(metrics: Sequence[Metric]) -> list[Metric]:
     return [metric for metric in metrics if metric.name in SHOWN_METRICS] or list(metrics[:3])
 
 
-def build_tables(summaries: Sequence[Summary], metrics: Sequence[Metric], methods: Sequence[Method]) -> list[Table]:
+def table_rows(degradations: Sequence[str]) -> dict[str, list[str]]:
+    """Return the label of each row -> its degradations: every one alone, then the groups that any belongs to."""
+    rows = {name: [name] for name in degradations}
+    for label, names in GROUPS.items():
+        members = [name for name in names if name in degradations]
+        if members:
+            rows[f"mean of {label}"] = members
+    return rows
+
+
+def find_standings(scores: Sequence[Score], metrics: Sequence[Metric], rows: Mapping[str, Sequence[str]]) -> Standings:
+    """Compare the methods in every row and metric; metrics of sets have no images to compare."""
+    table = image_scores(scores)
+    found = {}
+    for label, tasks in rows.items():
+        for metric in metrics:
+            if not metric.of_sets:
+                found[label, metric.name] = compare_methods(table, metric, tasks)
+    return found
+
+
+def build_tables(
+    summaries: Sequence[Summary], metrics: Sequence[Metric], methods: Sequence[Method], standings: Standings
+) -> list[Table]:
     """Build a table per shown metric. A mean that a NaN enters is NaN: `nan_counts` counts it, nothing is left out."""
     # The means as a table: (metric, degradation) by method.
     means: dict[tuple[str, str, str], float] = {}
@@ -95,20 +127,17 @@ def build_tables(summaries: Sequence[Summary], metrics: Sequence[Metric], method
             means[name, summary.degradation, summary.method] = value
     degradations = list(dict.fromkeys(summary.degradation for summary in summaries))
 
-    # The rows: every degradation, then the groups that any of them belongs to.
-    contents = {name: [name] for name in degradations}
-    groups = {}
-    for label, names in GROUPS.items():
-        members = [name for name in names if name in degradations]
-        if members:
-            groups[f"mean of {label}"] = members
-
     tables = []
     for metric in shown_metrics(metrics):
         rows = []
-        for label, members in (*contents.items(), *groups.items()):
-            values = {method.name: _mean(means, metric.name, members, method.name) for method in methods}
-            rows.append(Row(label, label in groups, _cells(values, metric)))
+        for label, members in table_rows(degradations).items():
+            known = standings.get((label, metric.name), {})
+            cells = {}
+            for method in methods:
+                mean = _mean(means, metric.name, members, method.name)
+                text = MISSING if mean is None else format_score(metric.name, mean)
+                cells[method.name] = Cell(mean, text, known.get(method.name))
+            rows.append(Row(label, label not in degradations, cells))
         tables.append(Table(metric, tuple(methods), tuple(rows)))
     return tables
 
@@ -120,17 +149,6 @@ def _mean(
     values = [means.get((metric, degradation, method)) for degradation in degradations]
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if len(known) == len(values) else None
-
-
-def _cells(values: dict[str, float | None], metric: Metric) -> dict[str, Cell]:
-    """Format a row and mark its best; ties, as printed, share that, and a lone method is not the best."""
-    known = [value for value in values.values() if value is not None]
-    best = metric.best(known) if len(known) > 1 else math.nan
-    cells = {}
-    for name, value in values.items():
-        text = MISSING if value is None else format_score(metric.name, value)
-        cells[name] = Cell(value, text, not math.isnan(best) and text == format_score(metric.name, best))
-    return cells
 
 
 def format_score(metric: str, value: float) -> str:

@@ -8,19 +8,20 @@ from rich.console import Console
 from diffrestorer.config.evaluating import EvaluateConfig
 from diffrestorer.data.storage import write_text
 from diffrestorer.evaluation.methods import Method
-from diffrestorer.evaluation.report.comparison import Comparison, compare
+from diffrestorer.evaluation.report.comparison import AVERAGE, Comparison, compare
 from diffrestorer.evaluation.report.export import write_comparison
 from diffrestorer.evaluation.report.paper import PAPER_TABLES
 from diffrestorer.evaluation.report.pictures import Report
 from diffrestorer.evaluation.report.report_page import write_page
 from diffrestorer.evaluation.report.sentences import summary_sentences
 from diffrestorer.evaluation.report.sheet import write_contact_sheet
-from diffrestorer.evaluation.report.table_text import markdown, rich_table
-from diffrestorer.evaluation.report.tables import build_tables
+from diffrestorer.evaluation.report.standing_text import KEY, write_standings
+from diffrestorer.evaluation.report.table_text import latex, markdown, rich_table
+from diffrestorer.evaluation.report.tables import Standings, build_tables, find_standings, table_rows
 from diffrestorer.evaluation.scoring.fid import fid_warning
 from diffrestorer.evaluation.scoring.metrics import METRICS, Metric
-from diffrestorer.evaluation.scoring.scores import Score, Summary, nan_counts, write_scores, write_summaries
-from diffrestorer.evaluation.suites import SUITES, Suite
+from diffrestorer.evaluation.scoring.scores import Score, Summary, base_name, nan_counts, write_scores, write_summaries
+from diffrestorer.evaluation.suites import AVERAGED, SUITES, Suite
 
 
 @dataclass(frozen=True)
@@ -45,18 +46,21 @@ def write_report(found: Findings, output_dir: Path, config: EvaluateConfig, cons
     write_scores(output_dir / "scores.csv", found.scores, found.metrics, found.unavailable)
     write_summaries(output_dir / "summary.csv", found.summaries, found.metrics, found.unavailable)
 
-    # The means, and what they say.
-    running = [method for method in found.methods if not method.reason]
-    tables = build_tables(found.summaries, found.metrics, running)
+    # The means, how far they can be told apart, and what they say. Runs of a method are pooled in its row.
+    running = [method for method in found.methods if not method.reason and method.name == base_name(method.name)]
+    standings = find_standings(found.scores, found.metrics, _rows(found.suite.degradations))
+    tables = build_tables(found.summaries, found.metrics, running, standings)
+    write_standings(output_dir, tables, standings)
     notes = _notes(found, config.fid_floor)
     unavailable = {name.upper(): reason for name, reason in found.unavailable.items()} | found.suite.missing
     lacking = [f"{name} is unavailable: {reason}" for name, reason in unavailable.items()]
     sentences = [*notes, *summary_sentences(tables, nan_counts(found.summaries))]
     caption = _caption(found.suite, config)
-    write_text(output_dir / "table.md", markdown(tables, [*sentences, *lacking], caption))
+    write_text(output_dir / "table.md", markdown(tables, [*sentences, *lacking, KEY], caption))
+    write_text(output_dir / "table.tex", latex(tables, KEY))
 
     # The paper's tables beside them, then everything on a page.
-    comparisons = _comparisons(found, [*notes, *lacking])
+    comparisons = _comparisons(found, standings, [*notes, *lacking])
     for comparison in comparisons:
         write_comparison(comparison, output_dir)
     report = Report(
@@ -75,14 +79,20 @@ def write_report(found: Findings, output_dir: Path, config: EvaluateConfig, cons
     console.print(f"Pictures and tables: {where}", highlight=False, soft_wrap=True)
 
 
-def _comparisons(found: Findings, notes: list[str]) -> list[Comparison]:
+def _rows(degradations: list[str]) -> dict[str, list[str]]:
+    """Return the rows of the tables, and the average of Tables II-V."""
+    averaged = [task for task in AVERAGED if task in degradations]
+    return table_rows(degradations) | ({AVERAGE: averaged} if averaged else {})
+
+
+def _comparisons(found: Findings, standings: Standings, notes: list[str]) -> list[Comparison]:
     """Return the paper's tables that a suite covers: Tables II-V stand on the suite `ablation`."""
     if found.suite.name == "demo":
         return []
     ablation = found.suite.name == "ablation"
     wanted = [paper for paper in PAPER_TABLES if (paper.number > 1) == ablation]
     tasks = SUITES[found.suite.name]
-    return [compare(paper, found.summaries, found.methods, tasks, notes) for paper in wanted]
+    return [compare(paper, found.summaries, found.methods, tasks, notes, standings) for paper in wanted]
 
 
 def _notes(found: Findings, fid_floor: int) -> list[str]:

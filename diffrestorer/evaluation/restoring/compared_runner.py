@@ -10,12 +10,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffrestorer.baselines.protocol import Pass, whole
+from diffrestorer.baselines.protocol import Pass, RegressionBaseline, whole
 from diffrestorer.baselines.registry import load_baseline
 from diffrestorer.evaluation.methods import Method
 from diffrestorer.evaluation.restoring.identity import weights_digest
+from diffrestorer.evaluation.restoring.outputs import noise_seed
 from diffrestorer.evaluation.restoring.precision import place_network, precision_of
-from diffrestorer.evaluation.restoring.runners import Restored
+from diffrestorer.evaluation.restoring.runners import NOISE, Restored
 from diffrestorer.inference.tiling import Grid, smaller_sides, tile_side, until_it_fits
 
 
@@ -33,22 +34,29 @@ class BaselineRunner:
         return weights_digest({"network": self.network})
 
     def settings(self, method: Method) -> dict[str, Any]:
-        """Return weights, seed and dtype."""
+        """Return weights, seed, noise and dtype."""
         dtype = precision_of(self.dtype, self.network.dtype)
-        return {"weights": self._weights, "seed": self.seed, "dtype": dtype}
+        return {"weights": self._weights, "seed": self.seed, "noise": NOISE, "dtype": dtype}
 
-    def restore(self, lq: Float[Tensor, "b 3 h w"], methods: Sequence[Method]) -> dict[str, Restored]:
-        """Restore a batch, the same for every method of this source; large images go one by one, by tiles."""
+    def restore(
+        self, lq: Float[Tensor, "b 3 h w"], names: Sequence[str], methods: Sequence[Method]
+    ) -> dict[str, Restored]:
+        """Restore a batch, the same for every method of this source."""
         started = time.perf_counter()
         side = tile_side("auto", lq.shape[2], lq.shape[3], self.network.multiple)
-        images = torch.cat([self._restore(rows, side) for rows in lq.split(len(lq) if side is None else 1)])
+        if side is None and isinstance(self.network, RegressionBaseline):
+            images = self._restore(lq, side, self.seed)
+        else:
+            # Large images go by tiles; a method that samples gives every image a noise of its own.
+            rows = zip(lq.split(1), names, strict=True)
+            images = torch.cat([self._restore(row, side, noise_seed(self.seed, name)) for row, name in rows])
         restored = Restored(images, (time.perf_counter() - started) / len(lq))
         return {method.name: restored for method in methods}
 
-    def _restore(self, lq: Float[Tensor, "b 3 h w"], side: int | None) -> Float[Tensor, "b 3 h w"]:
+    def _restore(self, lq: Float[Tensor, "b 3 h w"], side: int | None, seed: int) -> Float[Tensor, "b 3 h w"]:
         def run(side: int | None, _: int | None) -> Float[Tensor, "b 3 h w"]:
             network_pass = whole if side is None else by_tiles(side, self.network.multiple)
-            return self.network.restore(lq.to(self.network.device), self.seed, network_pass).float().cpu()
+            return self.network.restore(lq.to(self.network.device), seed, network_pass).float().cpu()
 
         # Where memory runs out, smaller tiles are tried.
         smaller = smaller_sides(side, lq.shape[-2:], self.network.multiple) if len(lq) == 1 else []

@@ -1,5 +1,7 @@
 """OpenAI's Consistency Decoder through diffusers, a row of Table V."""
 
+from collections.abc import Sequence
+
 import torch
 from diffusers import ConsistencyDecoderVAE
 from jaxtyping import Float
@@ -40,12 +42,13 @@ def load_consistency_decoder(source: str, pipe: DiffRestorerPipeline) -> Consist
 
 
 def decode_consistently(
-    vae: ConsistencyDecoderVAE | None, latents: Float[Tensor, "b l h8 w8"], seed: int
+    vae: ConsistencyDecoderVAE | None, latents: Float[Tensor, "b l h8 w8"], seeds: Sequence[int]
 ) -> Float[Tensor, "b 3 h w"]:
     """Decode image by image: the decoder draws noise, and each image has a generator of its own."""
     assert vae is not None
     images = []
-    for row in (latents / vae.config.scaling_factor).to(vae.dtype).split(1):
+    rows = (latents / vae.config.scaling_factor).to(vae.dtype).split(1)
+    for row, seed in zip(rows, seeds, strict=True):
         generator = torch.Generator().manual_seed(seed)
         images.append(vae.decode(row, generator=generator).sample / 2 + 0.5)
     return torch.cat(images)

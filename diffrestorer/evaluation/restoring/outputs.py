@@ -14,6 +14,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from diffrestorer.data.counter import counter_rng
 from diffrestorer.data.images import ImageError, read_photo
 from diffrestorer.data.storage import write_bytes
 
@@ -81,6 +82,16 @@ def image_size(path: Path) -> tuple[int, int]:
 def as_batch(images: Sequence[np.ndarray]) -> Float[Tensor, "b 3 h w"]:
     """Convert uint8 images (h, w, 3) of one size to RGB in [0, 1]."""
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
+
+
+def noise_seed(seed: int, image: str) -> int:
+    """Return the seed of an image's noise: every image starts from its own, whatever batch or process it is in.
+
+    Args:
+        seed: of the run.
+        image: the image's name, `DEGRADATION/IMAGE.png`.
+    """
+    return int(counter_rng(seed, f"evaluation/{image}").integers(1 << 63))
 
 
 def as_pixels(images: Float[Tensor, "b 3 h w"]) -> np.ndarray:

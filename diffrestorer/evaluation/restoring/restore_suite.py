@@ -47,9 +47,10 @@ def restore_suite(
 
     # One model at a time: methods of one source go together.
     ours = [method for method in methods if method.kind in ("model", "baseline") and not method.reason]
-    for source in dict.fromkeys((method.kind, method.source) for method in ours):
-        group = [method for method in ours if (method.kind, method.source) == source]
-        runner, group = _open(group, sampling, device, reasons)
+    for source in dict.fromkeys(map(_source, ours)):
+        group = [method for method in ours if _source(method) == source]
+        seed = sampling.seed + group[0].seed_offset
+        runner, group = _open(group, replace(sampling, seed=seed), device, reasons)
         if runner is None:
             continue
 
@@ -69,6 +70,11 @@ def restore_suite(
 
     known = [replace(method, reason=reasons.get(method.name, method.reason)) for method in methods]
     return known, {method.name: summaries[method.name] for method in methods if method.name in summaries}
+
+
+def _source(method: Method) -> tuple[str, str, int]:
+    """Return what methods that share a sampling have in common."""
+    return method.kind, method.source, method.seed_offset
 
 
 def _open(
@@ -112,7 +118,7 @@ class _Work:
             return
 
         # The batch is restored whole, so that an image always has the same neighbours.
-        restored = self.runner.restore(as_batch(lq), wanted)
+        restored = self.runner.restore(as_batch(lq), [item.file for item in batch], wanted)
         for method in wanted:
             images, seconds = as_pixels(restored[method.name].images), restored[method.name].seconds
             for index in missing[method.name]:

@@ -14,9 +14,13 @@ from torch import Tensor
 from diffrestorer.evaluation.methods import Method
 from diffrestorer.evaluation.restoring.consistency_decoder import decode_consistently, load_consistency_decoder
 from diffrestorer.evaluation.restoring.identity import check_ablation, weights_digest
+from diffrestorer.evaluation.restoring.outputs import noise_seed
 from diffrestorer.evaluation.restoring.precision import DTYPES, place_network, precision_of
 from diffrestorer.inference.pipeline import DiffRestorerPipeline
 from diffrestorer.inference.tiling import WHOLE_PIXELS
+
+NOISE = "by image"
+"""How noise is drawn, kept with every output: those made when all images shared one noise are made again."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +55,17 @@ class Runner(Protocol):
     def settings(self, method: Method) -> dict[str, Any]:
         """Return what a method's outputs depend on besides the input: kept images are recognised by it."""
 
-    def restore(self, lq: Float[Tensor, "b 3 h w"], methods: Sequence[Method]) -> dict[str, Restored]:
-        """Return method name -> restored images, for degraded ones in [0, 1] of one size.
+    def restore(
+        self, lq: Float[Tensor, "b 3 h w"], names: Sequence[str], methods: Sequence[Method]
+    ) -> dict[str, Restored]:
+        """Return method name -> restored images.
 
         The result for an image depends neither on the others of its batch (beyond rounding) nor on earlier calls.
+
+        Args:
+            lq: degraded images in [0, 1] of one size.
+            names: of the images, which their noise depends on.
+            methods: of this runner's source.
         """
 
 
@@ -91,7 +102,7 @@ class PipelineRunner:
         return weights_digest(self.pipe.components)
 
     def settings(self, method: Method) -> dict[str, Any]:
-        """Return weights, decoder, steps, seed, sampler and dtype."""
+        """Return weights, decoder, steps, seed, noise, sampler and dtype."""
         weights = self._weights
         if method.decoder == "consistency":
             weights += "+" + weights_digest({"consistency_decoder": self.consistency_decoder})
@@ -100,19 +111,24 @@ class PipelineRunner:
             "decoder": method.decoder,
             "steps": self.steps,
             "seed": self.sampling.seed,
+            "noise": NOISE,
             "sampler": type(self.pipe.scheduler).__name__,
             "dtype": precision_of(self.sampling.dtype, self.pipe.dtype),
         }
 
     @torch.no_grad()
-    def restore(self, lq: Float[Tensor, "b 3 h w"], methods: Sequence[Method]) -> dict[str, Restored]:
+    def restore(
+        self, lq: Float[Tensor, "b 3 h w"], names: Sequence[str], methods: Sequence[Method]
+    ) -> dict[str, Restored]:
         """Restore a batch; each image has a generator of its own, so that batches don't change a result."""
         # A large image is cut into tiles, which fill a batch by themselves.
         if len(lq) > 1 and lq.shape[2] * lq.shape[3] > WHOLE_PIXELS:
-            return _join([self.restore(row, methods) for row in lq.split(1)])
+            pairs = zip(lq.split(1), names, strict=True)
+            return _join([self.restore(row, [name], methods) for row, name in pairs])
 
         started = time.perf_counter()
-        generators = [torch.Generator().manual_seed(self.sampling.seed) for _ in lq]
+        seeds = [noise_seed(self.sampling.seed, name) for name in names]
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         sampled = self.pipe.sample(lq, self.steps, generators)
         sampling_seconds = time.perf_counter() - started
 
@@ -121,7 +137,7 @@ class PipelineRunner:
         for method in methods:
             started = time.perf_counter()
             if method.decoder == "consistency":
-                images = decode_consistently(self.consistency_decoder, sampled.latents, self.sampling.seed)
+                images = decode_consistently(self.consistency_decoder, sampled.latents, seeds)
                 images = images[..., : lq.shape[2], : lq.shape[3]].clamp(0, 1)
             else:
                 images = self.pipe.decode(sampled, method.decoder)

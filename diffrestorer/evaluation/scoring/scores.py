@@ -57,7 +57,7 @@ def summarise(
     set_values: Mapping[tuple[str, str, str], float | str],
     made_with: Mapping[str, dict[str, str]],
 ) -> list[Summary]:
-    """Return a summary per task and method, in the order of the scores.
+    """Return a summary per task and method, in the order of the scores; runs of a method are pooled.
 
     Args:
         scores: one per image and method.
@@ -67,22 +67,38 @@ def summarise(
     """
     groups: dict[tuple[str, str, str], list[Score]] = {}
     for score in scores:
-        groups.setdefault((score.suite, score.degradation, score.method), []).append(score)
+        groups.setdefault((score.suite, score.degradation, base_name(score.method)), []).append(score)
 
     summaries = []
     for (suite, degradation, method), rows in groups.items():
+        runs = list(dict.fromkeys(row.method for row in rows))
         values: dict[str, float] = {}
         reasons: dict[str, str] = {}
         for metric in metrics:
-            value = set_values[degradation, method, metric.name] if metric.of_sets else _mean(rows, metric)
+            if metric.of_sets:
+                value = _mean_of_runs([set_values[degradation, run, metric.name] for run in runs])
+            else:
+                value = _mean(rows, metric)
             if isinstance(value, str):
                 reasons[metric.name] = value
             else:
                 values[metric.name] = value
         nans = _count_nans(rows, metrics)
         depends_on = made_with.get(method, {})
-        summaries.append(Summary(suite, degradation, method, len(rows), values, nans, reasons, depends_on))
+        images = len({row.image for row in rows})
+        summaries.append(Summary(suite, degradation, method, images, values, nans, reasons, depends_on))
     return summaries
+
+
+def base_name(method: str) -> str:
+    """Return the method that a run belongs to: `NAME@RUN` -> `NAME`."""
+    return method.partition("@")[0]
+
+
+def _mean_of_runs(values: Sequence[float | str]) -> float | str:
+    """Return the mean score of sets, or why a run has none."""
+    known = [value for value in values if not isinstance(value, str)]
+    return sum(known) / len(known) if len(known) == len(values) else values[0]
 
 
 def _mean(rows: Sequence[Score], metric: Metric) -> float | str:

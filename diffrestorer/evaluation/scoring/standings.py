@@ -1,7 +1,7 @@
 """The standing of each method on a task or a group of tasks: mean, median, worst image, and paired comparisons.
 
-Runs of one method (`NAME@RUN` beside `NAME`) are pooled: an image's score is its mean over the runs, and images are what
-intervals and tests count.
+Runs of one method (`NAME@RUN` beside `NAME`) are pooled: an image's score is its mean over the runs, and intervals and
+tests count images.
 """
 
 import math
@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from diffrestorer.evaluation.scoring.metrics import Metric
-from diffrestorer.evaluation.scoring.scores import Score
+from diffrestorer.evaluation.scoring.scores import Score, base_name
 from diffrestorer.evaluation.scoring.uncertainty import LEVEL, Interval, holm, mean_interval, wilcoxon_p
 
 INPUT = "degraded"
@@ -62,11 +62,6 @@ class Standing:
     leads: bool
 
 
-def base_name(method: str) -> str:
-    """Return the method that a run belongs to: `NAME@RUN` -> `NAME`."""
-    return method.partition("@")[0]
-
-
 def image_scores(scores: Sequence[Score]) -> pd.DataFrame:
     """Return the scores as a table: degradation, image, run (the name in scores.csv), method, a column per metric."""
     rows = []
@@ -76,7 +71,7 @@ def image_scores(scores: Sequence[Score]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def standings(table: pd.DataFrame, metric: Metric, tasks: Sequence[str]) -> dict[str, Standing]:
+def compare_methods(table: pd.DataFrame, metric: Metric, tasks: Sequence[str]) -> dict[str, Standing]:
     """Compare the methods on some tasks.
 
     Args:
@@ -89,9 +84,9 @@ def standings(table: pd.DataFrame, metric: Metric, tasks: Sequence[str]) -> dict
     """
     if metric.name not in table:
         return {}
-    chosen = table[table["degradation"].isin(tasks)]
 
     # A row per image, a column per method.
+    chosen = table[table["degradation"].isin(tasks)]
     values = _by_image(chosen, metric.name)
     if values.empty or values.isna().to_numpy().all():
         return {}
@@ -104,8 +99,7 @@ def standings(table: pd.DataFrame, metric: Metric, tasks: Sequence[str]) -> dict
     to_best = _differences(values, best)
 
     found = {}
-    for name in values:
-        column = values[name]
+    for name, column in values.items():
         worst = _worst(column, metric)
         difference = to_best.get(name)
         # Worse with certainty only where the test says so; a lone method leads nobody.

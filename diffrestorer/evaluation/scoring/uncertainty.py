@@ -17,6 +17,9 @@ from diffrestorer.data.counter import counter_rng
 DRAWS = 10_000
 """Bootstrap draws behind every interval of a mean."""
 
+BLOCK_VALUES = 1_000_000
+"""Weights that are drawn at a time, 8 MB."""
+
 LEVEL = 0.95
 """Coverage of the intervals; 1 - LEVEL is the level of the tests."""
 
@@ -45,11 +48,9 @@ def mean_interval(strata: Sequence[np.ndarray], seed: int = 0) -> Interval:
     sizes = [len(values) for values in strata]
     if min(sizes, default=0) < 2 or not all(np.isfinite(values).all() for values in strata):
         return NO_INTERVAL
-
-    # Each draw's mean over tasks, of the means over the images drawn.
     means = np.zeros(DRAWS)
     for index, values in enumerate(strata):
-        means += _draws(len(values), index, seed) @ values / len(strata)
+        means += _drawn_means(values, index, seed) / len(strata)
 
     # The tail that widens the interval to Student's: more degrees of freedom, less widening.
     freedom = sum(sizes) - len(sizes)
@@ -60,11 +61,22 @@ def mean_interval(strata: Sequence[np.ndarray], seed: int = 0) -> Interval:
     return Interval(float(low), float(high))
 
 
-@lru_cache(maxsize=16)
-def _draws(size: int, stratum: int, seed: int) -> np.ndarray:
-    """Return the weights (DRAWS, size) of the images in each draw: how often each was drawn, as a share."""
-    rng = counter_rng(seed, "bootstrap", size, stratum)
-    return rng.multinomial(size, np.full(size, 1 / size), size=DRAWS) / size
+def _drawn_means(values: np.ndarray, stratum: int, seed: int) -> np.ndarray:
+    """Return the mean of each draw, (DRAWS,)."""
+    size = len(values)
+    means = []
+    # Blocks bound the memory. The draws of a size are kept, for every method and metric asks for the same ones.
+    block = max(1, BLOCK_VALUES // size)
+    for start in range(0, DRAWS, block):
+        means.append(_draws(size, stratum, seed, start, min(block, DRAWS - start)) @ values)
+    return np.concatenate(means)
+
+
+@lru_cache(maxsize=32)
+def _draws(size: int, stratum: int, seed: int, start: int, count: int) -> np.ndarray:
+    """Return the weights (count, size) of the images in some draws: how often each was drawn, as a share."""
+    rng = counter_rng(seed, f"bootstrap/{size}", stratum, start)
+    return rng.multinomial(size, np.full(size, 1 / size), size=count) / size
 
 
 def wilcoxon_p(differences: np.ndarray) -> float:

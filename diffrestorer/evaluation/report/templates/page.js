@@ -96,3 +96,17 @@ for (const head of heads.children) sortable(head, (column, sign) => {
   showScores();
 });
 showScores();
+
+const hint = document.getElementById("hint");
+function showHint(event) {
+  const cell = event.target.closest("[data-hint]");
+  hint.hidden = !cell;
+  if (!cell) return;
+  hint.textContent = cell.dataset.hint;
+  const box = cell.getBoundingClientRect();
+  hint.style.left = Math.max(8, Math.min(box.left, innerWidth - hint.offsetWidth - 8)) + "px";
+  const below = box.bottom + 6;
+  hint.style.top = (below + hint.offsetHeight > innerHeight ? box.top - hint.offsetHeight - 6 : below) + "px";
+}
+for (const kind of ["pointerover", "focusin", "click"]) document.addEventListener(kind, showHint);
+document.addEventListener("scroll", () => { hint.hidden = true; }, { passive: true });
