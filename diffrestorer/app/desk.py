@@ -158,6 +158,7 @@ class Desk:
         """
 
         def on_step(images: int) -> None:
+            """Show a step, unless the visitor has left."""
             nonlocal done
             self._stay_with(request)
             done += images

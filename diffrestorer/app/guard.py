@@ -88,7 +88,7 @@ class Guard:
         if not self._is_known(host):
             return False
         origin = headers.get("origin")
-        return origin is None or urlsplit(origin).netloc.lower() == host.lower()
+        return origin is None or origin.partition("://")[2].lower() == host.lower()
 
     def _is_known(self, host: str) -> bool:
         """Return whether a Host header names this server or is an IP address."""

@@ -131,6 +131,7 @@ def _number(kind: type[int] | type[float], low: int, high: int) -> Callable[[str
     """Return an argparse type: a number from `low` to `high`."""
 
     def number(text: str) -> int | float:
+        """Convert a number that lies in the range."""
         value = kind(text)
         if not low <= value <= high:
             raise argparse.ArgumentTypeError(f"{text} is not from {low} to {high}")
