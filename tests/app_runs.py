@@ -21,6 +21,60 @@ from PIL import Image
 
 INPUT = "#photo input[type=file]"
 
+CONTRAST = """
+(() => {
+  const parse = (text) => {
+    const [r, g, b, a = 1] = text.match(/[\\d.]+/g).map(Number);
+    return text.startsWith('color(srgb') ? [r * 255, g * 255, b * 255, a] : [r, g, b, a];
+  };
+  const over = (top, ground) => top.slice(0, 3).map((c, i) => c * top[3] + ground[i] * (1 - top[3]));
+  const ground = (element) => {
+    const layers = [];
+    for (let e = element; e; e = e.parentElement) layers.push(parse(getComputedStyle(e).backgroundColor));
+    return layers.reverse().reduce((below, layer) => over(layer, below), [255, 255, 255]);
+  };
+  const light = (rgb) => {
+    const [r, g, b] = rgb.map((c) => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const found = [];
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const element = walker.currentNode.parentElement;
+    const text = walker.currentNode.data.trim();
+    if (!text || !element.checkVisibility({opacityProperty: true, visibilityProperty: true})) continue;
+    if (element.closest('[disabled], script, style, noscript')) continue;
+    const style = getComputedStyle(element);
+    const below = ground(element);
+    const [a, b] = [light(over(parse(style.color), below)), light(below)];
+    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    const size = parseFloat(style.fontSize);
+    const large = size >= 24 || (size >= 18.66 && style.fontWeight >= 700);
+    if (ratio < (large ? 3 : 4.5)) found.push([text.slice(0, 40), Math.round(ratio * 100) / 100, style.color]);
+  }
+  return found;
+})()
+"""
+"""Visible text that stands out too little from its ground, by WCAG's formula, with the ratio."""
+
+WATCH_COMPARE = """
+(() => {
+  window.hiddenFrames = 0;
+  const look = () => {
+    const image = document.querySelector('#compare img');
+    const covered = image && document.elementFromPoint(
+      ...((b) => [b.x + b.width / 4, b.y + b.height / 2])(image.getBoundingClientRect()));
+    const shows = image && image.checkVisibility({opacityProperty: true}) && covered && covered.closest('#compare');
+    const veiled = document.querySelector('#compare .wrap.generating, #compare .wrap.translucent, #compare .eta-bar');
+    if (!shows || veiled) window.hiddenFrames += 1;
+    requestAnimationFrame(look);
+  };
+  document.querySelector('#compare').scrollIntoView({block: 'center', behavior: 'instant'});
+  look();
+})()
+"""
+"""Counts in `window.hiddenFrames` the frames in which the photo is not to be seen."""
+
 
 @contextmanager
 def app(folder: Path, *options: str) -> Iterator[str]:

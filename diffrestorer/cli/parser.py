@@ -44,7 +44,8 @@ sets the number of threads.
 """
 _ON_APP = """\
 Photos and results stay on this machine, in a temporary folder that is removed when it ends. --host 0.0.0.0 opens the
-page to everybody who can reach this machine: put a server with passwords and https before it.
+page to everybody who can reach this machine: put a server with passwords and https before it, and name the host that
+browsers ask for (--allow-host photos.example.org). Requests for other hosts, or from other pages, are refused.
 """
 _ON_DETECT = "examples:\n  diffrestorer detect old.jpg scans/\n  diffrestorer detect scans/ --json > detected.jsonl"
 
@@ -71,15 +72,19 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     app = commands.add_parser("app", help="restore photos on a web page", description=about, epilog=_ON_APP, **layout)
     app.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)")
     app.add_argument("--port", type=_number(int, 1, 65535), default=7860, help="(default: 7860)")
+    name_help = "a further host name of this machine that browsers may ask for, as behind a proxy; may be repeated"
+    app.add_argument("--allow-host", action="append", default=[], metavar="NAME", help=name_help)
     _add_model(app)
     _add_compile(app)
 
-    # argparse takes the INPUTs before the first option only; those behind it come back as unknown.
-    arguments, behind = parser.parse_known_args(argv)
-    if behind and ("inputs" not in arguments or any(text.startswith("-") for text in behind)):
-        parser.error(f"unrecognized arguments: {' '.join(behind)}")
-    if behind:
-        arguments.inputs += map(Path, behind)
+    # argparse takes the INPUTs before the first option only; those behind it come back as unknown options do.
+    arguments, unknown = parser.parse_known_args(argv)
+    plain = unknown.index("--") if "--" in unknown else len(unknown)
+    mistyped = any(text.startswith("-") for text in unknown[:plain])
+    if unknown and (mistyped or "inputs" not in arguments):
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if unknown:
+        arguments.inputs += [Path(text) for text in unknown[:plain] + unknown[plain + 1 :]]
     return arguments
 
 
@@ -132,6 +137,7 @@ def _number(kind: type[int] | type[float], low: int, high: int) -> Callable[[str
     """Return an argparse type: a number from `low` to `high`."""
 
     def number(text: str) -> int | float:
+        """Convert a number that lies in the range."""
         value = kind(text)
         if not low <= value <= high:
             raise argparse.ArgumentTypeError(f"{text} is not from {low} to {high}")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 def counter_rng(seed: int, stream: str, *counters: int) -> np.random.Generator:
-    """A generator of its own for each (seed, stream, counters).
+    """Return a generator of its own for each (seed, stream, counters).
 
     Args:
         seed: of the run, >= 0.
@@ -28,7 +28,7 @@ def counter_rng(seed: int, stream: str, *counters: int) -> np.random.Generator:
 
 
 def shuffled(place: int, count: int, seed: int, stream: str, *counters: int) -> int:
-    """What stands at `place` of a random order of 0 ... count - 1, computed without the order itself.
+    """Return the element at `place` of a random order of 0 ... count - 1, without computing the order itself.
 
     A Feistel network of six rounds permutes the smallest square of a power of two that holds `count`; values outside
     are sent through again until one is inside. Source: Black and Rogaway, "Ciphers with arbitrary finite domains",
@@ -39,6 +39,7 @@ def shuffled(place: int, count: int, seed: int, stream: str, *counters: int) -> 
         count: of what is ordered.
         seed, stream, counters: which order, see `counter_rng`.
     """
+    # The two halves of the place's bits are mixed into each other, round by round.
     keys = _round_keys(seed, stream, *counters)
     bits = max(1, ((count - 1).bit_length() + 1) // 2)
     mask = (1 << bits) - 1
@@ -55,6 +56,7 @@ def shuffled(place: int, count: int, seed: int, stream: str, *counters: int) -> 
 
 @lru_cache(maxsize=16)
 def _round_keys(seed: int, stream: str, *counters: int) -> tuple[int, ...]:
+    """Return the keys of the six rounds of an order."""
     return tuple(int(key) for key in counter_rng(seed, stream, *counters).integers(1 << 63, size=6))
 
 
@@ -66,7 +68,7 @@ def counter_normal(
     positions: Sequence[int],
     device: torch.device | str = "cpu",
 ) -> Float[Tensor, "b ..."]:
-    """Standard normal noise (len(positions), *shape), each row by its own counter (step, position)."""
+    """Draw standard normal noise (len(positions), *shape), each row by its own counter (step, position)."""
     rows = [counter_rng(seed, stream, step, p).standard_normal(tuple(shape), dtype=np.float32) for p in positions]
     return to_device(np.stack(rows), device)
 

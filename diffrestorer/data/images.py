@@ -241,6 +241,7 @@ def find_images(
     """
 
     def refuse(error: OSError) -> None:
+        """Report a folder that cannot be listed."""
         name = os.path.relpath(error.filename, folder)
         if on_error is None:
             raise ImageError(f"its folder {name!r} cannot be listed ({error.strerror})") from error

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from rich.table import Table
 
 from diffrestorer.data.images import ImageError, read_photo
-from diffrestorer.data.storage import whole_file
+from diffrestorer.data.storage import is_special, open_regular, whole_file
 
 MANIFEST = "manifest.parquet"
 SCHEMA = pa.schema(
@@ -46,12 +46,12 @@ _SHARDS = "pairs/*/*/*/*.json"
 
 
 def address(shard: str, row: int, side: int) -> str:
-    """`pairs/gopro/train/blur/00000.npy#5/0`."""
+    """Return the address of an image in a shard, such as `pairs/gopro/train/blur/00000.npy#5/0`."""
     return f"{shard}#{row}/{side}"
 
 
 def split_address(text: str) -> tuple[str, int]:
-    """Shard and row of an address.
+    """Return the shard and the row of an address.
 
     Raises:
         ValueError: it is none.
@@ -64,11 +64,13 @@ def split_address(text: str) -> tuple[str, int]:
 
 
 def open_shard(path: Path) -> np.ndarray:
-    """The pairs of a shard, mapped into memory: uint8 (pairs, 2, 3, size, size). Writing to them leaves the file alone.
+    """Map the pairs of a shard into memory: uint8 (pairs, 2, 3, size, size). Writing to them leaves the file alone.
 
     Raises:
         ValueError: it is missing, damaged or no shard.
     """
+    if is_special(path):
+        raise ValueError(f"{path} is not a regular file; --check finds what is damaged")
     try:
         pixels = np.load(path, mmap_mode="c", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
@@ -79,7 +81,7 @@ def open_shard(path: Path) -> np.ndarray:
 
 
 def pair_hash(*images: np.ndarray) -> str:
-    """SHA-256 of a stored pair: the bytes of its images as they are laid out on disk."""
+    """Return the SHA-256 of a stored pair: of the bytes of its images as they are laid out on disk."""
     digest = hashlib.sha256()
     for image in images:
         digest.update(np.ascontiguousarray(image).data)
@@ -88,7 +90,7 @@ def pair_hash(*images: np.ndarray) -> str:
 
 @dataclass(frozen=True)
 class CleanImage:
-    """What tells a clean image from any other: size and SHA-256 of its file. `split` is `train` or a test split."""
+    """A clean image's identity: size and SHA-256 of its file. `split` is `train` or a test split."""
 
     name: str
     split: str
@@ -97,7 +99,7 @@ class CleanImage:
 
 
 def write_manifest(folder: Path) -> int:
-    """Gathers the records of all shards below `folder` into its manifest, in the order of their paths.
+    """Gather the records of all shards below `folder` into its manifest, in the order of their paths.
 
     Returns:
         The number of rows.
@@ -109,19 +111,21 @@ def write_manifest(folder: Path) -> int:
 
 
 def clean_images(folder: Path) -> Iterator[CleanImage]:
-    """The clean images that the shards below `folder` were made from."""
+    """Yield the clean images that the shards below `folder` were made from."""
     for record in _records(folder):
         yield from (CleanImage(*image) for image in record["clean"])
 
 
 def _records(folder: Path) -> Iterator[dict[str, Any]]:
+    """Yield the records of the shards below `folder`, in the order of their paths."""
     for file in sorted(folder.glob(_SHARDS)):
         if file.stem != "plan":
-            yield json.loads(file.read_text())
+            with open_regular(file) as record:
+                yield json.load(record)
 
 
 def read_batches(folder: Path, columns: Sequence[str]) -> Iterator[dict[str, list[Any]]]:
-    """The manifest's rows a few thousand at a time, a list a column.
+    """Yield the manifest's rows, a few thousand at a time, as a list per column.
 
     Raises:
         ValueError: there is no manifest, or it is damaged or lacks a column.
@@ -160,7 +164,7 @@ class StoredPair:
     sha256: str
 
     def read(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """Degraded and clean image, uint8 (h, w, 3), compared with the checksum.
+        """Read the degraded and the clean image, uint8 (h, w, 3), and compare them with the checksum.
 
         Raises:
             ValueError: a file is missing or differs from what was prepared.
@@ -175,7 +179,7 @@ class StoredPair:
 
 
 def list_test_pairs(folder: Path, split: str = "test") -> dict[tuple[str, str], list[StoredPair]]:
-    """The test pairs of a prepared folder by (set, degradation), in the order of the manifest.
+    """Return the test pairs of a prepared folder by (set, degradation), in the order of the manifest.
 
     Args:
         split: `test`, or another test split (Raindrop's `test_b`).
@@ -198,7 +202,7 @@ def list_test_pairs(folder: Path, split: str = "test") -> dict[tuple[str, str], 
 
 
 def verify(folder: Path, advance: Callable[[int], None] = lambda rows: None) -> Table:
-    """Compares every stored pair with its checksum.
+    """Compare every stored pair with its checksum.
 
     Args:
         advance: told the number of rows that were just verified.
@@ -209,6 +213,7 @@ def verify(folder: Path, advance: Callable[[int], None] = lambda rows: None) -> 
     Raises:
         ValueError: pairs differ from the manifest or are missing; how many and the first ones.
     """
+    # Threads read and hash, a few shards stay open.
     counts: Counter[tuple[str, str, str]] = Counter()
     wrong: list[str] = []
     open_once = lru_cache(maxsize=8)(open_shard)
@@ -226,6 +231,8 @@ def verify(folder: Path, advance: Callable[[int], None] = lambda rows: None) -> 
             f"{len(wrong):,} of {counts.total():,} pairs in {folder} are damaged or missing: {', '.join(wrong[:5])}; "
             f"remove the folders they are in and run the same preparation again"
         )
+
+    # Everything agrees: what there is.
     table = Table("set", "split", "degradation", "pairs")
     for group, count in sorted(counts.items()):
         table.add_row(*group, f"{count:,}")
@@ -233,6 +240,7 @@ def verify(folder: Path, advance: Callable[[int], None] = lambda rows: None) -> 
 
 
 def _agrees(folder: Path, open_once: Callable[[Path], np.ndarray], lq: str, gt: str | None, sha256: str) -> bool:
+    """Return whether a pair is there and has its checksum."""
     try:
         if "#" not in lq:
             files = (folder / name for name in (lq, gt) if name is not None)

@@ -47,19 +47,20 @@ class PairBatch:
     encodings: dict[str, Tensor] = field(default_factory=dict)
 
     def first(self, count: int) -> "PairBatch":
-        """The first samples of it."""
+        """Return the first `count` samples."""
         part = self._map(lambda tensor: tensor[:count])
         return replace(part, positions=self.positions[:count])
 
     def to(self, device: torch.device) -> "PairBatch":
-        """The batch with its tensors on `device`."""
+        """Return the batch with its tensors on `device`."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "PairBatch":
-        """The batch in page-locked memory, which a GPU copies while the host goes on; the loader calls this."""
+        """Return the batch in page-locked memory, which a GPU copies while the host goes on; the loader calls this."""
         return self._map(lambda tensor: tensor.pin_memory())
 
     def _map(self, move: Callable[[Any], Any]) -> "PairBatch":
+        """Return the batch with `move` applied to each tensor."""
         encodings = {name: move(value) for name, value in self.encodings.items()}
         return PairBatch(move(self.lq), move(self.gt), move(self.label), self.step, self.positions, encodings)
 
@@ -85,7 +86,7 @@ def augment(pair: Pair, seed: int) -> Pair:
 
 
 def check_data(config: DataConfig) -> None:
-    """What holds of pairs from anywhere.
+    """Check what every source of pairs needs.
 
     Raises:
         ValueError: the size is not one that the VAE divides, or the classes or degradations are not valid.
@@ -113,6 +114,7 @@ class SynthesisedPairs(Dataset[Pair]):
     """
 
     def __init__(self, config: DataConfig, seed: int, global_batch_size: int) -> None:
+        # A folder of photos.
         if config.name != "photos":
             raise ValueError(
                 f"data={config.name} reads pairs prepared on disk, which are not made on the fly: use data=photos "
@@ -128,6 +130,8 @@ class SynthesisedPairs(Dataset[Pair]):
         self.paths = find_images(config.root)
         if not self.paths:
             raise ValueError(f"data.root={config.root} holds no images (jpg, png, webp, ...)")
+
+        # Classes, all of which can be made from photos.
         self.size = config.size
         self.classes = model_classes(config)
         self.degradations = trained_classes(config)
@@ -143,14 +147,14 @@ class SynthesisedPairs(Dataset[Pair]):
         self.global_batch_size = global_batch_size
 
     def fingerprint(self) -> str:
-        """Changes when a photo is added, removed, renamed or of another size in bytes; reads no photo."""
+        """Return a digest that changes when a photo is added, removed, renamed or resized; no photo is read."""
         digest = hashlib.sha256(" ".join(self.degradations).encode())
         for path in self.paths:
             digest.update(f"{path.relative_to(self.root)} {path.stat().st_size}\n".encode())
         return digest.hexdigest()
 
     def source(self, step: int, position: int) -> tuple[Path, str]:
-        """The photo and the degradation of sample (step, position)."""
+        """Return the photo and the degradation of sample (step, position)."""
         number = step * self.global_batch_size + position
         epoch, index = divmod(number, len(self.paths) * len(self.degradations))
         photo, degradation = divmod(int(self._order(epoch)[index]), len(self.degradations))
@@ -161,10 +165,11 @@ class SynthesisedPairs(Dataset[Pair]):
         return augment(pair, self.seed) if self.augment else pair
 
     def fixed(self, index: int) -> Pair:
-        """One pair of a set that no epoch reorders: photo number `index` by name, with the next class each."""
+        """Return one pair of a set that no epoch reorders: photo number `index` by name, with the next class each."""
         return self._pair(self.paths[index], self.degradations[index % len(self.degradations)], 0, index)
 
     def _pair(self, path: Path, degradation: str, step: int, position: int) -> Pair:
+        """Make a pair: crop, vary, then degrade."""
         gt = crop(_read_cached(path, self.size), self.size, self.views, counter_rng(self.seed, "crop", step, position))
         gt = vary(gt, degradation, self.views, counter_rng(self.seed, "view", step, position))
         lq = degrade(gt, degradation, counter_rng(self.seed, "degradation", step, position), self.synthesis)
@@ -172,12 +177,13 @@ class SynthesisedPairs(Dataset[Pair]):
 
     @lru_cache(maxsize=2)  # noqa: B019 - the dataset lives as long as the run
     def _order(self, epoch: int) -> np.ndarray:
+        """Return the random order of an epoch's (photo, class) pairs."""
         return counter_rng(self.seed, "order", epoch).permutation(len(self.paths) * len(self.degradations))
 
 
 @lru_cache(maxsize=256)
 def _read_cached(path: Path, min_side: int) -> np.ndarray:
-    """A photo's 8-bit pixels, enlarged where a side is shorter than the crop."""
+    """Read a photo's 8-bit pixels, enlarged if a side is shorter than the crop."""
     try:
         pixels = read_photo(path).pixels
     except ImageError as error:
@@ -222,6 +228,8 @@ class StepBatches(Sampler[list[tuple[int, int]]]):
             raise ValueError(
                 f"train.global_batch_size={global_batch_size} does not divide among {num_processes} processes"
             )
+
+        # This process's share of each global batch, in equal micro batches.
         share = global_batch_size // num_processes
         self.micro_batch_size = share if micro_batch_size is None else micro_batch_size
         if self.micro_batch_size < 1 or share % self.micro_batch_size:
@@ -243,7 +251,7 @@ class StepBatches(Sampler[list[tuple[int, int]]]):
 
 
 def collate_pairs(pairs: Sequence[Pair]) -> PairBatch:
-    """Stacks pairs of one step into a batch."""
+    """Stack pairs of one step into a batch."""
     return PairBatch(
         lq=_stack([pair.lq for pair in pairs]),
         gt=_stack([pair.gt for pair in pairs]),
@@ -255,14 +263,14 @@ def collate_pairs(pairs: Sequence[Pair]) -> PairBatch:
 
 
 def _stack(images: Sequence[np.ndarray]) -> UInt8[Tensor, "b 3 h w"]:
-    """Images (h, w, 3) as one tensor; in a worker it is made in the memory that the main process reads."""
+    """Stack images (h, w, 3) into one tensor; in a worker, in memory that the main process shares."""
     return default_collate([torch.from_numpy(image.transpose(2, 0, 1)) for image in images]).contiguous()
 
 
 def pair_loader(
     dataset: Dataset[Pair], batches: Iterable[list[Any]], num_workers: int, pin_memory: bool = False
 ) -> DataLoader[PairBatch]:
-    """A loader of this process's batches; the number of workers changes nothing but the speed."""
+    """Return a loader of this process's batches; the number of workers changes nothing but the speed."""
     cv2.setNumThreads(0)  # OpenCV's thread pool does not survive the fork into workers: they would wait for it forever
     return DataLoader(
         dataset,  # type: ignore[arg-type] # of Pair; collate_pairs makes PairBatch of them
@@ -276,7 +284,7 @@ def pair_loader(
 
 
 def _prepare_worker(worker: int) -> None:
-    """One thread; the signals to stop are the main process's to hear, also where a scheduler sends them to all.
+    """Give a loader's worker one thread, and leave the signals to stop to the main process.
 
     The loader itself ends a worker by SIGTERM, so that one counts where the main process sent it. A system that does
     not name a signal's sender (macOS) leaves SIGTERM as it is.
@@ -290,6 +298,7 @@ def _prepare_worker(worker: int) -> None:
 
 
 def _end_when_told(main_process: int) -> None:
+    """End this worker when the main process sends SIGTERM; ignore anybody else's."""
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != main_process:
         pass
     os._exit(0)

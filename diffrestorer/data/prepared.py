@@ -22,7 +22,7 @@ _OPEN_SHARDS = 512  # each holds a file descriptor, of which a process usually h
 
 
 def open_pairs(config: DataConfig, seed: int, global_batch_size: int) -> "SynthesisedPairs | PreparedPairs":
-    """The training pairs that a configuration asks for: prepared ones, or photos degraded on the fly.
+    """Return the training pairs that a configuration asks for: prepared ones, or photos degraded on the fly.
 
     `data=photos` takes a prepared folder as well: it is recognised by its manifest.
 
@@ -77,7 +77,7 @@ class PreparedPairs(Dataset[Pair]):
             )
 
     def _read_index(self, wanted: Sequence[str]) -> None:
-        """Finds the runs of rows that follow one another in a shard: shard, class, first row, pairs before the run."""
+        """Find the runs of rows that follow one another in a shard: shard, class, first row, pairs before the run."""
         shards: dict[str, int] = {}
         labels = {name: degradation_index(name, self.classes) for name in wanted}
         runs: list[tuple[int, int, int, int]] = []
@@ -108,17 +108,17 @@ class PreparedPairs(Dataset[Pair]):
         self.num_pairs = count + (round(count / len(found)) if makes_clean else 0)
 
     def source(self, step: int, position: int) -> tuple[Path, str]:
-        """The address and the degradation of sample (step, position)."""
+        """Return the address and the degradation of sample (step, position)."""
         shard, row, label = self._locate(self._index(step, position))
         return self.root / f"{shard}#{row}", self.classes[label]
 
     @property
     def num_variants(self) -> int | None:
-        """Pairs as they can come up, mirrored or not; None: crops are drawn, so no two epochs have the same."""
+        """Number of pairs counting mirrored ones; None if crops are drawn, so that no two epochs have the same."""
         return 2 * self.num_pairs if self.stored_size == self.size and not self.augment else None
 
     def fingerprint(self) -> str:
-        """Changes with the manifest (which has a checksum of every pair), the classes and the crop; reads no pixel."""
+        """Return a digest of the manifest (with every pair's checksum), the classes and the crop; no pixel is read."""
         digest = hashlib.sha256(f"{sorted(set(self.labels.tolist()))} {self.size} ".encode())
         if self.classes != DEGRADATIONS:  # of the eight, the digest is that of runs before models had classes
             digest.update(f"{' '.join(self.classes)} {self.num_pairs - self.num_stored} clean ".encode())
@@ -126,11 +126,11 @@ class PreparedPairs(Dataset[Pair]):
         return digest.hexdigest()
 
     def variant(self, step: int, position: int) -> int:
-        """Which variant sample (step, position) is, where there are variants."""
+        """Return the number of the variant that sample (step, position) is."""
         return 2 * self._index(step, position) + self._view(step, position)[2]
 
     def fixed(self, variant: int) -> Pair:
-        """That variant, as position `variant` of step 0."""
+        """Return a variant, as position `variant` of step 0."""
         index, mirrored = divmod(variant, 2)
         return self._pair(index, (0, 0, mirrored), 0, variant)
 
@@ -139,17 +139,18 @@ class PreparedPairs(Dataset[Pair]):
         return augment(pair, self.seed) if self.augment else pair
 
     def _index(self, step: int, position: int) -> int:
-        """Which pair a sample is."""
+        """Return the number of the pair that a sample is."""
         epoch, place = divmod(step * self.global_batch_size + position, self.num_pairs)
         return shuffled(place, self.num_pairs, self.seed, "order", epoch)
 
     def _view(self, step: int, position: int) -> tuple[int, int, int]:
-        """Top and left of a sample's crop, and whether it is mirrored."""
+        """Return the top and left of a sample's crop, and whether it is mirrored."""
         rng = counter_rng(self.seed, "crop", step, position)
         room = self.stored_size - self.size + 1
         return int(rng.integers(room)), int(rng.integers(room)), int(rng.random() < 0.5)
 
     def _pair(self, index: int, view: tuple[int, int, int], step: int, position: int) -> Pair:
+        """Read a pair, crop it and perhaps mirror it."""
         shard, row, label = self._locate(index)
         top, left, mirrored = view
         pixels = self._open(shard)[row, ..., top : top + self.size, left : left + self.size]
@@ -159,7 +160,7 @@ class PreparedPairs(Dataset[Pair]):
         return Pair(gt if index >= self.num_stored else lq, gt, label, step, position)
 
     def _locate(self, index: int) -> tuple[str, int, int]:
-        """Shard, row in it and class of a pair; of a `clean` one that is made, where its image comes from.
+        """Return the shard of a pair, its row there and its class; of a generated `clean` pair, those of its image.
 
         Those follow the stored pairs: no two of the same pair, drawn alike in every run.
         """
@@ -172,4 +173,5 @@ class PreparedPairs(Dataset[Pair]):
 
     @lru_cache(maxsize=_OPEN_SHARDS)  # noqa: B019 - the dataset lives as long as the run
     def _open(self, shard: str) -> np.ndarray:
+        """Map a shard into memory."""
         return open_shard(self.root / shard)

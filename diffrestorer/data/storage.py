@@ -51,14 +51,16 @@ def find_special_file(path: Path) -> Path | None:
     found = [path]
     if path.is_dir():
         found += [Path(parent, name) for parent, _, names in os.walk(path) for name in names]
-    for file in found:
-        try:
-            mode = os.stat(file).st_mode
-        except OSError:
-            continue
-        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-            return file
-    return None
+    return next((file for file in found if is_special(file)), None)
+
+
+def is_special(path: Path) -> bool:
+    """Return whether `path` is a pipe, a device or a socket, which may make a reader wait forever."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def fit_name(name: str, suffix: str = "") -> str:

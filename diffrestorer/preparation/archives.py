@@ -11,14 +11,14 @@ from io import BufferedIOBase
 from pathlib import Path, PurePosixPath
 
 from diffrestorer.data.images import IMAGE_SUFFIXES
-from diffrestorer.data.storage import free_bytes
+from diffrestorer.data.storage import free_bytes, is_special
 
 ARCHIVE_SUFFIXES: tuple[str, ...] = (".tar.gz", ".tar.bz2", ".tar.xz", ".zip", ".tar", ".tgz")
 """Suffixes, in lower case, of the archives that are looked into; of two that fit a name the longer comes first."""
 
 
 def list_files(root: Path, unpacked: Path) -> dict[str, Path]:
-    """Every image below `root` and in the archives there, by its POSIX path, which starts with the name of `root`.
+    """Return every image below `root` and in the archives there, by its POSIX path, which starts with root's name.
 
     Args:
         root: a folder or an archive.
@@ -40,9 +40,10 @@ def list_files(root: Path, unpacked: Path) -> dict[str, Path]:
 
 
 def _walk(folder: Path, unpacked: Path) -> dict[str, Path]:
-    """Images below `folder` by their path in it; what an archive holds lies in a folder of the archive's name."""
+    """Return the images below `folder` by their path in it; an archive counts as a folder of its name."""
 
     def refuse(error: OSError) -> None:
+        """Refuse a folder that cannot be listed."""
         raise ValueError(f"{error.filename} cannot be listed ({error.strerror})") from error
 
     files: dict[str, Path] = {}
@@ -51,6 +52,8 @@ def _walk(folder: Path, unpacked: Path) -> dict[str, Path]:
         for name in sorted(filter(_is_visible, names)):
             path = Path(parent, name)
             relative = path.relative_to(folder).as_posix()
+            if is_special(path):
+                raise ValueError(f"{path} is not a regular file; remove it")
             if (suffix := _archive_suffix(name)) is not None:
                 members = _walk(unpack(path, unpacked), unpacked)
                 files |= {f"{relative[: -len(suffix)]}/{member}": file for member, file in members.items()}
@@ -60,15 +63,17 @@ def _walk(folder: Path, unpacked: Path) -> dict[str, Path]:
 
 
 def _archive_suffix(name: str) -> str | None:
+    """Return the suffix by which a file is an archive; None if it is none."""
     return next((name[-len(suffix) :] for suffix in ARCHIVE_SUFFIXES if name.lower().endswith(suffix)), None)
 
 
 def _is_visible(name: str) -> bool:
+    """Return whether a name is neither hidden nor a leftover of macOS."""
     return not name.startswith((".", "__MACOSX"))
 
 
 def unpack(archive: Path, folder: Path) -> Path:
-    """Unpacks the images of a .zip or .tar, and the archives in it, into a subfolder of `folder`.
+    """Unpack the images of a .zip or .tar, and the archives in it, into a subfolder of `folder`.
 
     Links are refused, as are names that lead out of the folder. A subfolder that is already there is complete and used
     again; a changed archive gets another one.
@@ -79,11 +84,14 @@ def unpack(archive: Path, folder: Path) -> Path:
     Raises:
         ValueError: the archive is damaged or cut off, holds a link or an unsafe name, or does not fit on the disk.
     """
+    # The archive's place, size and time name its subfolder.
     status = archive.stat()
     identity = f"{archive.resolve()} {status.st_size} {status.st_mtime_ns}"
     target = folder / f"{archive.name}.{zlib.crc32(identity.encode()):08x}"
     if target.exists():
         return target
+
+    # Members go to a hidden folder, which takes its name when it is complete.
     partial = folder / f".{target.name}.tmp"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -101,7 +109,7 @@ def unpack(archive: Path, folder: Path) -> Path:
 
 
 def _members(archive: Path) -> Iterator[tuple[str, int, BufferedIOBase]]:
-    """Name, size and content of every image and inner archive; every other member is only checked."""
+    """Yield name, size and content of every image and inner archive; every other member is only checked."""
     if archive.name.lower().endswith(".zip"):
         with zipfile.ZipFile(archive) as packed:
             for member in packed.infolist():
@@ -121,6 +129,7 @@ def _members(archive: Path) -> Iterator[tuple[str, int, BufferedIOBase]]:
 
 
 def _safe_name(archive: Path, name: str, link: bool) -> str:
+    """Return the member's name as a POSIX path; refuse links and names that lead out of the folder."""
     path = PurePosixPath(name)
     if link:
         raise ValueError(f"{archive} holds a link or special file ({name!r}), which is refused")
@@ -130,15 +139,18 @@ def _safe_name(archive: Path, name: str, link: bool) -> str:
 
 
 def _is_wanted(name: str) -> bool:
+    """Return whether a member is a visible image or archive."""
     path = PurePosixPath(name)
     known = path.suffix.lower() in IMAGE_SUFFIXES or _archive_suffix(name) is not None
     return known and all(map(_is_visible, path.parts))
 
 
 def _write(archive: Path, folder: Path, name: str, size: int, content: BufferedIOBase) -> None:
-    """Writes a member, no more of it than the `size` it states."""
+    """Write a member, no more of it than the `size` it states."""
     if size > (free := free_bytes(folder)):
         raise ValueError(f"{archive} does not fit on the disk: {name} needs {size:,} bytes, {free:,} are free")
+
+    # A member that states a small size and holds more (a bomb) is stopped there.
     file = folder / name
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("wb") as output:

@@ -12,7 +12,7 @@ from diffrestorer.config.degradations import degradation_steps
 
 @dataclass(frozen=True)
 class Product:
-    """What is made of a part: pairs of one class or mixture.
+    """The pairs that are made of a part: one class or mixture.
 
     Attributes:
         degradation: the label.
@@ -50,7 +50,7 @@ class Part:
     apart_from: str | None = None
 
     def key(self, kind: str, path: str) -> str | None:
-        """The key of the file `path` (POSIX) if it is an image of this part of the kind `lq` or `gt`, else None."""
+        """Return the key of the file `path` (POSIX) if it is this part's image of the kind `lq` or `gt`, else None."""
         pattern = self.lq if kind == "lq" else self.gt
         found = None if pattern is None else re.search(rf"(?:^|/){pattern}$", path, re.IGNORECASE)
         if found is None:
@@ -75,20 +75,24 @@ _UNSTATED = "none stated on its page: use for research, and ask its authors for 
 
 
 def _carried(degradation: str) -> tuple[Product, ...]:
+    """Return the product of images that carry their degradation already."""
     return (Product(degradation),)
 
 
 def _synthesised(*names: str) -> tuple[Product, ...]:
+    """Return the products that are degraded here, one per name."""
     return tuple(Product(name, degradation_steps(name)) for name in names)
 
 
 def _gopro(split: str, published: int) -> Part:
+    """Return a split of GoPro."""
     lq, gt = (rf"{split}/(?P<scene>GOPR[\w-]+)/{kind}/(?P<key>\d+)\.png" for kind in ("blur", "sharp"))
     layout = f"{split}/GOPR0372_07_00/blur/000047.png, {split}/GOPR0372_07_00/sharp/000047.png"
     return Part(split, split, published, _carried("blur"), layout, lq, gt)
 
 
 def _rain1400(folder: str, split: str, published: int) -> Part:
+    """Return a split of Rain1400."""
     start = rf"{folder}/"
     layout = f"{folder}/rainy_image/1_14.jpg, {folder}/ground_truth/1.jpg"
     lq, gt = rf"{start}rainy_image/(?P<key>\d+)_\d+{_ANY}", rf"{start}ground_truth/(?P<key>\d+){_ANY}"
@@ -96,6 +100,7 @@ def _rain1400(folder: str, split: str, published: int) -> Part:
 
 
 def _raindrop(folder: str, split: str, published: int, *more: Product) -> Part:
+    """Return a split of Raindrop."""
     lq, gt = (
         rf"{folder}/(?:{folder}/)?{kind}/(?P<key>\d+)_{end}{_ANY}" for kind, end in (("data", "rain"), ("gt", "clean"))
     )
@@ -104,12 +109,14 @@ def _raindrop(folder: str, split: str, published: int, *more: Product) -> Part:
 
 
 def _snow100k(folder: str, name: str, split: str, published: int, *more: Product, sample: int | None = None) -> Part:
+    """Return a split of Snow100K."""
     lq, gt = (rf"{folder}/{kind}/(?P<key>[^/]+){_ANY}" for kind in ("synthetic", "gt"))
     layout = f"{name}/synthetic/beautiful_smile_00003.jpg, {name}/gt/beautiful_smile_00003.jpg"
     return Part(name, split, published, (Product("snow"), *more), layout, lq, gt, sample)
 
 
 def _realsnow(folder: str, split: str, published: int) -> Part:
+    """Return a split of RealSnow."""
     start = rf"realsnow[^/]*/(?:[^/]+/)*{folder}(?:ing)?/"
     lq, gt = rf"{start}(?:input|snow)/(?P<key>[^/]+){_ANY}", rf"{start}(?:gt|target)/(?P<key>[^/]+){_ANY}"
     layout = f"RealSnow/{folder}ing/input/NAME.png, RealSnow/{folder}ing/gt/NAME.png"
@@ -254,7 +261,7 @@ CATALOG: dict[str, DataSet] = {
 
 
 def training_share(degradation: str, haze: str) -> dict[str, int]:
-    """Sets that train a class -> published pairs, in proportion to which they share the class's budget.
+    """Return the published pairs of each set that trains a class: the sets share its budget in that proportion.
 
     Args:
         haze: which of RESIDE's two training parts counts.
@@ -269,7 +276,7 @@ def training_share(degradation: str, haze: str) -> dict[str, int]:
 
 
 def describe(entry: DataSet) -> str:
-    """A set's section of `data/README.md`, in Markdown."""
+    """Return a set's section of `data/README.md`, in Markdown."""
     lines = [f"## {entry.title} (`set={entry.name}`)", ""]
     lines += ["| part | split | published | makes | files |", "|---|---|---|---|---|"]
     for part in entry.parts:
@@ -282,13 +289,13 @@ def describe(entry: DataSet) -> str:
 
 
 def explain(arguments: Sequence[str]) -> str:
-    """What `--help` says besides: the sections of the sets that a command line names (`set=gopro`, `--set gopro`)."""
+    """Return the sections of the sets that a command line names (`set=gopro`, `--set gopro`), for its `--help`."""
     words = {word for argument in arguments for word in re.split(r"[=,\s]", argument)}
     return "\n".join(describe(entry) for name, entry in CATALOG.items() if name in words)
 
 
 def page() -> str:
-    """The whole of `data/README.md`."""
+    """Return the whole of `data/README.md`."""
     return "\n".join([_HEAD, *map(describe, CATALOG.values())]).rstrip() + "\n"
 
 

@@ -1,4 +1,4 @@
-"""What of the catalog is on disk: files paired by name, counted, compared with the published numbers."""
+"""The part of the catalog that is on disk: files paired by name, counted, compared with the published numbers."""
 
 import hashlib
 from collections import defaultdict
@@ -11,6 +11,7 @@ from rich.table import Table
 from diffrestorer.config.degradations import CLEAN, DEGRADATIONS, MIXTURES, degradation_steps
 from diffrestorer.data.images import find_images
 from diffrestorer.data.manifest import CleanImage
+from diffrestorer.data.storage import is_special, open_regular
 from diffrestorer.preparation.catalog import CATALOG, DataSet, Part, Product
 
 
@@ -24,7 +25,7 @@ class Source:
 
     @property
     def reference(self) -> Path:
-        """The clean image, or the degraded one where there is none."""
+        """The clean image, or the degraded one if there is none."""
         path = self.gt or self.lq
         assert path is not None
         return path
@@ -48,12 +49,12 @@ class Found:
 
 
 def choose(names: str) -> Sequence[DataSet]:
-    """The sets that `set=` names: one, or `all`."""
+    """Return the sets that `set=` names: one, or `all`."""
     return list(CATALOG.values()) if names == "all" else [CATALOG[names]]
 
 
 def take(sets: Iterable[DataSet], files: dict[str, Path], haze: str) -> list[Found]:
-    """Pairs the files of each set by name: a `Found` for every part, also where it has no file.
+    """Pair the files of each set by name; return a `Found` for every part, even one without a file.
 
     Args:
         files: of `diffrestorer.data.storage.list_files`.
@@ -73,6 +74,8 @@ def take(sets: Iterable[DataSet], files: dict[str, Path], haze: str) -> list[Fou
 
 
 def _pair(set_name: str, part: Part, files: dict[str, Path], kept_for_test: set[str]) -> Found:
+    """Pair the files of one part by their keys, and leave out scenes that are kept for the test."""
+    # Files by their key. A set that is there twice would give each image two partners.
     lq: dict[str, list[Source]] = defaultdict(list)
     gt: dict[str, Source] = {}
     seen: dict[tuple[str, str], str] = {}
@@ -90,6 +93,8 @@ def _pair(set_name: str, part: Part, files: dict[str, Path], kept_for_test: set[
             lq[key].append(Source(name, path, None))
         else:
             gt[key] = Source(name, None, path)
+
+    # Degraded and clean images with one key are a pair.
     unpaired: list[str] = []
     if part.lq is None:
         pairs = list(gt.values())
@@ -99,13 +104,15 @@ def _pair(set_name: str, part: Part, files: dict[str, Path], kept_for_test: set[
         pairs = [replace(source, gt=gt[key].gt) for key in lq.keys() & gt.keys() for source in lq[key]]
         unpaired = [f"{source.lq} has no clean partner" for key in lq.keys() - gt.keys() for source in lq[key]]
         unpaired += [f"{gt[key].gt} has no degraded partner" for key in gt.keys() - lq.keys()]
+
+    # Scenes of the test part must not be trained on.
     scenes = {source.name for key in kept_for_test for source in lq.get(key, ())}
     kept = sorted((pair for pair in pairs if pair.name not in scenes), key=lambda pair: pair.name)
     return Found(set_name, part, tuple(kept), tuple(sorted(unpaired)), len(pairs) - len(kept))
 
 
 def take_photos(root: Path, split: str, clean: bool = False) -> Found:
-    """A folder of clean photos as a set of its own: for training all classes, for a test the mixtures too.
+    """Return a folder of clean photos as a set of its own: for training all classes, for a test the mixtures too.
 
     Args:
         clean: whether it also makes pairs of `clean`, the photo itself twice.
@@ -116,8 +123,12 @@ def take_photos(root: Path, split: str, clean: bool = False) -> Found:
     if not root.is_dir():
         raise ValueError(f"root={root} is not a folder of photos")
     paths = find_images(root)
+    if special := next((path for path in paths if is_special(path)), None):
+        raise ValueError(f"{special} is not a regular file; remove it")
     if not paths:
         raise ValueError(f"root={root} holds no images (jpg, png, webp, ...)")
+
+    # Every photo makes a pair of each class, and in a test of each mixture.
     names = DEGRADATIONS if split == "train" else (*DEGRADATIONS, *MIXTURES)
     names = (*names, CLEAN) if clean else names
     products = tuple(Product(name, degradation_steps(name)) for name in names)
@@ -127,7 +138,7 @@ def take_photos(root: Path, split: str, clean: bool = False) -> Found:
 
 
 def count_table(found: Iterable[Found]) -> Table:
-    """Pairs found beside those published, files without partner, pairs left out since their scene is in the test."""
+    """Tabulate pairs found, published, without partner, and left out because their scene is in the test."""
     table = Table("set", "part", "split", "pairs", "published", "differ", "unpaired", "in test")
     for entry in found:
         count, published = len(entry.pairs), entry.part.published
@@ -138,7 +149,7 @@ def count_table(found: Iterable[Found]) -> Table:
 
 
 def refuse_incomplete(found: Sequence[Found], allow_incomplete: bool) -> None:
-    """Refuses sets that are missing and files without partner, unless they are allowed.
+    """Refuse sets that are missing and files without partner, unless they are allowed.
 
     Raises:
         ValueError: naming the parts, or the number of files and the first ones.
@@ -148,6 +159,8 @@ def refuse_incomplete(found: Sequence[Found], allow_incomplete: bool) -> None:
         names = "; ".join(f"{entry.set}: {entry.part.name} ({entry.part.layout})" for entry in missing)
         further = "" if len(missing) == len(found) else "; allow_incomplete=true goes on with what is there"
         raise ValueError(f"no pairs found of {names}{further}")
+
+    # Files without partner hint at an archive that was unpacked in part.
     unpaired = [reason for entry in found for reason in entry.unpaired]
     if unpaired and not allow_incomplete:
         raise ValueError(
@@ -157,7 +170,7 @@ def refuse_incomplete(found: Sequence[Found], allow_incomplete: bool) -> None:
 
 
 def refuse_leakage(found: Iterable[Found], prepared: Iterable[CleanImage]) -> int:
-    """Refuses a clean image that is in training and in test, here or in the folder that is being filled.
+    """Refuse a clean image that is in training and in test, here or in the folder that is being filled.
 
     Files are equal where their contents are; the same picture encoded anew is not recognised.
 
@@ -170,6 +183,7 @@ def refuse_leakage(found: Iterable[Found], prepared: Iterable[CleanImage]) -> in
     Raises:
         ValueError: naming the first two files with equal contents.
     """
+    # Only images of one size in bytes can be equal, so few are read.
     before: dict[int, list[CleanImage]] = defaultdict(list)
     for image in prepared:
         before[image.size].append(image)
@@ -177,6 +191,8 @@ def refuse_leakage(found: Iterable[Found], prepared: Iterable[CleanImage]) -> in
     for entry in found:
         for pair in entry.pairs:
             here[pair.reference.stat().st_size][pair.reference] = entry.part.split
+
+    # Equal contents on both sides of the split are refused, on one side counted.
     repeated = 0
     for size, paths in here.items():
         if len(paths) + len(before[size]) < 2:
@@ -196,6 +212,6 @@ def refuse_leakage(found: Iterable[Found], prepared: Iterable[CleanImage]) -> in
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

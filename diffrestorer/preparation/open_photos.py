@@ -56,7 +56,7 @@ EVAL_PHOTOS: dict[str, Credit] = {
 
 
 def write(root: str | None, out: Path) -> str:
-    """Writes `train/` and `eval/` below `out`, each with a credits.csv.
+    """Write `train/` and `eval/` below `out`, each with a credits.csv.
 
     Args:
         root: the .deb of gcompris-qt-data, or a folder with its .rcc files at any depth; None: where it is installed.
@@ -72,6 +72,8 @@ def write(root: str | None, out: Path) -> str:
             "root is not set and gcompris-qt-data is not installed: fetch it (`apt-get download gcompris-qt-data`), "
             "then give root=FILE.deb"
         )
+
+    # Photos to train on.
     train, evaluation = out / "train", out / "eval"
     credits = {}
     for activity, data in _resource_files(INSTALLED if root is None else Path(root)):
@@ -83,6 +85,8 @@ def write(root: str | None, out: Path) -> str:
     if not credits:
         raise ValueError(f"root={root} holds none of {', '.join(f'{name}.rcc' for name in PHOTO_ACTIVITIES)}")
     _write_credits(train, credits)
+
+    # Photos to evaluate, out of Python packages.
     evaluation.mkdir(parents=True, exist_ok=True)
     eval_credits = {}
     for name, credit in EVAL_PHOTOS.items():
@@ -94,6 +98,7 @@ def write(root: str | None, out: Path) -> str:
 
 
 def _write_credits(folder: Path, credits: dict[str, Credit]) -> None:
+    """Write the authors, licences and sources of a folder's photos."""
     rows = [[name, credit.author, credit.licence, credit.source] for name, credit in sorted(credits.items())]
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([["file", "author", "licence", "source"], *rows])
@@ -102,7 +107,7 @@ def _write_credits(folder: Path, credits: dict[str, Credit]) -> None:
 
 
 def _eval_photo(name: str, package: str) -> np.ndarray | None:
-    """The photo's pixels, uint8 (h, w, 3); None where its package is not installed."""
+    """Return a photo's pixels, uint8 (h, w, 3); None if its package is not installed."""
     if package == "scikit-learn":  # its images are read without importing it, which would take seconds
         found = importlib.util.find_spec("sklearn")
         if found is None or found.origin is None:
@@ -117,7 +122,7 @@ def _eval_photo(name: str, package: str) -> np.ndarray | None:
 
 
 def _resource_files(root: Path) -> Iterator[tuple[str, bytes]]:
-    """Activity and content of the resource files of photos."""
+    """Yield activity and content of the resource files that hold photos."""
     if root.is_dir():
         for path in sorted(root.rglob("*.rcc")):
             if path.stem in PHOTO_ACTIVITIES:
@@ -138,7 +143,7 @@ def _resource_files(root: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _deb_data(path: Path) -> bytes:
-    """The member data.tar.* of a Debian package, which is an `ar` archive (deb(5))."""
+    """Return the member data.tar.* of a Debian package, which is an `ar` archive (deb(5))."""
     content = path.read_bytes()
     place = 8
     while content.startswith(b"!<arch>\n") and place + 60 <= len(content):
@@ -151,6 +156,7 @@ def _deb_data(path: Path) -> bytes:
 
 
 def _photos(activity: str, data: bytes) -> Iterator[tuple[str, Credit, bytes]]:
+    """Yield name, credit and file of the free, opaque pictures in a resource file."""
     files = dict(read_resources(data))
     for readme in sorted(name for name in files if name.endswith("/README")):
         folder = readme.removesuffix("README")
@@ -173,7 +179,7 @@ def _photos(activity: str, data: bytes) -> Iterator[tuple[str, Credit, bytes]]:
 
 
 def read_credits(readme: str) -> dict[str, Credit]:
-    """File names in a README of GCompris -> their credit: paragraphs with `Copyright:`, `License:`, `Source:`."""
+    """Return the credit of each file that a README of GCompris names."""
     credits = {}
     for paragraph in re.split(r"\n\s*\n", readme):
         fields = {key.lower(): value.strip() for key, value in re.findall(r"^(\w+):[ \t]*(.*)$", paragraph, re.M)}
@@ -184,7 +190,7 @@ def read_credits(readme: str) -> dict[str, Credit]:
 
 
 def read_resources(data: bytes) -> Iterator[tuple[str, bytes]]:
-    """Path and content of every file in a Qt resource file (`rcc --binary`), format versions 1 to 3.
+    """Yield path and content of every file in a Qt resource file (`rcc --binary`), format versions 1 to 3.
 
     Big-endian throughout: header `qres`, version, offsets of tree, data and names; a node of the tree is name, flags,
     then number of children and first child, or (of a file) locale and offset of a 4-byte length and the content.
@@ -206,6 +212,7 @@ def read_resources(data: bytes) -> Iterator[tuple[str, bytes]]:
 def _read_node(
     data: bytes, tree: int, contents: int, names: int, node_size: int, node: int, parent: str, depth: int
 ) -> Iterator[tuple[str, bytes]]:
+    """Yield path and content of the files at and below a node of the tree."""
     place = tree + node * node_size
     name_place, flags, first, second = struct.unpack_from(">IHII", data, place)
     (length,) = struct.unpack_from(">H", data, names + name_place)
@@ -213,12 +220,16 @@ def _read_node(
     path = f"{parent}/{data[start : start + 2 * length].decode('utf-16-be')}" if node else parent
     if depth > _MAX_DEPTH:
         raise ValueError("a damaged Qt resource file (its folders do not end)")
+
+    # A folder's children follow one another in the tree.
     if flags & _DIRECTORY:
         for child in range(second, second + first):
             yield from _read_node(data, tree, contents, names, node_size, child, path, depth + 1)
         return
     if flags & _ZSTD:
         raise ValueError(f"{path} is compressed with Zstandard, which is not supported")
+
+    # A file's content: its length, then its bytes, packed or not.
     (size,) = struct.unpack_from(">I", data, contents + second)
     content = data[contents + second + 4 : contents + second + 4 + size]
     if len(content) != size:

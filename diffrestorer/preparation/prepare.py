@@ -50,7 +50,7 @@ _INSPECTED_AT_ONCE = 64
 
 
 def prepare(config: PrepareConfig) -> None:
-    """Does what `scripts/prepare_data.py` was asked for; see configs/prepare_data.yaml.
+    """Run `scripts/prepare_data.py`; see configs/prepare_data.yaml.
 
     Raises:
         ValueError: a set is missing, incomplete or overlaps with the test images; an image is unreadable; the disk is
@@ -58,6 +58,8 @@ def prepare(config: PrepareConfig) -> None:
     """
     console = Console(stderr=True)
     _check_config(config)
+
+    # --check changes nothing; anything else fills a folder.
     if config.check:
         _check(config, console)
         return
@@ -74,6 +76,8 @@ def prepare(config: PrepareConfig) -> None:
 
 
 def _check_config(config: PrepareConfig) -> None:
+    """Refuse values that no preparation can use."""
+    # Values by themselves.
     names = (*CATALOG, "all", "photos", "open_photos", "readme")
     if config.set not in names:
         raise ValueError(f"set={config.set} does not exist; choose one of {', '.join(names)}")
@@ -91,6 +95,8 @@ def _check_config(config: PrepareConfig) -> None:
     if unknown := [name for name in config.degradations if name not in known]:
         near = nearest(unknown[0], known)
         raise ValueError(f"degradations={unknown[0]} is not valid{near}; choose from {', '.join(known)}")
+
+    # Folders that the command needs.
     if config.check and config.root is None and config.out is None:
         raise ValueError("--check needs root=DOWNLOADS, out=PREPARED or both")
     if not config.check and config.root is None and config.set not in ("readme", "open_photos"):
@@ -98,7 +104,7 @@ def _check_config(config: PrepareConfig) -> None:
 
 
 def _check(config: PrepareConfig, console: Console) -> None:
-    """Validates the downloads at `root` (every image is read), then the prepared pairs at `out`."""
+    """Validate the downloads at `root` (every image is read), then the prepared pairs at `out`."""
     if config.root is not None:
         with tempfile.TemporaryDirectory(prefix="diffrestorer-") as unpacked:
             found = _find(config, Path(unpacked), [], console)
@@ -112,6 +118,7 @@ def _check(config: PrepareConfig, console: Console) -> None:
 
 
 def _inspect_all(config: PrepareConfig, found: Sequence[Found], console: Console) -> None:
+    """Read every image of the pairs found, and report those that cannot be used."""
     sources = [source for entry in found for source in entry.pairs]
     runs = [sources[i : i + _INSPECTED_AT_ONCE] for i in range(0, len(sources), _INSPECTED_AT_ONCE)]
     with _progress(console, "reading", len(sources)) as advance:
@@ -121,7 +128,7 @@ def _inspect_all(config: PrepareConfig, found: Sequence[Found], console: Console
 
 
 def _find(config: PrepareConfig, unpacked: Path, prepared: Sequence[Path], console: Console) -> list[Found]:
-    """Finds, prints and validates what is at `root`; `prepared` are folders whose pairs must not overlap with it."""
+    """Find, print and validate what is at `root`; its images must not overlap with those of `prepared` folders."""
     assert config.root is not None
     if config.set == "photos":
         if any(folder.resolve().is_relative_to(Path(config.root).resolve()) for folder in prepared):
@@ -131,6 +138,8 @@ def _find(config: PrepareConfig, unpacked: Path, prepared: Sequence[Path], conso
         found = take(choose(config.set), list_files(Path(config.root), unpacked), config.haze)
         console.print(count_table(found))
         refuse_incomplete(found, config.allow_incomplete)
+
+    # No clean image may be both in training and in test.
     before = (image for folder in prepared for image in clean_images(folder))
     if repeated := refuse_leakage(found, before):
         console.print(f"{repeated:,} clean images are there under a second name")
@@ -138,8 +147,12 @@ def _find(config: PrepareConfig, unpacked: Path, prepared: Sequence[Path], conso
 
 
 def _make(config: PrepareConfig, out: Path, console: Console) -> None:
+    """Find the downloads, plan the pairs, make them, and write the manifest."""
+    # Photos of any shape are cropped, the paper's sets are squeezed into the square.
     fit = ("crop" if config.set == "photos" else "resize") if config.fit == "auto" else config.fit
     settings = Settings(config.size, fit, config.seed, config.synthesis)
+
+    # Everything that can be refused is refused before anything is written.
     out.mkdir(parents=True, exist_ok=True)
     found = _find(config, out / _UNPACKED, [out], console)
     groups = plan_groups(found, config)
@@ -147,9 +160,13 @@ def _make(config: PrepareConfig, out: Path, console: Console) -> None:
         raise ValueError(f"set={config.set} gives no pairs of {', '.join(config.degradations)}")
     _claim(out, groups, settings)
     _check_disk(out, groups, settings, console)
+
+    # What an interrupted run left half done is removed; whole shards are kept.
     for leftover in (*out.glob("pairs/*/*/*/.*.tmp"), *out.glob("pairs/*/*/*/*/.*.tmp"), *out.glob(".*.tmp")):
         leftover.unlink()
     shards = [shard for group in groups for shard in group.shards(settings.size)]
+
+    # Shards are made in parallel, then gathered in the manifest.
     tasks = [(partial(make_shard, out, shard, settings, config.skip_unreadable), len(shard.pairs)) for shard in shards]
     try:
         with _progress(console, "preparing", sum(len(group.pairs) for group in groups)) as advance:
@@ -166,7 +183,7 @@ def _make(config: PrepareConfig, out: Path, console: Console) -> None:
 
 
 def _report(problems: Sequence[Problems], skip_unreadable: bool, console: Console) -> None:
-    """Names the pairs that could not be made, and refuses them unless they may be skipped."""
+    """Name the pairs that could not be made, and refuse them unless they may be skipped."""
     mismatched = sorted({line for each in problems for line in each.mismatched})
     unreadable = sorted({line for each in problems for line in each.unreadable})
     if mismatched:
@@ -183,7 +200,7 @@ def _report(problems: Sequence[Problems], skip_unreadable: bool, console: Consol
 
 
 def plan_groups(found: Sequence[Found], config: PrepareConfig) -> list[Group]:
-    """Which pairs are made: each training class brought to its budget over the sets that make it, tests once each.
+    """Plan the pairs: each training class brought to its budget over the sets that make it, tests once each.
 
     Sets share a class's budget in proportion to their published pairs, whether they are prepared by one command or by
     several; with `allow_incomplete` those of this command share it alone.
@@ -191,6 +208,7 @@ def plan_groups(found: Sequence[Found], config: PrepareConfig) -> list[Group]:
     Raises:
         ValueError: the budget leaves a set without a pair.
     """
+    # Sources of each (set, split, degradation, steps).
     sources: dict[tuple[str, str, str, tuple[str, ...]], list[Source]] = defaultdict(list)
     for entry in found:
         pairs: Sequence[Source] = entry.pairs
@@ -200,6 +218,8 @@ def plan_groups(found: Sequence[Found], config: PrepareConfig) -> list[Group]:
         for product in entry.part.products if pairs else ():
             if not config.degradations or product.degradation in config.degradations:
                 sources[entry.set, entry.part.split, product.degradation, product.steps] += pairs
+
+    # Training classes are brought to their budget; a test takes each of its pairs once.
     trained = {(name, degradation) for name, split, degradation, _ in sources if split == "train"}
     groups = []
     for (name, split, degradation, steps), available in sources.items():
@@ -212,7 +232,7 @@ def plan_groups(found: Sequence[Found], config: PrepareConfig) -> list[Group]:
 
 
 def _budget(name: str, degradation: str, available: int, trained: set[tuple[str, str]], config: PrepareConfig) -> int:
-    """A set's part of a class's training pairs; the parts of all sets add up to the budget."""
+    """Return a set's part of a class's training pairs; the parts of all sets add up to the budget."""
     if name == "photos":
         return config.budget or available
     budget = config.budget or BUDGET
@@ -227,7 +247,7 @@ def _budget(name: str, degradation: str, available: int, trained: set[tuple[str,
 
 
 def _claim(out: Path, groups: Sequence[Group], settings: Settings) -> None:
-    """Writes down what each group's folder holds, and refuses a folder that holds something else."""
+    """Record what each group's folder holds, and refuse a folder that holds something else."""
     plans = [(out / group.folder / "plan.json", json.dumps(group_record(group, settings)).encode()) for group in groups]
     for file, record in plans:
         if file.exists() and file.read_bytes() != record:
@@ -242,7 +262,10 @@ def _claim(out: Path, groups: Sequence[Group], settings: Settings) -> None:
 
 
 def _check_disk(out: Path, groups: Sequence[Group], settings: Settings, console: Console) -> None:
+    """Print how much disk the pairs take, and refuse to begin without it."""
     need = sum(group.num_images for group in groups) * settings.size * settings.size * 3
+
+    # What an interrupted run has made already is not needed again.
     files = (file for group in groups for file in (out / group.folder).rglob("*") if file.suffix in (".npy", ".png"))
     there = min(sum(file.stat().st_size for file in files), need)
     free = free_bytes(out)
@@ -260,6 +283,7 @@ def _check_disk(out: Path, groups: Sequence[Group], settings: Settings, console:
 
 @contextmanager
 def _progress(console: Console, task: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show a progress bar; yield a function that advances it."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
         yield partial(progress.advance, progress.add_task(task, total=total))

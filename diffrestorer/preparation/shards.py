@@ -17,7 +17,7 @@ from diffrestorer.config.synthesis_ranges import Synthesis
 from diffrestorer.data.counter import counter_rng
 from diffrestorer.data.images import ImageError, read_photo
 from diffrestorer.data.manifest import SCHEMA, CleanImage, address, pair_hash
-from diffrestorer.data.storage import whole_file
+from diffrestorer.data.storage import fit_name, whole_file
 from diffrestorer.data.synthesis import degrade
 from diffrestorer.preparation.inventory import Source, file_hash
 
@@ -29,7 +29,7 @@ _SIDES = ("lq", "gt")
 
 @dataclass(frozen=True)
 class Settings:
-    """What the pixels of a preparation depend on besides its sources.
+    """The settings, besides its sources, that the pixels of a preparation depend on.
 
     Attributes:
         size: side in pixels.
@@ -46,7 +46,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Planned:
-    """A pair to be made: of which source, and the how-manieth of that source (0: as it is; others are augmented)."""
+    """A pair to be made: its source and the copy number (0 is the unaugmented original)."""
 
     source: Source
     copy: int
@@ -72,16 +72,16 @@ class Group:
 
     @property
     def folder(self) -> str:
-        """Where its files lie, below the prepared folder."""
+        """Folder of its files, below the prepared folder."""
         return f"pairs/{self.set}/{self.split}/{self.degradation}"
 
     @property
     def num_images(self) -> int:
-        """Images in all: two a pair, one where there is no ground truth."""
+        """Number of images: two per pair, one if there is no ground truth."""
         return sum(1 if planned.source.gt is None else 2 for planned in self.pairs)
 
     def shards(self, size: int) -> list["Group"]:
-        """The group in runs of about `SHARD_BYTES`."""
+        """Return the group in runs of about `SHARD_BYTES`."""
         step = max(1, SHARD_BYTES // (2 * 3 * size * size))
         return [
             Group(
@@ -106,7 +106,7 @@ class Problems:
 
 
 def plan(sources: Sequence[Source], number: int, seed: int, stream: str) -> tuple[Planned, ...]:
-    """`number` pairs of the sources: a sample without repetition if there are more, else each as often as it takes.
+    """Draw `number` pairs of the sources: a sample without repetition if there are more, else each equally often.
 
     Args:
         stream: what the draw is for; streams are independent.
@@ -121,18 +121,19 @@ def plan(sources: Sequence[Source], number: int, seed: int, stream: str) -> tupl
 
 
 def file_names(pairs: Sequence[Planned]) -> tuple[str, ...]:
-    """A file name for each pair: its source's name, numbered where several have the same."""
+    """Return a file name for each pair: its source's name, numbered if several have the same."""
     seen: Counter[str] = Counter()
     names = []
     for planned in pairs:
         name = planned.source.name.replace("/", "_")
         seen[name.lower()] += 1
-        names.append(name if seen[name.lower()] == 1 else f"{name}__{seen[name.lower()]}")
+        numbered = name if seen[name.lower()] == 1 else f"{name}__{seen[name.lower()]}"
+        names.append(fit_name(numbered, ".png").removesuffix(".png"))
     return tuple(names)
 
 
 def group_record(group: Group, settings: Settings) -> dict[str, Any]:
-    """What identifies a group's content: settings, steps, and its pairs by name and file sizes."""
+    """Return what identifies a group's content: settings, steps, and its pairs by name and file sizes."""
     paths = {path for planned in group.pairs for path in (planned.source.lq, planned.source.gt) if path is not None}
     sizes: dict[Path | None, int | None] = {None: None} | {path: path.stat().st_size for path in paths}
     pairs = [[p.source.name, p.copy, sizes[p.source.lq], sizes[p.source.gt]] for p in group.pairs]
@@ -140,7 +141,7 @@ def group_record(group: Group, settings: Settings) -> dict[str, Any]:
 
 
 def make_shard(out: Path, shard: Group, settings: Settings, skip_unreadable: bool) -> Problems:
-    """Makes one shard, unless it is there: first its images, then its record.
+    """Make one shard, unless it is there: first its images, then its record.
 
     Args:
         out: the prepared folder.
@@ -156,6 +157,8 @@ def make_shard(out: Path, shard: Group, settings: Settings, skip_unreadable: boo
     record_file = folder / f"{shard.first:05d}.json"
     if record_file.exists():
         return Problems(unreadable=json.loads(record_file.read_text())["left_out"])
+
+    # Training pairs go into one array that is mapped into memory, test images into files of their own.
     problems = Problems()
     if shard.split == "train":
         with whole_file(folder / f"{shard.first:05d}.npy") as file:
@@ -169,6 +172,8 @@ def make_shard(out: Path, shard: Group, settings: Settings, skip_unreadable: boo
         for side in _SIDES:
             (folder / side).mkdir(exist_ok=True)
         rows, clean = _make_rows(shard, settings, problems, partial(_write_png, out, shard))
+
+    # The record makes the shard count, so it comes last.
     if problems.mismatched or (problems.unreadable and not skip_unreadable):
         return problems
     record = {"rows": rows, "clean": [[*asdict(image).values()] for image in clean], "left_out": problems.unreadable}
@@ -180,7 +185,7 @@ def make_shard(out: Path, shard: Group, settings: Settings, skip_unreadable: boo
 def _write_to_array(
     file: BinaryIO, start: int, shard: Group, place: int, images: Sequence[np.ndarray]
 ) -> tuple[list[str], str]:
-    """Writes a training pair to its place; a pair that could not be made leaves a gap there that no row names."""
+    """Write a training pair to its place; a pair that could not be made leaves a gap there that no row names."""
     pixels = np.ascontiguousarray(np.stack(images).transpose(0, 3, 1, 2))
     file.seek(start + place * pixels.nbytes)
     file.write(pixels.data)
@@ -189,7 +194,7 @@ def _write_to_array(
 
 
 def _write_png(out: Path, shard: Group, place: int, images: Sequence[np.ndarray]) -> tuple[list[str], str]:
-    """Writes test images, uncompressed, so that a file's length does not tell its class."""
+    """Write test images, uncompressed, so that a file's length does not tell its class."""
     names = [f"{shard.folder}/{side}/{shard.names[place]}.png" for side in _SIDES[: len(images)]]
     for name, image in zip(names, images, strict=True):
         with whole_file(out / name) as file:
@@ -203,7 +208,7 @@ def _make_rows(
     problems: Problems,
     write: Callable[[int, Sequence[np.ndarray]], tuple[list[str], str]],
 ) -> tuple[list[dict[str, Any]], list[CleanImage]]:
-    """Makes and writes the pairs one after the other; returns their rows of the manifest, and the clean images."""
+    """Make and write the pairs one after the other; return their rows of the manifest, and the clean images."""
     rows, clean = [], []
     for place, planned in enumerate(shard.pairs):
         source = planned.source
@@ -216,6 +221,8 @@ def _make_rows(
         except SizeError as error:
             problems.mismatched.append(str(error))
             continue
+
+        # The row of the manifest; a source's clean image is recorded once, with its first copy.
         names, sha256 = write(place, images)
         lq, gt = (*names, None)[:2]
         values = (lq, gt, shard.degradation, shard.split, shard.set, settings.seed, augmentation, sha256)
@@ -233,15 +240,19 @@ class SizeError(ValueError):
 def _make_pair(
     group: Group, planned: Planned, settings: Settings, rng: np.random.Generator
 ) -> tuple[list[np.ndarray], str]:
-    """Degraded and (if there is one) clean image, uint8 (size, size, 3), and what they went through together."""
+    """Make a degraded and (if there is one) clean image, uint8 (size, size, 3); return their augmentation too."""
     source = planned.source
     originals = read_pair(source)
     shape = originals[0].shape
     geometry = _draw_geometry(shape[:2], planned.copy, group.split == "train", settings, rng)
+
+    # Both images go through one geometry, then the degraded one through the synthesis.
     images = [_apply(image, geometry, settings.size) for image in originals]
     lq = images[0]
     for step in group.steps:
         lq = degrade(lq, step, rng, settings.synthesis)
+
+    # The augmentation in words, for the manifest.
     words = {name: value for name, value in asdict(geometry).items() if name != "window" and value}
     if geometry.window != (0, 0, *shape[:2]):
         words = {"crop": ",".join(map(str, geometry.window)), **words}
@@ -249,7 +260,7 @@ def _make_pair(
 
 
 def inspect(sources: Sequence[Source]) -> Problems:
-    """Reads every image of some pairs, and says what is wrong with them."""
+    """Read every image of some pairs, and return what is wrong with them."""
     problems = Problems()
     for source in sources:
         try:
@@ -262,7 +273,7 @@ def inspect(sources: Sequence[Source]) -> Problems:
 
 
 def read_pair(source: Source) -> list[np.ndarray]:
-    """The images that a source has, degraded first: uint8 (h, w, 3).
+    """Read the images of a source, degraded first: uint8 (h, w, 3).
 
     Raises:
         ImageError: a file cannot be read; the message names it.
@@ -280,6 +291,7 @@ def read_pair(source: Source) -> list[np.ndarray]:
 
 @lru_cache(maxsize=4)  # copies of a source, and the versions of one clean image, come one after the other
 def _read(path: Path) -> np.ndarray:
+    """Read an image's 8-bit pixels; a failure names the file."""
     try:
         pixels = read_photo(path).pixels
     except ImageError as error:
@@ -301,7 +313,8 @@ class _Geometry:
 def _draw_geometry(
     shape: tuple[int, ...], copy: int, training: bool, settings: Settings, rng: np.random.Generator
 ) -> _Geometry:
-    """The plain resize or crop for a source's first copy; random windows, turns, mirroring, affine for the others."""
+    """Draw the geometry of a pair: a plain resize or crop for a source's first copy, a random one for the others."""
+    # The window: all of the image or a square of it, smaller for further copies.
     height, width = shape
     if settings.fit == "crop":
         high = wide = min(settings.size, height, width)
@@ -314,6 +327,8 @@ def _draw_geometry(
         top, left = (height - high) // 2, (width - wide) // 2
     if not copy:
         return _Geometry((top, left, high, wide))
+
+    # Further copies are also turned, mirrored, and half of them slanted a little.
     turns, flip = int(rng.integers(4)), int(rng.integers(2))
     affine = rng.random() < 0.5
     angle, shear = (round(float(rng.uniform(-limit, limit)), 2) if affine else 0.0 for limit in (10.0, 0.1))
@@ -321,12 +336,14 @@ def _draw_geometry(
 
 
 def _apply(image: np.ndarray, geometry: _Geometry, size: int) -> np.ndarray:
-    """The same for every image of a pair: window, resize, quarter turns, mirror, affine map about the middle."""
+    """Apply the same to every image of a pair: window, resize, quarter turns, mirror, affine map about the middle."""
     top, left, high, wide = geometry.window
     image = image[top : top + high, left : left + wide]
     if image.shape[:2] != (size, size):
         smaller = high * wide >= size * size
         image = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_CUBIC)
+
+    # Quarter turns and mirroring are exact; the affine map interpolates, so it comes last.
     image = np.rot90(image, geometry.turns)
     image = np.ascontiguousarray(image[:, ::-1] if geometry.flip else image)
     if geometry.angle or geometry.shear:

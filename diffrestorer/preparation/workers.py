@@ -15,7 +15,7 @@ Result = TypeVar("Result")
 def run_all(
     tasks: Sequence[tuple[Callable[[], Result], int]], num_workers: int | None, advance: Callable[[int], None]
 ) -> list[Result]:
-    """Runs every task and returns the results in the order of the tasks.
+    """Run every task and return the results in the order of the tasks.
 
     Args:
         tasks: functions that can be sent to another process, each with the number of items it stands for.
@@ -32,6 +32,8 @@ def run_all(
             results.append(task())
             advance(items)
         return results
+
+    # Each result is awaited as it comes, so that the first failure ends the run.
     context = multiprocessing.get_context("forkserver")  # a fork of this process would inherit its threads' locks
     context.set_forkserver_preload(["diffrestorer.preparation.shards"])  # imported once instead of by every worker
     with ProcessPoolExecutor(workers, context, initializer=_start_worker) as pool:
@@ -47,12 +49,13 @@ def run_all(
 
 
 def _start_worker() -> None:
-    """One thread a worker, beside the one that waits for the parent's end."""
+    """Give a worker one thread, beside one that waits for the parent's end."""
     cv2.setNumThreads(1)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
     def follow() -> None:
+        """End with the parent."""
         parent.join()
         os._exit(1)
 

@@ -1,14 +1,18 @@
 """Archives are unpacked safely: images only, nothing outside the folder, whole or not at all."""
 
 import io
+import os
 import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
 
+from diffrestorer.data.manifest import open_shard
 from diffrestorer.data.storage import whole_file
-from diffrestorer.preparation.archives import unpack
+from diffrestorer.preparation.archives import list_files, unpack
+from diffrestorer.preparation.inventory import Source, take_photos
+from diffrestorer.preparation.shards import Planned, file_names
 
 
 def make_zip(path: Path, members: dict[str, bytes]) -> Path:
@@ -83,3 +87,31 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
         fail()
     assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["a.png", "x/b.zip", "c.tar.gz"])
+def test_pipes_named_like_images_or_archives_do_not_hang(tmp_path: Path, name: str) -> None:
+    root = tmp_path / "root"
+    (root / "x").mkdir(parents=True)
+    os.mkfifo(root / name)
+    for take in (lambda: list_files(root, tmp_path / "out"), lambda: list_files(root / name, tmp_path / "out")):
+        with pytest.raises(ValueError, match=r"regular file|cannot be listed"):
+            take()
+
+
+def test_a_pipe_named_like_a_photo_or_a_shard_does_not_hang(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="regular file"):
+        take_photos(tmp_path, "train")
+    os.mkfifo(tmp_path / "00000.npy")
+    with pytest.raises(ValueError, match="regular file"):
+        open_shard(tmp_path / "00000.npy")
+
+
+def test_names_that_would_be_too_long_are_shortened_and_stay_apart(tmp_path: Path) -> None:
+    sources = [Source("é" * 100 + "/" + "x" * 180 + end, None, tmp_path / "a.png") for end in ("1", "2", "2")]
+    names = file_names([Planned(source, 0) for source in sources])
+    assert len(set(names)) == 3
+    for name in names:
+        with whole_file(tmp_path / f"{name}.png") as file:
+            file.write(b"x")
