@@ -272,10 +272,6 @@ class PretrainingConfig:
     lr_milestones: dict[float, float] = field(default_factory=dict)
     lr_floor: float = 0.0
     warmup_steps: int = 0
-    betas: list[float] | None = None
-    """Of the optimiser; null: as in the second phase."""
-    eps: float | None = None
-    """Of the optimiser; null: as in the second phase."""
 
 
 @dataclass
@@ -294,7 +290,6 @@ class BaselineConfig:
     """First phase of AirNet (its encoder) and DA-CLIP (its controller)."""
     optimizer: str = "adamw"
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
-    eps: float = 1e-8
     loss: str = "l1"
     lambda_perceptual: float = 0.0
     """Weight of the perceptual term (TransWeather)."""
