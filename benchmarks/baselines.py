@@ -34,7 +34,8 @@ from diffrestorer.baselines.registry import BASELINES, build_baseline
 from diffrestorer.config.composition import load
 from diffrestorer.config.schema import BaselineConfig
 from diffrestorer.data.pairs import PairBatch
-from diffrestorer.training.baseline import PHASES, RegressionTask
+from diffrestorer.training.baseline import PHASES
+from diffrestorer.training.baseline_task import RegressionTask
 
 SIDE = 256
 DOCUMENT = Path(__file__).parents[1] / "docs" / "baselines.md"

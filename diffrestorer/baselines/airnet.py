@@ -7,12 +7,15 @@ import copy
 
 import torch
 from diffusers.configuration_utils import register_to_config
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import deform_conv2d
 
 from diffrestorer.baselines.protocol import RegressionBaseline
+
+Images = Float[Tensor, "b 3 h w"]
+Features = Float[Tensor, "b c h w"]
 
 SLOPE = 0.1
 """Negative slope of every LeakyReLU."""
@@ -25,7 +28,12 @@ def _conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:
 class NormalisedResBlock(nn.Module):
     """Two 3x3 convolutions and a 1x1 shortcut, each with BatchNorm."""
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: int,
+    ) -> None:
         super().__init__()
         self.backbone = nn.Sequential(
             nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False),
@@ -39,14 +47,18 @@ class NormalisedResBlock(nn.Module):
             nn.BatchNorm2d(out_channels),
         )
 
-    def forward(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
+    def forward(self, features: Features) -> Float[Tensor, "b c2 h2 w2"]:
         return F.leaky_relu(self.backbone(features) + self.shortcut(features), SLOPE)
 
 
 class DegradationEncoder(nn.Module):
     """CBDE's encoder: full-size features that guide the restoration, and an embedding for the contrastive loss."""
 
-    def __init__(self, num_features: int, embedding_dim: int) -> None:
+    def __init__(
+        self,
+        num_features: int,
+        embedding_dim: int,
+    ) -> None:
         super().__init__()
         self.first = NormalisedResBlock(3, num_features, stride=1)
         self.body = nn.Sequential(
@@ -61,17 +73,17 @@ class DegradationEncoder(nn.Module):
             nn.Linear(embedding_dim, embedding_dim),
         )
 
-    def guidance(self, lq: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h w"]:
+    def guidance(self, lq: Images) -> Features:
         """Return the features of the first block, which guide DGRN."""
         return self.first(lq)
 
-    def embed(self, guidance: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
+    def embed(self, guidance: Features) -> Float[Tensor, "b d"]:
         """Return the degradation embedding, of unit length."""
         return F.normalize(self.head(self.body(guidance)), dim=-1)
 
 
 def deformable_convolution(
-    features: Float[Tensor, "b c h w"],
+    features: Features,
     offset: Float[Tensor, "b 18 h w"],
     mask: Float[Tensor, "b 9 h w"],
     weight: Float[Tensor, "d c 3 3"],
@@ -115,8 +127,10 @@ class DeformableConvolution(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(
-        self, features: Float[Tensor, "b c h w"], guidance: Float[Tensor, "b c h w"]
-    ) -> Float[Tensor, "b c h w"]:
+        self,
+        features: Features,
+        guidance: Features,
+    ) -> Features:
         both = torch.cat([features, guidance], dim=1)
         offset, mask = self.offset_and_mask(both).split((18, 9), dim=1)
         return deformable_convolution(features, offset, mask.sigmoid(), self.weight)
@@ -139,8 +153,10 @@ class FeatureTransform(nn.Module):
         self.shift = pointwise()
 
     def forward(
-        self, features: Float[Tensor, "b c h w"], guidance: Float[Tensor, "b c h w"]
-    ) -> Float[Tensor, "b c h w"]:
+        self,
+        features: Features,
+        guidance: Features,
+    ) -> Features:
         return features * self.scale(guidance) + self.shift(guidance)
 
 
@@ -153,8 +169,10 @@ class GuidedModule(nn.Module):
         self.transform = FeatureTransform(num_features)
 
     def forward(
-        self, features: Float[Tensor, "b c h w"], guidance: Float[Tensor, "b c h w"]
-    ) -> Float[Tensor, "b c h w"]:
+        self,
+        features: Features,
+        guidance: Features,
+    ) -> Features:
         return features + self.convolution(features, guidance) + self.transform(features, guidance)
 
 
@@ -169,8 +187,10 @@ class GuidedBlock(nn.Module):
         self.conv2 = _conv3x3(num_features, num_features)
 
     def forward(
-        self, features: Float[Tensor, "b c h w"], guidance: Float[Tensor, "b c h w"]
-    ) -> Float[Tensor, "b c h w"]:
+        self,
+        features: Features,
+        guidance: Features,
+    ) -> Features:
         hidden = F.leaky_relu(self.module1(features, guidance), SLOPE)
         hidden = F.leaky_relu(self.conv1(hidden), SLOPE)
         hidden = F.leaky_relu(self.module2(hidden, guidance), SLOPE)
@@ -180,14 +200,20 @@ class GuidedBlock(nn.Module):
 class GuidedGroup(nn.Module):
     """DGG: guided blocks and a convolution around a skip."""
 
-    def __init__(self, num_features: int, num_blocks: int) -> None:
+    def __init__(
+        self,
+        num_features: int,
+        num_blocks: int,
+    ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(GuidedBlock(num_features) for _ in range(num_blocks))
         self.conv = _conv3x3(num_features, num_features)
 
     def forward(
-        self, features: Float[Tensor, "b c h w"], guidance: Float[Tensor, "b c h w"]
-    ) -> Float[Tensor, "b c h w"]:
+        self,
+        features: Features,
+        guidance: Features,
+    ) -> Features:
         hidden = features
         for block in self.blocks:
             hidden = block(hidden, guidance)
@@ -228,7 +254,11 @@ class AirNet(RegressionBaseline):
 
     @register_to_config
     def __init__(
-        self, num_features: int = 64, num_groups: int = 5, num_blocks: int = 5, embedding_dim: int = 256
+        self,
+        num_features: int = 64,
+        num_groups: int = 5,
+        num_blocks: int = 5,
+        embedding_dim: int = 256,
     ) -> None:
         super().__init__()
         self.encoder = DegradationEncoder(num_features, embedding_dim)
@@ -252,61 +282,15 @@ class AirNet(RegressionBaseline):
         return f"{whole[layer]}.{kind}" if layer in whole else super().authors_name(name)
 
     def restore_guided(
-        self, lq: Float[Tensor, "b 3 h w"], guidance: Float[Tensor, "b c h w"]
-    ) -> Float[Tensor, "b 3 h w"]:
+        self,
+        lq: Images,
+        guidance: Features,
+    ) -> Images:
         """Restore with DGRN, guided by the encoder's features; the result is not clamped."""
         first = features = self.head(lq)
         for group in self.groups:
             features = group(features, guidance)
         return self.tail(first + self.conv(features))
 
-    def forward(self, lq: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+    def forward(self, lq: Images) -> Images:
         return self.restore_guided(lq, self.encoder.guidance(lq))
-
-
-class KeyQueue(nn.Module):
-    """MoCo's dictionary of negatives: first in, first out.
-
-    Source: He et al., CVPR 2020, arXiv 1911.05722, algorithm 1.
-
-    Args:
-        length: number of keys; a multiple of the keys of one step.
-        dim: width of a key.
-    """
-
-    keys: Float[Tensor, "k d"]
-    position: Int[Tensor, ""]
-
-    def __init__(self, length: int, dim: int) -> None:
-        super().__init__()
-        self.register_buffer("keys", F.normalize(torch.randn(length, dim), dim=-1))
-        self.register_buffer("position", torch.zeros((), dtype=torch.int64))
-
-    def logits(
-        self, query: Float[Tensor, "b d"], key: Float[Tensor, "b d"], temperature: float
-    ) -> Float[Tensor, "b k1"]:
-        """Return each query's similarity to its key (column 0) and to the queue, divided by the temperature."""
-        positive = (query * key).sum(dim=1, keepdim=True)
-
-        # Of a copy, since the queue moves on before the backward pass.
-        negatives = query @ self.keys.clone().T
-        return torch.cat([positive, negatives], dim=1) / temperature
-
-    @torch.no_grad()
-    def push(self, keys: Float[Tensor, "n d"]) -> None:
-        """Replace the oldest keys."""
-        length, count = len(self.keys), len(keys)
-        if length % count:
-            raise ValueError(f"a queue of {length} keys can't take {count} at a time: make it a multiple")
-
-        # The position stays on the device. Reading it would make the host wait at every step.
-        oldest = self.position + torch.arange(count, device=self.position.device)
-        self.keys.index_copy_(0, oldest, keys.to(self.keys.dtype))
-        self.position.add_(count).remainder_(length)
-
-
-@torch.no_grad()
-def update_momentum(key_encoder: nn.Module, encoder: nn.Module, momentum: float) -> None:
-    """Set theta_k to m theta_k + (1 - m) theta_q. Source: Eq. 2 of MoCo."""
-    for key, query in zip(key_encoder.parameters(), encoder.parameters(), strict=True):
-        key.lerp_(query, 1 - momentum)

@@ -14,6 +14,8 @@ from torch.nn import functional as F
 
 from diffrestorer.baselines.restormer import RestormerLike, RestormerNetwork, TransformerBlock
 
+Features = Float[Tensor, "b c h w"]
+
 
 class PromptGeneration(nn.Module):
     """A prompt for the features: a mixture of learned prompts, resized to the features' size.
@@ -32,7 +34,7 @@ class PromptGeneration(nn.Module):
         self.mixture = nn.Linear(feature_dim, num_prompts)
         self.convolution = nn.Conv2d(prompt_dim, prompt_dim, 3, padding=1, bias=False)
 
-    def forward(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b p h w"]:
+    def forward(self, features: Features) -> Float[Tensor, "b p h w"]:
         weights = self.mixture(features.mean(dim=(2, 3))).softmax(dim=-1)
         prompt = torch.einsum("bn,nphw->bphw", weights, self.prompts)
         return self.convolution(F.interpolate(prompt, features.shape[-2:], mode="bilinear"))
@@ -58,7 +60,7 @@ class PromptInteraction(nn.Module):
         self.block = TransformerBlock(feature_dim + prompt_dim, num_heads, expansion)
         self.reduce = nn.Conv2d(feature_dim + prompt_dim, out_dim, 1, bias=False)
 
-    def forward(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h w"]:
+    def forward(self, features: Features) -> Float[Tensor, "b c2 h w"]:
         return self.reduce(self.block(torch.cat([features, self.generation(features)], dim=1)))
 
 

@@ -10,11 +10,14 @@ from torch.nn import functional as F
 
 from diffrestorer.baselines.protocol import RegressionBaseline
 
+Images = Float[Tensor, "b 3 h w"]
+Features = Float[Tensor, "b c h w"]
+
 
 class ChannelNorm(nn.LayerNorm):
     """LayerNorm over the channels of each pixel."""
 
-    def forward(self, input: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+    def forward(self, input: Features) -> Features:
         return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
@@ -32,7 +35,7 @@ class TransposedAttention(nn.Module):
         self.qkv_depthwise = nn.Conv2d(3 * dim, 3 * dim, 3, padding=1, groups=3 * dim, bias=False)
         self.project_out = nn.Conv2d(dim, dim, 1, bias=False)
 
-    def forward(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+    def forward(self, features: Features) -> Features:
         # Queries, keys and values of each head: channels by pixels.
         qkv = self.qkv_depthwise(self.qkv(features)).flatten(2)
         q, k, v = qkv.unflatten(1, (3, self.num_heads, -1)).unbind(1)
@@ -56,7 +59,7 @@ class GatedFeedForward(nn.Module):
         self.depthwise = nn.Conv2d(2 * hidden, 2 * hidden, 3, padding=1, groups=2 * hidden, bias=False)
         self.project_out = nn.Conv2d(hidden, dim, 1, bias=False)
 
-    def forward(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+    def forward(self, features: Features) -> Features:
         gate, value = self.depthwise(self.project_in(features)).chunk(2, dim=1)
         return self.project_out(F.gelu(gate) * value)
 
@@ -73,7 +76,7 @@ class TransformerBlock(nn.Module):
         self.norm2 = ChannelNorm(dim)
         self.feed_forward = GatedFeedForward(dim, expansion)
 
-    def forward(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+    def forward(self, features: Features) -> Features:
         features = features + self.attention(self.norm1(features))
         return features + self.feed_forward(self.norm2(features))
 
@@ -134,7 +137,7 @@ class RestormerNetwork(nn.Module):
         self.refinement = blocks(width, 0, num_refinement_blocks)
         self.output = nn.Conv2d(width, 3, 3, padding=1, bias=False)
 
-    def forward(self, lq: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+    def forward(self, lq: Images) -> Images:
         # Down, keeping the features of every level but the lowest.
         features, skips = self.encoders[0](self.embed(lq)), []
         for downsample, encoder in zip(self.downsamples, self.encoders[1:], strict=True):
@@ -178,7 +181,7 @@ class RestormerLike(RegressionBaseline):
         """Two to the number of levels less one: every level but the first halves the image."""
         return 2 ** (len(self.config.num_blocks) - 1)
 
-    def forward(self, lq: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+    def forward(self, lq: Images) -> Images:
         return self.network(lq)
 
 

@@ -17,19 +17,23 @@ from torch.nn import functional as F
 from diffrestorer.baselines.protocol import RegressionBaseline
 from diffrestorer.models.blocks import pad_to_multiple
 
+Images = Float[Tensor, "b 3 h w"]
+Features = Float[Tensor, "b c h w"]
+Tokens = Float[Tensor, "b n c"]
+
 BLOCK_EPS = 1e-6
 """Of the LayerNorms in and after blocks. Those of patch embeddings and reductions keep PyTorch's 1e-5."""
 
 
-def _tokens(features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n c"]:
+def _tokens(features: Features) -> Tokens:
     return features.flatten(2).transpose(1, 2)
 
 
-def _features(tokens: Float[Tensor, "b n c"], like: Float[Tensor, "b c0 h w"]) -> Float[Tensor, "b c h w"]:
+def _features(tokens: Tokens, like: Float[Tensor, "b c0 h w"]) -> Features:
     return tokens.transpose(1, 2).unflatten(2, like.shape[-2:])
 
 
-def _crop_to(features: Float[Tensor, "b c _ _"], like: Float[Tensor, "b c2 h w"]) -> Float[Tensor, "b c h w"]:
+def _crop_to(features: Float[Tensor, "b c _ _"], like: Float[Tensor, "b c2 h w"]) -> Features:
     """Drop the last row and column where an odd size was halved and doubled again."""
     height, width = like.shape[-2:]
     return features[..., :height, :width]
@@ -49,12 +53,18 @@ def initialise(module: nn.Module) -> None:
 class PatchEmbedding(nn.Module):
     """A strided convolution over overlapping patches, and LayerNorm over channels."""
 
-    def __init__(self, in_dim: int, dim: int, kernel_size: int, stride: int) -> None:
+    def __init__(
+        self,
+        in_dim: int,
+        dim: int,
+        kernel_size: int,
+        stride: int,
+    ) -> None:
         super().__init__()
         self.projection = nn.Conv2d(in_dim, dim, kernel_size, stride, padding=kernel_size // 2)
         self.norm = nn.LayerNorm(dim)
 
-    def forward(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
+    def forward(self, features: Features) -> Float[Tensor, "b c2 h2 w2"]:
         features = self.projection(features)
         return _features(self.norm(_tokens(features)), features)
 
@@ -62,12 +72,16 @@ class PatchEmbedding(nn.Module):
 class PatchReduction(nn.Module):
     """A convolution whose kernel is its stride, and LayerNorm: fewer tokens for keys and values."""
 
-    def __init__(self, dim: int, reduction: int) -> None:
+    def __init__(
+        self,
+        dim: int,
+        reduction: int,
+    ) -> None:
         super().__init__()
         self.convolution = nn.Conv2d(dim, dim, reduction, reduction)
         self.norm = nn.LayerNorm(dim)
 
-    def forward(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b m c"]:
+    def forward(self, features: Features) -> Float[Tensor, "b m c"]:
         return self.norm(_tokens(self.convolution(features)))
 
 
@@ -82,7 +96,13 @@ class Attention(nn.Module):
         num_queries: learned weather queries, stretched over the tokens; 0: queries come from the tokens.
     """
 
-    def __init__(self, dim: int, num_heads: int, reduction: int, num_queries: int) -> None:
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        reduction: int,
+        num_queries: int,
+    ) -> None:
         super().__init__()
         if dim % num_heads:
             raise ValueError(f"a width of {dim} does not divide among {num_heads} heads")
@@ -93,7 +113,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(dim, dim)
         self.reduce: PatchReduction | None = PatchReduction(dim, reduction) if reduction > 1 else None
 
-    def forward(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n c"]:
+    def forward(self, features: Features) -> Tokens:
         tokens = _tokens(features)
 
         # Each of the 48 weather queries serves a run of neighbouring tokens.
@@ -109,21 +129,29 @@ class Attention(nn.Module):
         attended = F.scaled_dot_product_attention(self._heads(q), self._heads(k), self._heads(v))
         return self.out(attended.transpose(1, 2).flatten(2))
 
-    def _heads(self, tokens: Float[Tensor, "b n c"]) -> Float[Tensor, "b heads n d"]:
+    def _heads(self, tokens: Tokens) -> Float[Tensor, "b heads n d"]:
         return tokens.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
 
 
 class MixedFeedForward(nn.Module):
     """Linear, depthwise 3x3 convolution, GELU, linear."""
 
-    def __init__(self, dim: int, expansion: int) -> None:
+    def __init__(
+        self,
+        dim: int,
+        expansion: int,
+    ) -> None:
         super().__init__()
         hidden = dim * expansion
         self.linear1 = nn.Linear(dim, hidden)
         self.linear2 = nn.Linear(hidden, dim)
         self.depthwise = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
 
-    def forward(self, tokens: Float[Tensor, "b n c"], like: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n c"]:
+    def forward(
+        self,
+        tokens: Tokens,
+        like: Features,
+    ) -> Tokens:
         hidden = self.depthwise(_features(self.linear1(tokens), like))
         return self.linear2(F.gelu(_tokens(hidden)))
 
@@ -131,14 +159,21 @@ class MixedFeedForward(nn.Module):
 class Block(nn.Module):
     """Attention and feed-forward, each after LayerNorm and around a skip."""
 
-    def __init__(self, dim: int, num_heads: int, expansion: int, reduction: int, num_queries: int = 0) -> None:
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        expansion: int,
+        reduction: int,
+        num_queries: int = 0,
+    ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=BLOCK_EPS)
         self.norm2 = nn.LayerNorm(dim, eps=BLOCK_EPS)
         self.attention = Attention(dim, num_heads, reduction, num_queries)
         self.feed_forward = MixedFeedForward(dim, expansion)
 
-    def forward(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+    def forward(self, features: Features) -> Features:
         tokens = _tokens(features)
         tokens = tokens + self.attention(_features(self.norm1(tokens), features))
         tokens = tokens + self.feed_forward(self.norm2(tokens), features)
@@ -149,13 +184,19 @@ class Blocks(nn.Module):
     """Blocks of one width and the LayerNorm after them."""
 
     def __init__(
-        self, count: int, dim: int, num_heads: int, expansion: int, reduction: int, num_queries: int = 0
+        self,
+        count: int,
+        dim: int,
+        num_heads: int,
+        expansion: int,
+        reduction: int,
+        num_queries: int = 0,
     ) -> None:
         super().__init__()
         self.blocks = nn.Sequential(*(Block(dim, num_heads, expansion, reduction, num_queries) for _ in range(count)))
         self.norm = nn.LayerNorm(dim, eps=BLOCK_EPS)
 
-    def forward(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+    def forward(self, features: Features) -> Features:
         features = self.blocks(features)
         return _features(self.norm(_tokens(features)), features)
 
@@ -168,7 +209,7 @@ class ResidualBlock(nn.Module):
         self.conv1 = nn.Conv2d(dim, dim, 3, padding=1)
         self.conv2 = nn.Conv2d(dim, dim, 3, padding=1)
 
-    def forward(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+    def forward(self, features: Features) -> Features:
         return features + 0.1 * self.conv2(F.relu(self.conv1(features)))
 
 
@@ -268,7 +309,7 @@ class TransWeather(RegressionBaseline):
         """Pixels down to 1/16; below that, sizes are rounded up and cropped again."""
         return 16
 
-    def pad(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 hp wp"]:
+    def pad(self, images: Images) -> Float[Tensor, "b 3 hp wp"]:
         """Pad by reflection to multiples of 16, and of 64 where a side has 32 pixels or fewer.
 
         The last reduction needs two tokens at 1/32: on such sides the authors' network fails.
@@ -276,7 +317,7 @@ class TransWeather(RegressionBaseline):
         small = min(images.shape[-2:]) <= 32
         return pad_to_multiple(images, 64 if small else self.multiple)
 
-    def encode(self, images: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b _ _ _"]]:
+    def encode(self, images: Images) -> list[Float[Tensor, "b _ _ _"]]:
         """Return features at 1/4, 1/8, 1/16 and 1/32. The intra-patch features join the next stage.
 
         Args:
@@ -293,7 +334,7 @@ class TransWeather(RegressionBaseline):
             found.append(features)
         return found
 
-    def forward(self, lq: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+    def forward(self, lq: Images) -> Images:
         encoded = self.encode(2 * lq - 1)
         queried = self.query_decoder(self.query_embedding(encoded[-1]))
 

@@ -179,10 +179,6 @@ class PretrainingConfig:
     """Learning rate at which `cosine` ends."""
     warmup_steps: int = option(0, ge=0)
     """Steps over which the learning rate rises to its peak."""
-    betas: list[float] | None = option(None, ge=0, lt=1)
-    """Decay rates of the optimiser's two averages; null: as in the second phase."""
-    eps: float | None = option(None, gt=0)
-    """Term that keeps the optimiser from dividing by zero; null: as in the second phase."""
 
 
 @dataclass
@@ -202,8 +198,6 @@ class BaselineConfig(RunConfig):
     """Optimiser."""
     betas: list[float] = option([0.9, 0.999], ge=0, lt=1)
     """Decay rates of the optimiser's two averages."""
-    eps: float = option(1e-8, gt=0)
-    """Term that keeps the optimiser from dividing by zero."""
     loss: str = option("l1", choices=("l1", "smooth_l1", "psnr"))
     """Loss on pixels."""
     lambda_perceptual: float = option(0.0, ge=0)

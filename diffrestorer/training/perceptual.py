@@ -11,6 +11,9 @@ from torch.nn import functional as F
 
 from diffrestorer.models.normalisation import normalise
 
+Images = Float[Tensor, "b 3 h w"]
+Scalar = Float[Tensor, ""]
+
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
@@ -47,7 +50,7 @@ class VGGFeatures(nn.Module):
             if isinstance(layer, nn.ReLU):
                 layer.inplace = False
 
-    def forward(self, images: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b _ _ _"]]:
+    def forward(self, images: Images) -> list[Float[Tensor, "b _ _ _"]]:
         found = []
         for i, layer in enumerate(self.features):
             images = layer(images)
@@ -124,7 +127,7 @@ class EfficientNetLite0Features(nn.Module):
         self.stem = nn.Sequential(network._conv_stem, network._bn0, network._swish)
         self.body = network._blocks[: self.blocks[-1] + 1]
 
-    def forward(self, images: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b _ _ _"]]:
+    def forward(self, images: Images) -> list[Float[Tensor, "b _ _ _"]]:
         features, found = self.stem(images), []
         for i, block in enumerate(self.body):
             features = block(features)
@@ -151,7 +154,11 @@ class LPIPS(nn.Module):
             _, layer = name.split(".", 1)
             parameter.data.copy_(state[f"features.{layer}"])
 
-    def forward(self, restored: Float[Tensor, "b 3 h w"], gt: Float[Tensor, "b 3 h w"]) -> Float[Tensor, ""]:
+    def forward(
+        self,
+        restored: Images,
+        gt: Images,
+    ) -> Scalar:
         """Return the mean distance between images in [0, 1]."""
         return self.distance(restored * 2 - 1, gt * 2 - 1).mean()
 
@@ -164,7 +171,11 @@ class PerceptualLoss(nn.Module):
         weights: file of VGG's weights (of VGG-16's for `vgg16` and `lpips`); None downloads them.
     """
 
-    def __init__(self, network: str = "vgg19", weights: str | None = None) -> None:
+    def __init__(
+        self,
+        network: str = "vgg19",
+        weights: str | None = None,
+    ) -> None:
         super().__init__()
         self.features: VGGFeatures | EfficientNetLite0Features | None = None
         self.lpips = LPIPS(weights) if network == "lpips" else None
@@ -180,7 +191,11 @@ class PerceptualLoss(nn.Module):
         """Keep evaluation mode: the network's statistics are frozen."""
         return super().train(False)
 
-    def forward(self, restored: Float[Tensor, "b 3 h w"], gt: Float[Tensor, "b 3 h w"]) -> Float[Tensor, ""]:
+    def forward(
+        self,
+        restored: Images,
+        gt: Images,
+    ) -> Scalar:
         """Return the loss between images in [0, 1]."""
         if self.lpips is not None:
             return self.lpips(restored, gt)

@@ -11,11 +11,12 @@ from torchvision.ops import deform_conv2d
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize, ToTensor
 from torchvision.transforms.functional import to_pil_image
 
-from diffrestorer.baselines.airnet import AirNet, KeyQueue, deformable_convolution, update_momentum
+from diffrestorer.baselines.airnet import AirNet, deformable_convolution
 from diffrestorer.baselines.da_clip.controller import ControlledClip, clip_view, tower_blocks
 from diffrestorer.baselines.da_clip.model import DaClip
 from diffrestorer.baselines.da_clip.sde import IRSDE
 from diffrestorer.baselines.da_clip.unet import ContentAttention
+from diffrestorer.baselines.moco import KeyQueue, update_momentum
 from diffrestorer.baselines.promptir import PromptIR
 from diffrestorer.baselines.restormer import Restormer, TransposedAttention
 from diffrestorer.baselines.transweather import Attention, PatchEmbedding, PatchReduction, TransWeather

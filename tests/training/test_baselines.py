@@ -17,7 +17,9 @@ from diffrestorer.config.composition import load
 from diffrestorer.config.schema import BaselineConfig, Stage1Config
 from diffrestorer.data.pairs import PairBatch, SynthesisedPairs, collate_pairs
 from diffrestorer.models.pretrained import load_base
-from diffrestorer.training.baseline import FIRST_PHASES, PHASES, BaselineTask, ControllerTask, RegressionTask
+from diffrestorer.training.baseline import FIRST_PHASES, PHASES
+from diffrestorer.training.baseline_task import BaselineTask, RegressionTask
+from diffrestorer.training.da_clip_task import ControllerTask
 from diffrestorer.training.loop import learning_rate_factor
 from diffrestorer.training.losses import psnr_loss
 from diffrestorer.training.task import Task, to_unit

@@ -22,7 +22,7 @@ from diffrestorer.inference.pipeline import DiffRestorerPipeline
 from diffrestorer.models.components import load_component, read_classes
 from diffrestorer.models.prompt_processor import PromptProcessor
 from diffrestorer.preparation.prepare import prepare
-from diffrestorer.training.baseline import ControllerTask
+from diffrestorer.training.da_clip_task import ControllerTask
 from diffrestorer.training.mini_base import ImageEncoderTask
 from diffrestorer.training.model_classes import follow_stage1
 from diffrestorer.training.stage1 import Stage1Task

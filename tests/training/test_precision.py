@@ -19,8 +19,8 @@ from diffrestorer.data.counter import counter_normal, counter_rng
 from diffrestorer.data.pairs import PairBatch, SynthesisedPairs, collate_pairs
 from diffrestorer.data.prepared import PreparedPairs
 from diffrestorer.models.backbones import encode_image
-from diffrestorer.training.baseline import IRSDETask
 from diffrestorer.training.cache import open_cache
+from diffrestorer.training.da_clip_task import IRSDETask
 from diffrestorer.training.decoder_stage import DecoderTask
 from diffrestorer.training.diffusion import add_noise
 from diffrestorer.training.mini_base import PARTS, UNetTask, VAETask

@@ -11,6 +11,9 @@ from torchvision.transforms.v2.functional import InterpolationMode, center_crop,
 
 from diffrestorer.models.backbones import ImageEncoder
 
+Images = Float[Tensor, "b 3 h w"]
+Embedding = Float[Tensor, "b d"]
+
 MAX_LOGIT_SCALE = math.log(100)
 """Logarithm of the inverse temperature that OpenAI's and LAION's CLIP ended with; CLIP lets it grow no further."""
 
@@ -23,7 +26,7 @@ def tower_blocks(encoder: ImageEncoder) -> list[tuple[nn.Module, int]]:
     return [(visual.trunk.get_submodule(info["module"]), info["num_chs"]) for info in visual.trunk.feature_info]
 
 
-def clip_view(images: Float[Tensor, "b 3 h w"], side: int) -> Float[Tensor, "b 3 _ _"]:
+def clip_view(images: Images, side: int) -> Float[Tensor, "b 3 _ _"]:
     """Return the square that CLIP sees: the short side resized to `side`, then the centre.
 
     Square images are returned as they are, for the encoder to resize.
@@ -84,11 +87,11 @@ class ControlledClip(nn.Module):
         self.control.eval()
         return self
 
-    def clip_embedding(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+    def clip_embedding(self, images: Images) -> Embedding:
         """Return the frozen encoder's own embedding of images in [0, 1], not normalised."""
         return self.clip(clip_view(images, self.clip.image_size))
 
-    def forward(self, images: Float[Tensor, "b 3 h w"]) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d"]]:
+    def forward(self, images: Images) -> tuple[Embedding, Embedding]:
         """Return content and degradation embeddings of images in [0, 1] and of any size, not normalised."""
         view = clip_view(images, self.clip.image_size)
 

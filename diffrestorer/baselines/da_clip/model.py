@@ -18,6 +18,9 @@ from diffrestorer.config.degradations import DEGRADATIONS
 from diffrestorer.data.counter import counter_normal
 from diffrestorer.models.backbones import ImageEncoder
 
+Images = Float[Tensor, "b 3 h w"]
+Embedding = Float[Tensor, "b d"]
+
 VIT_B_32 = {"image_size": 224, "layers": 12, "width": 768, "patch_size": 32}
 
 
@@ -72,7 +75,12 @@ class DaClip(Baseline):
             name = name.replace(ours, theirs)
         return name
 
-    def restore_padded(self, lq: Float[Tensor, "b 3 h w"], seed: int, run: Pass) -> Float[Tensor, "b 3 h w"]:
+    def restore_padded(
+        self,
+        lq: Images,
+        seed: int,
+        run: Pass,
+    ) -> Images:
         """Run the reverse process from the degraded image plus noise.
 
         CLIP sees the whole image. `run` applies the U-Net at every step.
@@ -81,7 +89,7 @@ class DaClip(Baseline):
         content, degradation = self.controller(lq)
 
         # Every image of the batch gets the same noise, so the result does not depend on the batch.
-        def noise(step: int) -> Float[Tensor, "b 3 h w"]:
+        def noise(step: int) -> Images:
             drawn = counter_normal(lq.shape[1:], seed, "ir_sde", step, [0], lq.device).to(lq.dtype)
             return drawn.expand(lq.shape)
 
@@ -101,8 +109,8 @@ class DaClip(Baseline):
         state: Float[Tensor, "t 3 h w"],
         lq: Float[Tensor, "t 3 h w"],
         steps: Int[Tensor, "b"],
-        content: Float[Tensor, "b d"],
-        degradation: Float[Tensor, "b d"],
+        content: Embedding,
+        degradation: Embedding,
     ) -> Float[Tensor, "t 3 h w"]:
         """Run the U-Net; all tiles of an image share its embeddings."""
         conditions = (tensor.expand(len(state), *tensor.shape[1:]) for tensor in (steps, content, degradation))
@@ -110,12 +118,12 @@ class DaClip(Baseline):
 
     def step_mean(
         self,
-        state: Float[Tensor, "b 3 h w"],
-        lq: Float[Tensor, "b 3 h w"],
-        noise: Float[Tensor, "b 3 h w"],
+        state: Images,
+        lq: Images,
+        noise: Images,
         steps: Int[Tensor, "b"],
         clamp: bool = False,
-    ) -> Float[Tensor, "b 3 h w"]:
+    ) -> Images:
         """Return the mean of x_{t-1} for the predicted noise, which training compares with the best one.
 
         Args:

@@ -11,10 +11,16 @@ from torch.nn import functional as F
 
 from diffrestorer.models.blocks import pad_to_multiple
 
+Images = Float[Tensor, "b 3 h w"]
+Features = Float[Tensor, "b c h w"]
+Tokens = Float[Tensor, "b n c"]
+Embedding = Float[Tensor, "b d"]
+Time = Float[Tensor, "b t"]
+
 HEAD_DIM = 32
 
 
-def time_embedding(steps: Int[Tensor, "b"], dim: int) -> Float[Tensor, "b d"]:
+def time_embedding(steps: Int[Tensor, "b"], dim: int) -> Embedding:
     """Return sines and cosines of the step at frequencies from 1 down to 1/10000."""
     half = dim // 2
     exponents = torch.arange(half, device=steps.device) / (half - 1)
@@ -33,7 +39,7 @@ class ChannelScaleNorm(nn.Module):
         super().__init__()
         self.scale = nn.Parameter(torch.ones(dim))
 
-    def forward(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+    def forward(self, features: Features) -> Features:
         variance, mean = torch.var_mean(features, dim=1, correction=0, keepdim=True)
         return (features - mean) * (variance + 1e-5).rsqrt() * self.scale[:, None, None]
 
@@ -41,14 +47,19 @@ class ChannelScaleNorm(nn.Module):
 class TimedResBlock(nn.Module):
     """Two 3x3 convolutions around a skip, the first scaled and shifted by the time embedding; no normalisation."""
 
-    def __init__(self, in_dim: int, out_dim: int, time_dim: int) -> None:
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int,
+        time_dim: int,
+    ) -> None:
         super().__init__()
         self.time = nn.Sequential(nn.SiLU(), nn.Linear(time_dim, 2 * out_dim))
         self.conv1 = _conv3x3(in_dim, out_dim)
         self.conv2 = _conv3x3(out_dim, out_dim)
         self.skip = nn.Identity() if in_dim == out_dim else nn.Conv2d(in_dim, out_dim, 1, bias=False)
 
-    def forward(self, features: Float[Tensor, "b c h w"], time: Float[Tensor, "b t"]) -> Float[Tensor, "b c2 h w"]:
+    def forward(self, features: Features, time: Time) -> Float[Tensor, "b c2 h w"]:
         scale, shift = self.time(time)[:, :, None, None].chunk(2, dim=1)
         hidden = F.silu(self.conv1(features) * (1 + scale) + shift)
         return F.silu(self.conv2(hidden)) + self.skip(features)
@@ -57,14 +68,22 @@ class TimedResBlock(nn.Module):
 class LinearAttention(nn.Module):
     """Residual attention at a cost linear in the pixels: softmax over q's channels and over k's pixels."""
 
-    def __init__(self, dim: int, num_heads: int = 4) -> None:
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int = 4,
+    ) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.norm = ChannelScaleNorm(dim)
         self.qkv = nn.Conv2d(dim, 3 * num_heads * HEAD_DIM, 1, bias=False)
         self.out = nn.Sequential(nn.Conv2d(num_heads * HEAD_DIM, dim, 1), ChannelScaleNorm(dim))
 
-    def forward(self, features: Float[Tensor, "b c h w"], content: Float[Tensor, "b d"]) -> Float[Tensor, "b c h w"]:
+    def forward(
+        self,
+        features: Features,
+        content: Embedding,
+    ) -> Features:
         qkv = self.qkv(self.norm(features)).flatten(2)
         q, k, v = qkv.unflatten(1, (3, self.num_heads, HEAD_DIM)).unbind(1)
         q = q.softmax(dim=-2) * HEAD_DIM**-0.5
@@ -83,7 +102,11 @@ class ContentAttention(nn.Module):
     no effect and a gradient of zero, but they belong to the published size.
     """
 
-    def __init__(self, dim: int, content_dim: int) -> None:
+    def __init__(
+        self,
+        dim: int,
+        content_dim: int,
+    ) -> None:
         super().__init__()
         self.num_heads = max(1, dim // HEAD_DIM)
         self.outer_norm = ChannelScaleNorm(dim)
@@ -106,14 +129,16 @@ class ContentAttention(nn.Module):
         for parameter in self.project_out.parameters():
             nn.init.zeros_(parameter)
 
-    def attend(
-        self, q: Float[Tensor, "b n c"], k: Float[Tensor, "b m c"], v: Float[Tensor, "b m c"]
-    ) -> Float[Tensor, "b n c"]:
+    def attend(self, q: Tokens, k: Float[Tensor, "b m c"], v: Float[Tensor, "b m c"]) -> Tokens:
         """Return attention of all heads, side by side."""
         q, k, v = (x.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for x in (q, k, v))
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
-    def forward(self, features: Float[Tensor, "b c h w"], content: Float[Tensor, "b d"]) -> Float[Tensor, "b c h w"]:
+    def forward(
+        self,
+        features: Features,
+        content: Embedding,
+    ) -> Features:
         normed = self.outer_norm(features)
         tokens = self.project_in(self.norm(normed)).flatten(2).transpose(1, 2)
 
@@ -179,12 +204,12 @@ class DaClipUNet(nn.Module):
 
     def forward(
         self,
-        state: Float[Tensor, "b 3 h w"],
-        lq: Float[Tensor, "b 3 h w"],
+        state: Images,
+        lq: Images,
         steps: Int[Tensor, "b"],
-        content: Float[Tensor, "b d"],
-        degradation: Float[Tensor, "b d"],
-    ) -> Float[Tensor, "b 3 h w"]:
+        content: Embedding,
+        degradation: Embedding,
+    ) -> Images:
         time = self.time(time_embedding(steps, self.features).to(state.dtype))
         time = time + self.prompt_out(self.degradation(degradation).softmax(dim=-1) * self.prompt)
 
