@@ -20,7 +20,9 @@ from pathlib import Path
 import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
-LIBRARIES = [f"diffrestorer.training.{name}" for name in ("base", "baseline", "decoder", "stage1")]
+LIBRARIES = [
+    f"diffrestorer.training.{name}" for name in ("baseline", "decoder_stage", "mini_base", "stage1", "student")
+]
 
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(LIBRARIES)

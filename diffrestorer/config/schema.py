@@ -13,6 +13,7 @@ CHOICES = {
     "pretraining.lr_schedule": ("constant", "cosine", "steps"),
     "train.save_dtype": ("float32", "float16"),
     "train.tracker": ("none", "tensorboard", "wandb"),
+    "train.wandb_mode": ("online", "offline"),
     "train.hardware.checkpointing": ("none", "blocks"),
     "model.train_unet": ("none", "cross_attention", "all", "lora"),
     "model.perceptual": ("vgg19", "efficientnet_lite0", "lpips", "none"),
@@ -83,6 +84,8 @@ class DataConfig:
     """Folder of clean photos that are not trained on, for `train.validate_every`; degraded on the fly, once for all."""
     classes: list[str] | None = None
     """The model's classes, in the order of its probabilities. Null: the paper's eight, in later stages stage 1's."""
+    skip_unreadable: bool = False
+    """Train without photos that cannot be read; the next one by name takes the place of each."""
 
 
 @dataclass
@@ -115,6 +118,8 @@ class TrainConfig:
     """Of the weights in `model/`."""
     tracker: str = "none"
     """Where losses go besides `losses.csv`."""
+    wandb_mode: str | None = None
+    """`online`, or `offline`: the report stays in `output_dir`. Null: as WANDB_MODE says, else online."""
     ema_decay: float | None = None
     """Keep an average of the weights with this decay (say 0.9999), validate and save it as the model; null: none."""
     validate_every: int | None = None

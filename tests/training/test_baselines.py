@@ -19,8 +19,8 @@ from diffrestorer.config.schema import BaselineConfig, Stage1Config
 from diffrestorer.data.pairs import PairBatch, SynthesisedPairs, collate_pairs
 from diffrestorer.models.pretrained import load_base
 from diffrestorer.training.baseline import FIRST_PHASES, PHASES, BaselineTask, ControllerTask, RegressionTask
-from diffrestorer.training.loop import learning_rate_factor
 from diffrestorer.training.losses import psnr_loss
+from diffrestorer.training.schedule import learning_rate_factor
 from diffrestorer.training.task import Task, to_unit
 
 GOLDEN = Path(__file__).with_name("golden_baselines.json")
