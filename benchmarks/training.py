@@ -159,8 +159,7 @@ def loop_share(overrides: list[str], size: int, batch_size: int, steps: int) -> 
 
             return call
 
-        with StopSignal() as stop:
-            run = loop._Run(Stage1Task, config, Path(folder) / "run", stop)
+        with StopSignal() as stop, loop.Run(Stage1Task, config, Path(folder) / "run", stop) as run:
             run.task.forward = timed("forward", run.task.forward)
             run.accelerator.backward = timed("backward", run.accelerator.backward)
             for optimizer in run.optimizers:
@@ -168,10 +167,10 @@ def loop_share(overrides: list[str], size: int, batch_size: int, steps: int) -> 
             marks: list[tuple[float, float, float]] = []
             after_step = run._after_step
 
-            def mark(batch: PairBatch, waited: float) -> None:
-                marks.append((time.perf_counter(), sum(spent.values()), waited))
+            def mark(batch: PairBatch) -> None:
+                marks.append((time.perf_counter(), sum(spent.values()), run.timed.waited))
                 if batch.step + 1 < steps:  # not the end's checkpoint and samples
-                    after_step(batch, waited)
+                    after_step(batch)
 
             run._after_step, run._finish = mark, lambda: None
             run.to_the_end()

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from training import Contest, our_step
 
 from diffrestorer.data.pairs import Pair, StepBatches, collate_pairs, pair_loader
-from diffrestorer.training.record import TimedBatches
+from diffrestorer.training.progress import TimedBatches
 from diffrestorer.training.stage1 import Stage1Task
 from diffrestorer.training.task import Task
 from gpu_rows.report import Rejected, Report, gib, spread

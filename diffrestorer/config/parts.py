@@ -76,6 +76,8 @@ class DataConfig:
     """Strength of the synthesised degradations, such as data.synthesis.noise.sigma=[10,50]."""
     views: Views = field(default_factory=Views)
     """Views of the clean photos, such as data.views.scale=[0.5,1]."""
+    skip_unreadable: bool = False
+    """Train without photos that cannot be read; the next one by name takes the place of each."""
     augment: bool = False
     """Mirror pairs and turn them by quarter turns, in one of eight ways each."""
     validation_root: str | None = None
@@ -126,6 +128,8 @@ class TrainConfig:
     """Number format of the weights in `model/`."""
     tracker: str = option("none", choices=("none", "tensorboard", "wandb"))
     """Tracker that gets the losses, besides `losses.csv`."""
+    wandb_mode: str | None = option(None, choices=("online", "offline"))
+    """`online`, or `offline`: the report stays in `output_dir`. Null: as WANDB_MODE says, else online."""
     ema_decay: float | None = option(None, gt=0, lt=1)
     """Decay of an average of the weights (say 0.9999), which is validated and saved as the model; null: none."""
     validate_every: int | None = option(None, ge=1)

@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -140,6 +141,7 @@ class SynthesisedPairs(Dataset[Pair]):
                 f"photos can't be given {foreign[0]}: only {', '.join(DEGRADATIONS)} and {CLEAN} are made from them; "
                 f"train {foreign[0]} from pairs of your own with data=manifest data.root=FOLDER"
             )
+        self.skip_unreadable = config.skip_unreadable
         self.synthesis = config.synthesis
         self.views = config.views
         self.augment = config.augment
@@ -170,10 +172,24 @@ class SynthesisedPairs(Dataset[Pair]):
 
     def _pair(self, path: Path, degradation: str, step: int, position: int) -> Pair:
         """Make a pair: crop, vary, then degrade."""
-        gt = crop(_read_cached(path, self.size), self.size, self.views, counter_rng(self.seed, "crop", step, position))
+        photo = self._read(path)
+        gt = crop(photo, self.size, self.views, counter_rng(self.seed, "crop", step, position))
         gt = vary(gt, degradation, self.views, counter_rng(self.seed, "view", step, position))
         lq = degrade(gt, degradation, counter_rng(self.seed, "degradation", step, position), self.synthesis)
         return Pair(lq, gt, degradation_index(degradation, self.classes), step, position)
+
+    def _read(self, path: Path) -> np.ndarray:
+        """Return a photo, or the next one by name if it cannot be read and `data.skip_unreadable` is true."""
+        try:
+            return _read_cached(path, self.size)
+        except ImageError:
+            if not self.skip_unreadable:
+                raise
+        place = self.paths.index(path)
+        for other in (*self.paths[place + 1 :], *self.paths[:place]):
+            with suppress(ImageError):
+                return _read_cached(other, self.size)
+        raise ImageError(f"none of the photos in {self.root} can be read")
 
     @lru_cache(maxsize=2)  # noqa: B019 - the dataset lives as long as the run
     def _order(self, epoch: int) -> np.ndarray:
@@ -290,7 +306,9 @@ def _prepare_worker(worker: int) -> None:
     not name a signal's sender (macOS) leaves SIGTERM as it is.
     """
     torch.set_num_threads(1)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.set_wakeup_fd(-1)  # it is the main process's
+    for name in (signal.SIGUSR1, signal.SIGINT):
+        signal.signal(name, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if hasattr(signal, "sigwaitinfo"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

@@ -1,15 +1,17 @@
-"""What frozen encoders say of prepared pairs, computed once and kept on disk: a training step reads it instead.
+"""The frozen encoders' outputs for prepared pairs, computed once and kept on disk for training steps to read.
 
-Fixed pairs only: a pair and its mirror image are two variants, each with a row of its own. The cache's folder is named
-after all that its content follows from (pairs, encoders, settings, precision), so a changed encoder or pair makes
-another one; and a few rows are computed again at every start and compared, so a changed transform is found as well.
-Encoders run in the run's mixed precision, as they do in a step without a cache, and rows are float32.
+Only fixed pairs can be cached. A pair and its mirror image are two variants, each with a row of its own. The cache's
+folder is named after everything that determines its content (pairs, encoders, settings, precision), so a changed
+encoder or pair makes another one. A few rows are computed again at every start and compared, so a changed transform is
+found as well. Encoders run in the run's mixed precision, as they do in a step without a cache, and rows are float32.
 """
 
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -27,20 +29,28 @@ from torch.utils.data import Dataset
 from diffrestorer.data.pairs import Pair, PairBatch, SynthesisedPairs, collate_pairs, pair_loader
 from diffrestorer.data.prepared import PreparedPairs
 from diffrestorer.training.checkpoint import write_folder
+from diffrestorer.training.kept_files import write_changed
+from diffrestorer.training.launcher import on_main_process
+from diffrestorer.training.ownership import own_folder
 from diffrestorer.training.task import Task
 
 FORMAT = 1
 CHUNK = 256
-"""Variants a chunk: about 17 MB of sd15's stage 1."""
+"""Variants per chunk: about 17 MB of sd15's stage 1."""
 SHARED_ENCODINGS = ["clip_embedding", "latents"]
-"""What sd15's stage 1 and the decoder stage keep alike, so that one cache serves both."""
+"""Encodings that sd15's stage 1 and the decoder stage share, so that one cache serves both."""
 TOLERANCES = {"no": 1e-3, "fp16": 4e-3, "bf16": 3e-2}
-"""By mixed precision, of a row computed again, relative to its largest value: batches and devices differ by less, other
-pixels by more."""
+"""Largest difference of a row computed again, relative to its largest value, by mixed precision. Batches and devices
+differ by less, other pixels by more."""
 
 
 class EncodingCache:
-    """A folder of chunks, each with its checksum; `open_cache` makes it complete."""
+    """A folder of chunks, each with its checksum; `open_cache` makes it complete.
+
+    Args:
+        folder: of the cache.
+        num_variants: rows of all chunks together.
+    """
 
     def __init__(self, folder: Path, num_variants: int) -> None:
         self.folder = folder
@@ -48,13 +58,13 @@ class EncodingCache:
         self.num_chunks = -(-num_variants // CHUNK)
 
     def read(self, variant: int) -> dict[str, Tensor]:
-        """One variant's encodings by name."""
+        """Return one variant's encodings by name."""
         chunk, row = divmod(variant, CHUNK)
         file = self._open(chunk)
         return {name: file.get_slice(name)[row : row + 1][0] for name in file.keys()}  # noqa: SIM118 - no dict
 
     def write(self, chunk: int, encodings: dict[str, Tensor]) -> None:
-        """Saves a chunk's rows with their checksum."""
+        """Save a chunk's rows with their checksum."""
 
         def fill(partial: Path) -> None:
             save_file(encodings, partial / "rows.safetensors")
@@ -63,14 +73,14 @@ class EncodingCache:
         write_folder(self._chunk(chunk), fill)
 
     def missing(self, chunks: Sequence[int], log: logging.Logger) -> list[int]:
-        """Those of `chunks` that are not there, or damaged, which is said."""
+        """Return those of `chunks` that are not there or damaged. The damaged ones are logged."""
         found = []
         for chunk in chunks:
             folder = self._chunk(chunk)
             if not folder.is_dir():
                 found.append(chunk)
             elif not self._is_sound(folder):
-                log.warning("cache %s is damaged: it does not match its checksum; computing it anew", folder)
+                log.warning("cache %s is damaged: it does not match its checksum; computing it again", folder)
                 found.append(chunk)
         return found
 
@@ -89,14 +99,20 @@ class EncodingCache:
 
 
 class CachedPairs(Dataset[Pair]):
-    """Fixed pairs with their encodings: what the loader reads when there is a cache."""
+    """Fixed pairs with their encodings, for the loader to read when there is a cache.
+
+    Args:
+        pairs: without encodings.
+        cache: complete.
+    """
 
     def __init__(self, pairs: PreparedPairs, cache: EncodingCache) -> None:
         self.pairs = pairs
         self.cache = cache
 
     def __getitem__(self, key: tuple[int, int]) -> Pair:
-        return replace(self.pairs[key], encodings=self.cache.read(self.pairs.variant(*key)))
+        encodings = self.cache.read(self.pairs.variant(*key))
+        return replace(self.pairs[key], encodings=encodings)
 
 
 class _Variants(Dataset[Pair]):
@@ -116,13 +132,23 @@ def open_cache(
     num_workers: int,
     log: logging.Logger,
 ) -> CachedPairs:
-    """The pairs with what the task's encoders say of them; what is missing or damaged is computed, a share a process.
+    """Return the pairs with their encodings. Rows that are missing or damaged are computed, a share per process.
 
-    A build that was killed goes on with the chunk it was at.
+    A build that was killed goes on with the chunk it was at. Runs that share a cache build it one after the other.
+
+    Args:
+        root: folder of caches.
+        task: has the encoders.
+        pairs: of the run.
+        accelerator: of the run.
+        batch_size: pairs that are encoded at once.
+        num_workers: processes that read pairs.
+        log: of the run.
 
     Raises:
         ValueError: the task has nothing to cache, the pairs are not fixed, or rows differ from what is computed now.
     """
+    # Refuse what can't be cached.
     modules, settings = task.encoders()
     if not modules:
         raise ValueError(f"train.cache_dir: {type(task).__name__} has no frozen encoders to cache; leave it null")
@@ -131,28 +157,42 @@ def open_cache(
             "train.cache_dir needs pairs that are the same in every epoch: prepare them (scripts/prepare_data.py) at "
             "data.size, or leave it null; pairs made on the fly are new each time"
         )
-    key = {"format": FORMAT, "pairs": pairs.fingerprint(), "encoders": _weights_digest(modules), "settings": settings}
-    if accelerator.mixed_precision != "no":  # float32's caches keep the names they have always had
-        key["precision"] = accelerator.mixed_precision
+    # The name follows from the content.
     names = sorted(task.encode(collate_pairs([pairs.fixed(0)]).to(accelerator.device)))
-    if names != SHARED_ENCODINGS:  # stages whose encoders are the same may keep other things of them
-        key["encodings"] = names
+    key = {"format": FORMAT, "pairs": pairs.fingerprint(), "encoders": _weights_digest(modules), "settings": settings}
+    key.update(_later_keys(accelerator.mixed_precision, names))
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     cache = EncodingCache(root / name, pairs.num_variants)
-    own = range(accelerator.process_index, cache.num_chunks, accelerator.num_processes)
-    missing = cache.missing(own, log)
     task.to(accelerator.device)
-    if missing:
-        log.info("encoding %d variants of the pairs into %s", pairs.num_variants, cache.folder)
-    quiet = not accelerator.is_main_process or not missing
-    for chunk in track(missing, "encoding", console=Console(stderr=True), disable=quiet):
-        variants = range(chunk * CHUNK, min((chunk + 1) * CHUNK, cache.num_variants))
-        cache.write(chunk, _encode(task, pairs, variants, accelerator, batch_size, num_workers))
-    accelerator.wait_for_everyone()
+
+    # Another run may be building the same cache.
+    with ExitStack() as held:
+        owner = own_folder(cache.folder, wait=math.inf)
+        on_main_process(accelerator, lambda: held.enter_context(owner) or None)
+        own = range(accelerator.process_index, cache.num_chunks, accelerator.num_processes)
+        missing = cache.missing(own, log)
+        if missing:
+            log.info("encoding %d variants of the pairs into %s", pairs.num_variants, cache.folder)
+        quiet = not accelerator.is_main_process or not missing
+        for chunk in track(missing, "encoding", console=Console(stderr=True), disable=quiet):
+            variants = range(chunk * CHUNK, min((chunk + 1) * CHUNK, cache.num_variants))
+            cache.write(chunk, _encode(task, pairs, variants, accelerator, batch_size, num_workers))
+        accelerator.wait_for_everyone()
+
     if accelerator.is_main_process:
         _compare(cache, task, pairs, accelerator)
-        (cache.folder / "key.json").write_text(json.dumps(key, indent=1) + "\n")
+        write_changed(cache.folder / "key.json", (json.dumps(key, indent=1) + "\n").encode())
     return CachedPairs(pairs, cache)
+
+
+def _later_keys(mixed_precision: str, names: list[str]) -> dict[str, Any]:
+    """Return parts of a cache's key that came later. At their first values they are left out: older caches stay."""
+    key: dict[str, Any] = {}
+    if mixed_precision != "no":
+        key["precision"] = mixed_precision
+    if names != SHARED_ENCODINGS:
+        key["encodings"] = names
+    return key
 
 
 def _encode(
@@ -163,11 +203,17 @@ def _encode(
     batch_size: int,
     num_workers: int,
 ) -> dict[str, Tensor]:
-    batches = [list(variants[start : start + batch_size]) for start in range(0, len(variants), batch_size)]
+    """Return the encodings of variants by name, refusing values that are not finite."""
+    starts = range(0, len(variants), batch_size)
+    batches = [list(variants[start : start + batch_size]) for start in starts]
+
+    # Rows wait on the host for their chunk to be complete.
     rows: list[dict[str, Tensor]] = []
     for batch in pair_loader(_Variants(pairs), batches, num_workers):
-        rows.append({name: value.cpu() for name, value in _encode_batch(task, batch, accelerator).items()})
+        encoded = _encode_batch(task, batch, accelerator)
+        rows.append({name: value.cpu() for name, value in encoded.items()})
     encodings = {name: torch.cat([row[name] for row in rows]).contiguous() for name in rows[0]}
+
     for name, value in encodings.items():
         if not value.isfinite().all():
             raise ValueError(f"{name} of the pairs {variants[0]} to {variants[-1]} is not finite: check the encoders")
@@ -182,17 +228,27 @@ def _encode_batch(task: Task, batch: PairBatch, accelerator: Accelerator) -> dic
 
 
 def _compare(
-    cache: EncodingCache, task: Task, pairs: PreparedPairs, accelerator: Accelerator, num_rows: int = 3
+    cache: EncodingCache,
+    task: Task,
+    pairs: PreparedPairs,
+    accelerator: Accelerator,
+    num_rows: int = 3,
 ) -> None:
-    tolerance, last = TOLERANCES[accelerator.mixed_precision], cache.num_variants - 1
-    for variant in sorted({round(i * last / max(1, num_rows - 1)) for i in range(num_rows)}):
-        now, kept = _encode_batch(task, collate_pairs([pairs.fixed(variant)]), accelerator), cache.read(variant)
+    """Compute a few rows, spread over the cache, again and refuse a cache that differs."""
+    tolerance = TOLERANCES[accelerator.mixed_precision]
+    last = cache.num_variants - 1
+    places = [i / max(1, num_rows - 1) for i in range(num_rows)]
+
+    # A small cache may have fewer rows than are asked for.
+    for variant in sorted({round(place * last) for place in places}):
+        now = _encode_batch(task, collate_pairs([pairs.fixed(variant)]), accelerator)
+        kept = cache.read(variant)
         for name, value in now.items():
             value = value[0].cpu()
             if (value - kept[name]).abs().max() > tolerance * value.abs().max():
                 raise ValueError(
                     f"cache {cache.folder} is not what the encoders say now ({name} of variant {variant}): how images "
-                    "are read or encoded has changed; remove the folder, and it is computed anew"
+                    "are read or encoded has changed; remove the folder, and it is computed again"
                 )
 
 
@@ -200,8 +256,9 @@ def _weights_digest(modules: Sequence[nn.Module]) -> str:
     """Return a digest of networks: their constructors' arguments and their weights."""
     digest = hashlib.sha256()
     for module in modules:
-        # Of diffusers' own notes one is the folder, and one a list in another order in every process.
-        arguments = {key: value for key, value in getattr(module, "config", {}).items() if not key.startswith("_")}
+        # diffusers' own entries differ between processes: the folder, and a list without a fixed order.
+        config = getattr(module, "config", {})
+        arguments = {key: value for key, value in config.items() if not key.startswith("_")}
         digest.update(json.dumps(arguments, sort_keys=True, default=str).encode())
         for name, value in module.state_dict().items():
             digest.update(name.encode())

@@ -1,26 +1,34 @@
 """mini in a given number of minutes: its stages in a row, each an ordinary run with as many steps as fit."""
 
 import json
+import logging
 import os
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from diffrestorer.config.composition import load
 from diffrestorer.config.options import check_limits
 from diffrestorer.config.schema import DecoderConfig, MiniConfig, RunConfig, Stage1Config, StudentConfig
-from diffrestorer.data.storage import whole_file
+from diffrestorer.training.checkpoint import newest_copies
 from diffrestorer.training.decoder_stage import DecoderTask
+from diffrestorer.training.kept_files import DamagedFileError, read_sealed, write_sealed
 from diffrestorer.training.loop import train
 from diffrestorer.training.model_classes import follow_stage1
 from diffrestorer.training.stage1 import Stage1Task
 from diffrestorer.training.student import StudentTask
 from diffrestorer.training.task import Task
+
+LOG = logging.getLogger("diffrestorer.training")
 
 STAGES: dict[str, tuple[type[RunConfig], Callable[[Any], Task], str | None]] = {
     "stage1": (Stage1Config, Stage1Task, None),
@@ -41,46 +49,81 @@ def train_mini(config: MiniConfig) -> None:
     Raises:
         ValueError: there are no photos or no minutes, a stage is unknown, or as `train`.
     """
+    # Refuse what can be refused before anything is measured.
     if not config.root:
         raise ValueError("root is not set: give root=FOLDER_OF_PHOTOS")
     check_limits(MiniConfig, asdict(config))
     if set(config.stages) != set(STAGES) or set(config.shares) != set(STAGES):
         raise ValueError(f"stages and shares name the stages {', '.join(STAGES)}")
+    # One stage after the other, each from the model before it.
     output_dir = Path(config.output_dir)
     steps = _plan(config, output_dir / "plan.json")
-
     before = None
     for stage, (_, task, _) in STAGES.items():
-        train(task, _stage_config(config, stage, steps[stage], output_dir / stage, before), output_dir / stage)
-        before = str(output_dir / stage)
+        folder = output_dir / stage
+        train(task, _stage_config(config, stage, steps[stage], folder, before), folder)
+        before = str(folder)
 
 
 def _plan(config: MiniConfig, path: Path) -> dict[str, int]:
     """Return the steps of each stage: those planned at the first start, or as many as fit into the minutes."""
-    state = PartialState()
-    if not path.is_file():
-        started = time.monotonic()
-        seconds = {stage: _seconds_per_step(config, stage, path.parent / ".speed") for stage in STAGES}
-        left = (60 * config.minutes - (time.monotonic() - started)) * (1 - RESERVE)
-        steps = {stage: max(1, int(left * config.shares[stage] / seconds[stage])) for stage in STAGES}
-        if state.is_main_process:
-            with whole_file(path) as file:
-                file.write(json.dumps(steps, indent=1).encode() + b"\n")
-    state.wait_for_everyone()
-    return json.loads(path.read_text())
+    steps = _read_plan(path)
+    missing = [stage for stage in STAGES if stage not in steps]
+    started = time.monotonic()
+    seconds = {stage: _seconds_per_step(config, stage, path.parent / ".speed") for stage in missing}
+    left = (60 * config.minutes - (time.monotonic() - started)) * (1 - RESERVE)
+    for stage in missing:
+        steps[stage] = max(1, int(left * config.shares[stage] / seconds[stage]))
 
-
-def _seconds_per_step(config: MiniConfig, stage: str, folder: Path) -> float:
-    """Return how long a step of a stage takes, by a short run from the bundled weights that is thrown away."""
-    run = _stage_config(config, stage, MEASURED_STEPS, folder, "mini")
-    seconds = train(STAGES[stage][1], run, folder)
-    assert seconds is not None, "there are steps after the warm-up"
+    # Every process measured for itself; the main one's plan counts.
     state = PartialState()
     state.wait_for_everyone()
     if state.is_main_process:
-        shutil.rmtree(folder)
+        write_sealed(path, steps)
     state.wait_for_everyone()
+    return read_sealed(path)
+
+
+def _read_plan(path: Path) -> dict[str, int]:
+    """Return the planned steps of each stage. Without a sound plan: those of the stages that have begun."""
+    try:
+        return read_sealed(path)
+    except FileNotFoundError:
+        pass
+    except DamagedFileError as error:
+        # Earlier versions wrote the plan without a checksum.
+        with suppress(OSError, ValueError):
+            plan = json.loads(path.read_bytes().decode())
+            if isinstance(plan, dict) and set(plan) == set(STAGES):
+                return plan
+        LOG.warning("%s; planning again what has not begun", error)
+
+    begun = {}
+    for stage in STAGES:
+        _, copies = newest_copies(path.parent / stage / "checkpoints")
+        with suppress(OSError, ValueError, YAMLError, OmegaConfBaseException, AttributeError):
+            text = copies.get("config.yaml") or (path.parent / stage / "config.yaml").read_bytes()
+            begun[stage] = int(OmegaConf.create(text.decode()).train.max_steps)
+    return begun
+
+
+def _seconds_per_step(config: MiniConfig, stage: str, folder: Path) -> float:
+    """Return the seconds of a stage's step, measured by a short run from the bundled weights that is thrown away."""
+    _remove_together(folder)  # of an earlier start that was killed
+    run = _stage_config(config, stage, MEASURED_STEPS, folder, "mini")
+    seconds = train(STAGES[stage][1], run, folder)
+    assert seconds is not None, "there are steps after the warm-up"
+    _remove_together(folder)
     return seconds
+
+
+def _remove_together(folder: Path) -> None:
+    """Remove a folder once all processes are done with it."""
+    state = PartialState()
+    state.wait_for_everyone()
+    if state.is_main_process:
+        shutil.rmtree(folder, ignore_errors=True)
+    state.wait_for_everyone()
 
 
 def _stage_config(config: MiniConfig, stage: str, steps: int, output_dir: Path, before: str | None) -> RunConfig:

@@ -1,216 +1,186 @@
-"""What a run writes about itself: its configuration and environment, its losses, a line of progress."""
+"""A run's folder: whose it is, which configuration and environment it was made with, and its log."""
 
-import csv
 import json
 import logging
-import math
 import platform
-import time
-from collections.abc import Iterable, Iterator
-from datetime import timedelta
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
-from jaxtyping import Float
-from torch import Tensor
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from diffrestorer import __version__
 from diffrestorer.config.composition import differences, git_commit, save
-from diffrestorer.config.hardware_presets import GIB
-from diffrestorer.data.pairs import PairBatch, SynthesisedPairs
-from diffrestorer.data.prepared import PreparedPairs
-from diffrestorer.training.step_memory import peak_memory
+from diffrestorer.config.schema import BaseConfig
+from diffrestorer.training.checkpoint import newest_copies, step_of
+from diffrestorer.training.kept_files import DamagedFileError, read_sealed, remove, remove_leftovers, write_changed
+
+LOG = logging.getLogger("diffrestorer.training")
 
 FREE_KEYS = (
     "output_dir",
     *(f"train.{name}" for name in ("num_workers", "checkpoint_every", "keep_checkpoints", "log_every", "sample_every")),
-    *(f"train.{name}" for name in ("tracker", "validate_every", "validation_", "cache_dir", "allow_changed_data")),
-    *(f"train.{name}" for name in ("micro_batch_size", "hardware")),
-    "data.validation_root",
+    *(f"train.{name}" for name in ("tracker", "wandb_mode", "validate_every", "validation_", "cache_dir")),
+    *(f"train.{name}" for name in ("allow_changed_data", "micro_batch_size", "hardware")),
+    *(f"data.{name}" for name in ("root", "validation_root", "skip_unreadable")),
 )
-"""Keys that may differ between a run and its resumption: they change nothing that is learned."""
+"""Keys that may differ between a run and its resumption: they change nothing that is learned. The contents of
+`data.root` are compared by themselves."""
+
+SEALED = ("data.json", "tracker.json")
+"""Files with a checksum that checkpoints hold copies of."""
 
 
-class TimedBatches:
-    """Batches, and the seconds that training waited for them."""
+@contextmanager
+def run_log(path: Path, is_main_process: bool) -> Iterator[logging.Logger]:
+    """Give the run's log its handlers while the context lasts: stderr and a file on the main process.
 
-    def __init__(self, batches: Iterable[PairBatch]) -> None:
-        self.batches = batches
-        self.waited = 0.0
-
-    def __iter__(self) -> Iterator[PairBatch]:
-        batches = iter(self.batches)
-        while True:
-            started = time.monotonic()
-            batch = next(batches, None)
-            self.waited += time.monotonic() - started
-            if batch is None:
-                return
-            yield batch
-
-
-class LossRecord:
-    """`losses.csv`: one row a step, the mean over all samples; kept on the device until it is flushed.
-
-    Rows of steps that a resumed run will do again are dropped when it starts.
+    Its lines go to no other handler. Libraries (hydra, or open_clip while it loads CLIP) install one at the root that
+    would repeat each of them.
 
     Args:
-        accumulation: times `add` is called a step.
+        path: of the file.
+        is_main_process: others log errors only, to stderr.
     """
-
-    def __init__(
-        self,
-        path: Path,
-        first_step: int,
-        accelerator: Accelerator,
-        dataset: SynthesisedPairs | PreparedPairs,
-        accumulation: int,
-        log: logging.Logger,
-    ) -> None:
-        self.path = path
-        self.accelerator = accelerator
-        self.dataset = dataset
-        self.accumulation = accumulation
-        self.log = log
-        self.pending: list[tuple[int, Float[Tensor, ""], dict[str, Tensor]]] = []
-        self.flushed = (first_step, time.monotonic(), 0.0)
-        log.info("step %d, %d process(es) on %s", first_step, accelerator.num_processes, accelerator.device)
-        if accelerator.is_main_process and path.exists():
-            header, *rows = path.read_text().splitlines(keepends=True)
-            kept = [row for row in rows if row.endswith("\n") and int(row.split(",", 1)[0]) < first_step]
-            path.write_text("".join([header, *kept]))
-
-    def add(self, step: int, total: Float[Tensor, ""], parts: dict[str, Tensor]) -> None:
-        """Notes the losses of a micro batch without waiting for the device."""
-        self.pending.append((step, total.detach(), {name: value.detach() for name, value in parts.items()}))
-
-    def flush(self, done: int, max_steps: int, waited: float) -> None:
-        """Averages over micro batches and processes, refuses what is not finite, writes rows and a line of progress.
-
-        Args:
-            waited: seconds the run has waited for data so far.
-
-        Raises:
-            ValueError: a loss is NaN or infinite; the message names the step and the photos of its batch.
-        """
-        names = ["total", *self.pending[0][2]]
-        values = torch.stack([torch.stack([total, *parts.values()]).float() for _, total, parts in self.pending])
-        values = values.view(-1, self.accumulation, len(names)).mean(1)
-        rows = self.accelerator.reduce(values, reduction="mean").tolist()
-        steps = [step for step, _, _ in self.pending[:: self.accumulation]]
-        self.pending.clear()
-        for step, row in zip(steps, rows, strict=True):
-            if not all(math.isfinite(value) for value in row):
-                raise ValueError(f"{self._describe(step, dict(zip(names, row, strict=True)))}")
-        if not self.accelerator.is_main_process:
-            return
-        new = not self.path.exists()
-        with self.path.open("a", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            if new:
-                writer.writerow(["step", *names])
-            writer.writerows([step, *map(repr, row)] for step, row in zip(steps, rows, strict=True))
-        self.accelerator.log(dict(zip(names, rows[-1], strict=True)), step=done)
-        self._log_progress(done, max_steps, waited, dict(zip(names, rows[-1], strict=True)))
-
-    def _describe(self, step: int, losses: dict[str, float]) -> str:
-        sources = [self.dataset.source(step, position) for position in range(self.dataset.global_batch_size)]
-        batch = ", ".join(f"{path.name} ({degradation})" for path, degradation in sources)
-        bad = ", ".join(f"{name}={value}" for name, value in losses.items() if not math.isfinite(value))
-        return f"loss is not finite at step {step}: {bad}; its batch was {batch}"
-
-    def _log_progress(self, done: int, max_steps: int, waited: float, losses: dict[str, float]) -> None:
-        """The heartbeat: rate and data wait since the line before, and what they make of the steps to come."""
-        now = time.monotonic()
-        step, started, waited_before = self.flushed
-        self.flushed = done, now, waited
-        seconds = max(now - started, 1e-9)
-        rate = (done - step) / seconds
-        shown = " ".join(f"{name} {value:.4f}" for name, value in losses.items())
-        left = timedelta(seconds=round((max_steps - done) / rate)) if rate else "?"
-        self.log.info(
-            "step %d/%d  %s  %.2f samples/s  %s left  %.2f GiB peak  %.1f%% of the time waiting for data",
-            done, max_steps, shown, rate * self.dataset.global_batch_size, left,
-            peak_memory(self.accelerator.device) / GIB, 100 * (waited - waited_before) / seconds,
-        )  # fmt: skip
+    # Handlers are made first: a file that cannot be opened must leave the logger as it was.
+    handlers: list[logging.Handler] = [logging.StreamHandler()]
+    if is_main_process:
+        handlers.append(logging.FileHandler(path))
+    level, propagates = LOG.level, LOG.propagate
+    LOG.setLevel(logging.INFO if is_main_process else logging.ERROR)
+    LOG.propagate = False
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        LOG.addHandler(handler)
+    try:
+        yield LOG
+    finally:
+        for handler in handlers:
+            LOG.removeHandler(handler)
+            handler.close()
+        LOG.setLevel(level)
+        LOG.propagate = propagates
 
 
-def check_data(output_dir: Path, fingerprint: str, allow_change: bool, log: logging.Logger) -> None:
-    """Notes which data a run is trained on, and refuses to resume it on others.
+def prepare_output(output_dir: Path, config: Any, accelerator: Accelerator) -> None:
+    """Refuse another run's folder, rebuild damaged files from checkpoints, and write what is needed to repeat this run.
 
-    Raises:
-        ValueError: they changed since the run began, and `train.allow_changed_data` does not say that this is meant.
-    """
-    path = output_dir / "data.json"
-    before = json.loads(path.read_text())["fingerprint"] if path.exists() else None
-    if before not in (None, fingerprint):
-        if not allow_change:
-            raise ValueError(
-                f"the training data are not those that the run in {output_dir} began with (files were added, removed "
-                "or changed): restore them, choose another output_dir, or give train.allow_changed_data=true"
-            )
-        log.warning("the training data changed since this run began; going on, as train.allow_changed_data=true says")
-    path.write_text(json.dumps({"fingerprint": fingerprint}) + "\n")
-
-
-def prepare_output(output_dir: Path, config: Any, accelerator: Accelerator) -> logging.Logger:
-    """Makes the folder, refuses another run's, and writes what is needed to repeat this one.
-
-    Returns:
-        The run's log: to stderr and `train.log` on the main process, errors only on the others.
+    For the main process.
 
     Raises:
         ValueError: the folder holds a run with another configuration; the message names the keys that differ.
     """
-    log = logging.getLogger("diffrestorer.training")
-    log.setLevel(logging.INFO if accelerator.is_main_process else logging.ERROR)
-    output_dir.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(output_dir)
+    checkpoint, copies = newest_copies(output_dir / "checkpoints")
+    for name in SEALED:
+        if name in copies:
+            _rebuild(output_dir / name, copies[name])
+
+    # A checkpoint's copy is what the weights were trained with; config.yaml may have been damaged since.
     saved = output_dir / "config.yaml"
-    if saved.exists() and (changed := differences(config, saved, FREE_KEYS)):
+    done = step_of(checkpoint) if checkpoint is not None else 0
+    reference = checkpoint / "config.yaml" if checkpoint is not None and "config.yaml" in copies else saved
+    changed = _changed_keys(config, reference)
+    if changed:
         raise ValueError(
             f"{output_dir} holds a run with another configuration ({'; '.join(changed[:5])}); "
             "choose another output_dir or remove it"
         )
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        save(config, saved)
-        (output_dir / "environment.json").write_text(json.dumps(_environment(config, accelerator), indent=1))
-        if not log.handlers:
-            log.addHandler(logging.StreamHandler())
-        _give_root_a_handler()
-        for older in [h for h in log.handlers if isinstance(h, logging.FileHandler)]:
-            log.removeHandler(older)
-        log.addHandler(logging.FileHandler(output_dir / "train.log"))
-        for handler in log.handlers:
-            handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    if config.train.tracker != "none":
-        accelerator.init_trackers("diffrestorer")
-    return log
+    if config.train.max_steps < done:
+        raise ValueError(f"{output_dir} has done {done} steps: train.max_steps={config.train.max_steps} is less")
+
+    if reference != saved and _changed_keys(config, saved):
+        LOG.warning("%s is damaged; writing it again, after the copy of the newest checkpoint", saved)
+        remove(saved)
+    save(config, saved)
+    environment = json.dumps(_environment(config.seed, accelerator), indent=1) + "\n"
+    write_changed(output_dir / "environment.json", environment.encode())
 
 
-def _give_root_a_handler() -> None:
-    """Give the root logger, if it has none, a handler for the warnings of other libraries.
+def _changed_keys(config: Any, saved: Path) -> list[str]:
+    """Return the keys that may not differ and do, as `key: old -> new`; a file that cannot be read is removed."""
+    if not saved.exists():
+        return []
+    free = FREE_KEYS if _depends_on_length(config) else (*FREE_KEYS, "train.max_steps")
+    try:
+        return differences(config, saved, free)
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException, AttributeError, TypeError) as error:
+        LOG.warning("%s is damaged (%s); writing it again", saved, str(error).splitlines()[0])
+        remove(saved)
+        return []
 
-    Without one, any library that calls `logging.info` (open_clip does while it loads CLIP) installs a handler there
-    that repeats every line of the run's log.
+
+def _depends_on_length(config: Any) -> bool:
+    """Return whether a longer run would have trained otherwise from its first step, or others trained on its result."""
+    falling_weight = getattr(config, "lambda_distillation", 0.0) > 0
+    return config.train.lr_schedule != "constant" or falling_weight or isinstance(config, BaseConfig)
+
+
+def restore_records(output_dir: Path, step: int, copies: Mapping[str, bytes]) -> None:
+    """Bring what a run records per step to where its checkpoint left it: rows after it will be made again.
+
+    Args:
+        output_dir: of the run.
+        step: of the checkpoint; 0: the run begins.
+        copies: the files that the checkpoint holds.
     """
-    if not logging.root.handlers:
-        handler = logging.StreamHandler()
-        handler.setLevel(logging.WARNING)
-        handler.addFilter(lambda record: not record.name.startswith("diffrestorer.training"))
-        logging.root.addHandler(handler)
+    # A loss is that of step 0 and so on, a validation comes after so many steps.
+    for name, last in (("losses.csv", step - 1), ("validation.csv", step)):
+        path = output_dir / name
+        present = None
+        if path.exists():
+            with suppress(OSError):
+                present = path.read_bytes()
+        if name in copies:
+            if present is None or not present.startswith(copies[name]):
+                LOG.warning("%s is damaged or gone; taking the copy of the checkpoint of step %d", path, step)
+            write_changed(path, copies[name])
+            continue
+
+        # Earlier versions kept no copies.
+        kept = _rows_until(present or b"", last)
+        if kept:
+            write_changed(path, kept)
+        else:
+            remove(path)
 
 
-def _environment(config: Any, accelerator: Accelerator) -> dict[str, Any]:
+def _rows_until(data: bytes, last: int) -> bytes:
+    """Return the header and the rows of steps up to `last`, as far as they are readable; nothing without rows."""
+    lines = data.split(b"\n")[:-1]
+    kept = []
+    for row in lines[1:]:
+        number = row.split(b",")[0]
+        if number.isdigit() and int(number) <= last:
+            kept.append(row)
+    return b"".join(row + b"\n" for row in [lines[0], *kept]) if kept else b""
+
+
+def _rebuild(path: Path, copy: bytes) -> None:
+    """Write a checkpoint's copy of a sealed file over one that is damaged or gone."""
+    try:
+        read_sealed(path)
+    except FileNotFoundError:
+        LOG.warning("%s is gone; taking the copy of the newest checkpoint", path)
+        write_changed(path, copy)
+    except DamagedFileError as error:
+        LOG.warning("%s; taking the copy of the newest checkpoint", error)
+        write_changed(path, copy)
+
+
+def _environment(seed: int, accelerator: Accelerator) -> dict[str, Any]:
     packages = ("torch", "diffusers", "accelerate", "open_clip_torch")
-    own = {"diffrestorer": __version__, "python": platform.python_version()}  # a checkout need not be installed
+    versions = {name: version(name) for name in packages}
+    versions["diffrestorer"] = __version__  # a checkout need not be installed
+    versions["python"] = platform.python_version()
     return {
-        "versions": {name: version(name) for name in packages} | own,
+        "versions": versions,
         "git_commit": git_commit(),
-        "seed": config.seed,
+        "seed": seed,
         "num_processes": accelerator.num_processes,
         "device": str(accelerator.device),
         "mixed_precision": accelerator.mixed_precision,

@@ -1,8 +1,8 @@
-"""How much memory a step needs: by count before it, by measure after it; and what to do where it is not there."""
+"""The memory of a training step: counted before it, measured after it, and advice if there is not enough."""
 
 import resource
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,36 +12,42 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor, nn
 
-from diffrestorer.config.hardware_presets import GIB, NEEDED
-from diffrestorer.config.schema import TrainConfig
+from diffrestorer.config.hardware_presets import GIB, NEEDED, HardwareConfig
 
 
 @dataclass
 class SavedBytes:
-    """Bytes that a forward pass keeps for its backward pass."""
+    """Number of bytes that a forward pass keeps for its backward pass."""
 
     total: int = 0
 
 
 @contextmanager
 def count_saved_bytes(module: nn.Module) -> Iterator[SavedBytes]:
-    """Counts what autograd saves within it: every storage once, a module's parameters and buffers not at all.
+    """Count what autograd saves while the context lasts: each storage once, parameters and buffers not at all.
 
-    On a GPU it is what the allocator has given out meanwhile, which compiled blocks do not hide.
+    On a GPU the count is what the allocator has given out meanwhile, which compiled blocks do not hide.
     """
     saved = SavedBytes()
     device = next(module.parameters()).device
+
+    # On a GPU the allocator knows.
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
         yield saved
         saved.total = torch.cuda.memory_allocated(device) - before
         return
-    seen = {tensor.untyped_storage()._cdata for tensor in (*module.parameters(), *module.buffers())}
-    alive: list[Any] = []  # keeps identities from being given out twice
+
+    # On a CPU autograd reports each tensor that it saves. A storage's identity and not its address tells storages
+    # apart, since FakeTensorMode's tensors have no data and no address. What is counted is kept alive, or an identity
+    # could be given out twice.
+    own = (*module.parameters(), *module.buffers())
+    seen = {tensor.untyped_storage()._cdata for tensor in own}
+    alive: list[Any] = []
 
     def pack(tensor: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
         storage = tensor.untyped_storage()
-        if storage._cdata not in seen:  # not its address: tensors without data, of FakeTensorMode, have none
+        if storage._cdata not in seen:
             seen.add(storage._cdata)
             alive.append(tensor.detach())
             saved.total += storage.nbytes()
@@ -54,7 +60,7 @@ def count_saved_bytes(module: nn.Module) -> Iterator[SavedBytes]:
 
 @dataclass(frozen=True)
 class MemoryCount:
-    """Bytes of a process, by what they are for."""
+    """Bytes of a process by purpose."""
 
     weights: int
     gradients: int
@@ -64,26 +70,38 @@ class MemoryCount:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """Return the sum in bytes."""
         return self.weights + self.gradients + self.optimizer + self.average + self.activations
 
     def __str__(self) -> str:
-        parts = {name: value for name, value in vars(self).items() if value}
-        return (
-            " + ".join(f"{name} {value / GIB:.2f}" for name, value in parts.items()) + f" = {self.total / GIB:.2f} GiB"
-        )
+        parts = [f"{name} {value / GIB:.2f}" for name, value in vars(self).items() if value]
+        return f"{' + '.join(parts)} = {self.total / GIB:.2f} GiB"
 
 
 def count_memory(task: nn.Module, averages: bool, activations: int) -> MemoryCount:
-    """What a task's step holds with AdamW, whose two moments are as large as the trainable weights."""
-    size = lambda tensors: sum(tensor.numel() * tensor.element_size() for tensor in tensors)  # noqa: E731
-    trained = size(parameter for parameter in task.parameters() if parameter.requires_grad)
-    weights = size((*task.parameters(), *task.buffers()))
-    return MemoryCount(weights, trained, 2 * trained, trained if averages else 0, activations)
+    """Count what a step with AdamW holds. AdamW's two moments are as large as the trainable weights.
+
+    Args:
+        task: its parameters and buffers.
+        averages: whether an average of the weights is kept.
+        activations: bytes that the forward pass keeps.
+    """
+    trained = _num_bytes(parameter for parameter in task.parameters() if parameter.requires_grad)
+    return MemoryCount(
+        weights=_num_bytes((*task.parameters(), *task.buffers())),
+        gradients=trained,
+        optimizer=2 * trained,
+        average=trained if averages else 0,
+        activations=activations,
+    )
+
+
+def _num_bytes(tensors: Iterable[Shaped[Tensor, "..."]]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def peak_memory(device: torch.device) -> int:
-    """Peak bytes so far: allocated on a GPU; on a CPU the process's resident set, libraries included."""
+    """Return the peak bytes so far: allocated on a GPU; on a CPU the process's resident set, libraries included."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
@@ -91,8 +109,13 @@ def peak_memory(device: torch.device) -> int:
 
 
 @contextmanager
-def explain_out_of_memory(settings: TrainConfig, micro_batch_size: int, processes: int) -> Iterator[None]:
-    """Turns an allocator's failure into a sentence that says which preset to take.
+def explain_out_of_memory(hardware: HardwareConfig, micro_batch_size: int, processes: int) -> Iterator[None]:
+    """Turn an allocator's failure into a sentence that says which preset to take.
+
+    Args:
+        hardware: the run's preset.
+        micro_batch_size: samples that a process computes at once.
+        processes: of the run.
 
     Raises:
         ValueError: in place of the failure.
@@ -101,21 +124,27 @@ def explain_out_of_memory(settings: TrainConfig, micro_batch_size: int, processe
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         text = str(error)
+
+        # A CPU's allocator raises a plain RuntimeError.
         if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in text:
             raise
-        advice = " or ".join(_smaller(settings, micro_batch_size)) or (
-            f"more processes (now {processes}), a smaller data.size or a larger device"
-        )
+
+        advice = " or ".join(_smaller(hardware, micro_batch_size))
+        if not advice:
+            advice = f"more processes (now {processes}), a smaller data.size or a larger device"
+
+        # The first line, without the place in PyTorch's sources before it.
         reason = text.splitlines()[0].split("]", 1)[-1].strip() if text else "the allocator gave up"
         raise ValueError(f"out of memory ({reason}): take {advice}; the losses stay the same") from None
 
 
-def _smaller(settings: TrainConfig, micro_batch_size: int) -> Sequence[str]:
+def _smaller(hardware: HardwareConfig, micro_batch_size: int) -> Sequence[str]:
+    """Return the settings, as on the command line, that need less memory."""
     advice = []
     smaller_presets = dict(pairwise(NEEDED))
-    if settings.hardware.name in smaller_presets:
-        advice.append(f"hardware={smaller_presets[settings.hardware.name]}")
-    elif settings.hardware.checkpointing == "none":
+    if hardware.name in smaller_presets:
+        advice.append(f"hardware={smaller_presets[hardware.name]}")
+    elif hardware.checkpointing == "none":
         advice.append("train.hardware.checkpointing=blocks")
     if micro_batch_size > 1:
         smaller = max(n for n in range(1, micro_batch_size) if micro_batch_size % n == 0)

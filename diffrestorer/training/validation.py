@@ -1,20 +1,21 @@
-"""Validation on a fixed set: photos that are not trained on, degraded once for all, restored at intervals."""
+"""Validation on a fixed set: photos that are not trained on, degraded once, restored at intervals."""
 
 import csv
+import io
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torchvision.utils import make_grid, save_image
 
 from diffrestorer.config.classes import trained_classes
 from diffrestorer.config.degradations import is_synthesised
 from diffrestorer.config.schema import RunConfig
 from diffrestorer.data.pairs import PairBatch, SynthesisedPairs, collate_pairs
-from diffrestorer.data.storage import whole_file
+from diffrestorer.data.storage import write_text
+from diffrestorer.training.sheets import save_sheet
 from diffrestorer.training.task import Task, to_unit
 
 VALIDATION_SEED = 1_000_003
@@ -23,23 +24,47 @@ VALIDATION_SEED = 1_000_003
 
 @dataclass(frozen=True)
 class ValidationScore:
-    """Means over the set: the task's losses, PSNR in dB (None where the task restores nothing), LPIPS if asked for."""
+    """Means over the set.
+
+    Attributes:
+        losses: the task's losses by name.
+        psnr: in dB; None if the task restores nothing.
+        lpips: None unless asked for.
+    """
 
     losses: dict[str, float]
     psnr: float | None
     lpips: float | None
 
     def row(self) -> dict[str, float]:
-        """What goes into validation.csv."""
-        scores = {name: value for name, value in (("psnr", self.psnr), ("lpips", self.lpips)) if value is not None}
-        return {**self.losses, **scores}
+        """Return the scores that exist, by the names of validation.csv's columns."""
+        row = dict(self.losses)
+        if self.psnr is not None:
+            row["psnr"] = self.psnr
+        if self.lpips is not None:
+            row["lpips"] = self.lpips
+        return row
+
+
+@dataclass(frozen=True)
+class _BatchScore:
+    """Means over one batch of the set, and its restored images on the host."""
+
+    losses: dict[str, float]
+    restored: Float[Tensor, "b 3 h w"] | None = None
+    psnr: float = 0.0
+    lpips: float = 0.0
 
 
 class Validation:
-    """The fixed set of a run, and the folder and file its results go to.
+    """The fixed set of a run, and the files its results go to.
 
     Args:
-        output_dir: gets `validation.csv` and `validation/step_N.png`: degraded, restored, clean.
+        config: of the run.
+        output_dir: gets `validation.csv` and `validation/step_N.png` with degraded, restored and clean images.
+
+    Attributes:
+        sheet: the newest of these sheets; None: there is none.
 
     Raises:
         ValueError: `data.validation_root` is missing or unusable, no class that is trained on can be made from its
@@ -56,78 +81,97 @@ class Validation:
                 "train.validate_every degrades the photos of data.validation_root, and none of the classes that are "
                 "trained on can be made from photos: leave it null"
             )
+
+        # The set is small: it is made once and stays in memory.
         data = replace(config.data, name="photos", root=config.data.validation_root, degradations=classes)
         pairs = SynthesisedPairs(data, VALIDATION_SEED, settings.validation_images)
         num_images = min(settings.validation_images, len(pairs.paths))
         size = settings.micro_batch_size or settings.hardware.max_micro_batch or settings.global_batch_size
-        self.batches = [
-            collate_pairs([pairs.fixed(i) for i in range(start, min(start + size, num_images))])
-            for start in range(0, num_images, size)
-        ]
+        self.batches: list[PairBatch] = []
+        for start in range(0, num_images, size):
+            indices = range(start, min(start + size, num_images))
+            self.batches.append(collate_pairs([pairs.fixed(index) for index in indices]))
+
         self.output_dir = output_dir
+        self.sheet: Float[Tensor, "3 sheet_h sheet_w"] | None = None
         self.lpips = _load_lpips() if settings.validation_lpips else None
 
     @torch.no_grad()
     def __call__(self, task: Task, step: int, device: torch.device) -> ValidationScore:
-        """Scores the task as it stands and writes row and sheet."""
+        """Score the task as it stands, and write a row and a sheet."""
+        # Evaluate without dropout and batch statistics, then leave every module in the mode it was in.
         was_training = [(module, module.training) for module in task.modules()]
         task.eval()
         try:
-            results = [self._batch(task, batch.to(device)) for batch in self.batches]
+            results = [self._score_batch(task, batch.to(device)) for batch in self.batches]
         finally:
             for module, training in was_training:
                 module.training = training
+
+        # The last batch may be smaller than the others.
         sizes = torch.tensor([float(len(batch.positions)) for batch in self.batches])
-        mean = lambda values: float((torch.tensor(values) * sizes).sum() / sizes.sum())  # noqa: E731
-        losses = {name: mean([result[0][name] for result in results]) for name in results[0][0]}
-        restored = [image for _, image, _, _ in results if image is not None]
-        score = ValidationScore(
-            losses,
-            mean([psnr for _, _, psnr, _ in results]) if restored else None,
-            mean([lpips for _, _, _, lpips in results]) if restored and self.lpips else None,
-        )
+        losses = {}
+        for name in results[0].losses:
+            losses[name] = _weighted_mean([result.losses[name] for result in results], sizes)
+        restored = [result.restored for result in results if result.restored is not None]
+        mean_psnr = _weighted_mean([result.psnr for result in results], sizes) if restored else None
+        mean_lpips = None
+        if restored and self.lpips is not None:
+            mean_lpips = _weighted_mean([result.lpips for result in results], sizes)
+        score = ValidationScore(losses, mean_psnr, mean_lpips)
+
         if restored:
-            self._save_sheet(torch.cat(restored), step)
+            lq = torch.cat([to_unit(batch.lq) for batch in self.batches])
+            gt = torch.cat([to_unit(batch.gt) for batch in self.batches])
+            path = self.output_dir / "validation" / f"step_{step}.png"
+            self.sheet = save_sheet(path, [lq, torch.cat(restored), gt])
         self._append(step, score.row())
         return score
 
-    def _batch(
-        self, task: Task, batch: PairBatch
-    ) -> tuple[dict[str, float], Float[Tensor, "b 3 h w"] | None, float, float]:
+    def _score_batch(self, task: Task, batch: PairBatch) -> _BatchScore:
         losses = task(batch)
-        values = {"total": losses.total.item(), **{name: value.item() for name, value in losses.parts.items()}}
+        values = {"total": losses.total.item()}
+        for name, value in losses.parts.items():
+            values[name] = value.item()
+
         restored = task.restore(batch)
         if restored is None:
-            return values, None, 0.0, 0.0
-        restored, gt = restored.float().clamp(0, 1), to_unit(batch.gt)
+            return _BatchScore(values)
+        restored = restored.float().clamp(0, 1)
+        gt = to_unit(batch.gt)
         lpips = 0.0
         if self.lpips is not None:
             lpips = self.lpips.to(gt.device)(restored * 2 - 1, gt * 2 - 1).mean().item()
-        return values, restored.cpu(), psnr(restored, gt).mean().item(), lpips
-
-    def _save_sheet(self, restored: Float[Tensor, "b 3 h w"], step: int) -> None:
-        lq, gt = (torch.cat([to_unit(getattr(batch, name)) for batch in self.batches]) for name in ("lq", "gt"))
-        path = self.output_dir / "validation" / f"step_{step}.png"
-        path.parent.mkdir(exist_ok=True)
-        with whole_file(path) as file:
-            save_image(make_grid(torch.stack([lq, restored, gt], dim=1).flatten(0, 1), nrow=3), file, format="png")
+        return _BatchScore(values, restored.cpu(), psnr(restored, gt).mean().item(), lpips)
 
     def _append(self, step: int, row: dict[str, float]) -> None:
-        """Adds a row, in place of one that a resumed run does again."""
+        """Add a row. Columns that come or go between starts of a run are left empty where they were not."""
         path = self.output_dir / "validation.csv"
-        rows: list[dict[str, Any]] = []
+        rows: list[dict[str, str | float]] = []
         if path.exists():
             with path.open(newline="") as file:
-                rows = [old for old in csv.DictReader(file) if int(old["step"]) < step]
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, ["step", *row], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows([*rows, {"step": step, **row}])
+                rows = [dict(old) for old in csv.DictReader(file)]
+        rows.append({"step": step, **row})
+
+        # In the order in which the columns came up.
+        columns: dict[str, None] = {}
+        for each in rows:
+            columns.update(dict.fromkeys(each))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(columns), restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text(path, text.getvalue())
 
 
 def psnr(restored: Float[Tensor, "b 3 h w"], gt: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b"]:
-    """Peak signal-to-noise ratio of images in [0, 1], in dB, an image each."""
-    return -10 * (restored - gt).square().flatten(1).mean(1).clamp(min=1e-10).log10()
+    """Return the peak signal-to-noise ratio in dB per image, for images in [0, 1]."""
+    error = (restored - gt).square().flatten(1).mean(1)
+    return -10 * error.clamp(min=1e-10).log10()
+
+
+def _weighted_mean(values: Sequence[float], weights: Float[Tensor, "n"]) -> float:
+    return float((torch.tensor(values) * weights).sum() / weights.sum())
 
 
 def _load_lpips() -> nn.Module:

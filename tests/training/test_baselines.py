@@ -20,8 +20,8 @@ from diffrestorer.models.pretrained import load_base
 from diffrestorer.training.baseline import FIRST_PHASES, PHASES
 from diffrestorer.training.baseline_task import BaselineTask, RegressionTask
 from diffrestorer.training.da_clip_task import ControllerTask
-from diffrestorer.training.loop import learning_rate_factor
 from diffrestorer.training.losses import psnr_loss
+from diffrestorer.training.schedule import learning_rate_factor
 from diffrestorer.training.task import Task, to_unit
 
 GOLDEN = Path(__file__).with_name("golden_baselines.json")

@@ -18,10 +18,10 @@ from diffrestorer.training.averaging import WeightAverage
 from diffrestorer.training.checkpoint import (
     CheckpointError,
     list_checkpoints,
-    load_newest,
     save_checkpoint,
     take_snapshot,
 )
+from diffrestorer.training.resuming import load_newest
 
 LOG = logging.getLogger("test")
 

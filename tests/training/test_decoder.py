@@ -12,7 +12,7 @@ from diffrestorer.config.schema import DataConfig, DecoderConfig, Stage1Config
 from diffrestorer.data.pairs import PairBatch, SynthesisedPairs, collate_pairs
 from diffrestorer.inference.pipeline import DiffRestorerPipeline
 from diffrestorer.models.components import COMPONENTS, WEIGHTS_NAME, ModelFolderError
-from diffrestorer.training.checkpoint import _trained_state
+from diffrestorer.training.checkpoint import trained_state
 from diffrestorer.training.decoder_stage import DecoderTask
 from diffrestorer.training.stage1 import Stage1Task
 
@@ -70,7 +70,7 @@ def test_what_samples_latents_stays_on_the_disk_where_none_are_sampled(keys: lis
     assert not any(name.split(".")[1] in SAMPLING for name, _ in hq.named_parameters() if "restorer" in name)
     trained = [name for name, parameter in sampled.named_parameters() if parameter.requires_grad]
     assert [name for name, parameter in hq.named_parameters() if parameter.requires_grad] == trained
-    assert set(_trained_state(hq)) == set(_trained_state(sampled)), "a checkpoint of either fits the other"
+    assert set(trained_state(hq)) == set(trained_state(sampled)), "a checkpoint of either fits the other"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

@@ -6,7 +6,7 @@ import pytest
 import training_runs as runs
 
 from diffrestorer.config.schema import TrainConfig
-from diffrestorer.training.loop import learning_rate_factor
+from diffrestorer.training.schedule import learning_rate_factor
 
 
 def test_learning_rate_by_step() -> None:

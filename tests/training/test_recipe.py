@@ -1,6 +1,5 @@
 """mini in some minutes: the plan, the stages in a row, and a student in the end."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +8,7 @@ import training_runs as runs
 from diffrestorer.config.composition import load
 from diffrestorer.config.schema import MiniConfig
 from diffrestorer.inference.pipeline import DiffRestorerPipeline
+from diffrestorer.training.kept_files import read_sealed
 from diffrestorer.training.recipe import STAGES, _stage_config, train_mini
 
 SMALL = ["data.size=32", "train.global_batch_size=1", "train.warmup_steps=1"]
@@ -62,10 +62,10 @@ def test_a_killed_recipe_goes_on_and_ends_with_a_student(photos_dir: Path, tmp_p
         return (folder / "decoder" / "losses.csv").exists()
 
     runs.kill_when(runs.start("train_mini.py", command, tmp_path / "log"), output, in_the_decoder, timeout=900)
-    plan = json.loads((output / "plan.json").read_text())
+    plan = read_sealed(output / "plan.json")
     runs.finish(runs.start("train_mini.py", command, tmp_path / "log"), tmp_path / "log", timeout=900)
 
-    assert json.loads((output / "plan.json").read_text()) == plan
+    assert read_sealed(output / "plan.json") == plan
     assert {stage: len(runs.losses(output / stage)) for stage in STAGES} == plan
     assert DiffRestorerPipeline.from_pretrained(output / "student").default_steps == 1
     sizes = [path.stat().st_size for path in (output / "student" / "model").rglob("*.safetensors")]

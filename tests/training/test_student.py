@@ -199,14 +199,14 @@ def test_the_distillation_fades(commands: dict[str, list[str]]) -> None:
 
 
 def test_the_decoder_waits_for_its_step(commands: dict[str, list[str]]) -> None:
-    from diffrestorer.training.loop import _set_learning_rates
+    from diffrestorer.training.schedule import set_learning_rates
 
     task = student(commands["sd15"], "decoder_start=3", "lora_lr=1e-3", "train.lr=1e-4")
     optimizers = task.optimizers()
     peaks = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
     rates = {}
     for step in (2, 3):
-        _set_learning_rates(optimizers, peaks, task.config.train, step)
+        set_learning_rates(optimizers, peaks, task.config.train, step)
         rates[step] = [group["lr"] for group in optimizers[0].param_groups]
     assert rates == {2: [1e-4, 1e-3, 0.0], 3: [1e-4, 1e-3, 1e-4]}
 

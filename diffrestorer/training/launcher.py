@@ -1,0 +1,107 @@
+"""The Accelerator of a run. What a launcher asks for is used, or refused in a sentence."""
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list
+
+UNUSED = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config",
+}
+"""Switches of `accelerate launch` for engines that a run does not use."""
+
+Result = TypeVar("Result")
+
+
+def make_accelerator(mixed_precision: str) -> Accelerator:
+    """Return the run's Accelerator.
+
+    Args:
+        mixed_precision: `train.mixed_precision`.
+
+    Raises:
+        ValueError: the launcher asks for something that the run would not do.
+    """
+    check_launcher(os.environ, mixed_precision)
+
+    # Without `cpu=True` it ignores torchrun's ranks on a machine without a GPU. The plugin keeps it from dividing the
+    # losses a second time: the loop does that.
+    return Accelerator(
+        cpu=not torch.accelerator.is_available(),
+        mixed_precision=mixed_precision,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+    )
+
+
+def check_launcher(environment: Mapping[str, str], mixed_precision: str) -> None:
+    """Refuse what `accelerate launch`, or its variables, ask for in vain.
+
+    Args:
+        environment: variables of the process.
+        mixed_precision: `train.mixed_precision`.
+
+    Raises:
+        ValueError: naming the option and the key that serves instead.
+    """
+    steps = environment.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    if steps not in ("1", ""):
+        raise ValueError(
+            f"the launcher asks for {steps} gradient accumulation steps (ACCELERATE_GRADIENT_ACCUMULATION_STEPS), but "
+            "they follow from train.global_batch_size and train.micro_batch_size: leave it out and set these"
+        )
+
+    # The launcher sets `no` where nobody asked for anything.
+    precision = environment.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if precision not in ("no", "", mixed_precision):
+        raise ValueError(
+            f"the launcher asks for mixed precision {precision} (ACCELERATE_MIXED_PRECISION), the run for "
+            f"train.mixed_precision={mixed_precision}: give train.mixed_precision, and leave the launcher's out"
+        )
+
+    backend = environment.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
+    if backend not in ("no", ""):
+        raise ValueError(
+            f"the launcher asks for torch.compile with {backend} (ACCELERATE_DYNAMO_BACKEND): leave it out and give "
+            "train.hardware.compile_blocks=true"
+        )
+    for name, engine in UNUSED.items():
+        if environment.get(name, "false").lower() in ("true", "1", "yes", "on", "y", "t"):
+            raise ValueError(f"the launcher asks for {engine} ({name}), which training here does not use: leave it out")
+
+    # For several processes on a machine without several GPUs it sets the address of a meeting and starts one process.
+    launched = "ACCELERATE_MIXED_PRECISION" in environment
+    if launched and "MASTER_ADDR" in environment and "WORLD_SIZE" not in environment:
+        raise ValueError(
+            "accelerate launch was asked for several processes and started one, as it does without several GPUs: take "
+            "torchrun --nproc_per_node NUMBER SCRIPT, or --num_processes 1"
+        )
+
+
+def on_main_process(accelerator: Accelerator, action: Callable[[], Result]) -> Result:
+    """Run `action` on the main process and return its result on every process.
+
+    Raises:
+        ValueError: the action raised it; on the main process only.
+        SystemExit: with status 2 on the others, so that a sentence stands there once.
+    """
+    if accelerator.num_processes == 1:
+        return action()
+
+    # The others must learn of a failure, too, or they would wait for ever.
+    outcome: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            outcome = ["done", action()]
+        except (ValueError, OSError) as error:
+            broadcast_object_list(["failed", None])
+            raise error
+    broadcast_object_list(outcome)
+    if outcome[0] == "failed":
+        raise SystemExit(2)
+    return outcome[1]
