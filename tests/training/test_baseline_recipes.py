@@ -18,7 +18,7 @@ from diffrestorer.data.prepared import PreparedPairs
 from diffrestorer.training.airnet_task import AirNetEncoderTask, AirNetTask
 from diffrestorer.training.baseline import first_phase
 from diffrestorer.training.da_clip_task import ControllerTask
-from diffrestorer.training.loop import learning_rate_factor
+from diffrestorer.training.schedule import learning_rate_factor
 
 METHODS = ("airnet", "transweather", "nafnet", "restormer", "promptir", "da_clip")
 CLIPPED = {"nafnet": 0.01, "restormer": 0.01}
