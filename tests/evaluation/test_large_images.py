@@ -90,7 +90,7 @@ def test_no_seam_stands_out(method: str) -> None:
     assert len(edges) >= 4
     at_edges = changed[[edge - 1 for edge in edges]]
     own = whole_image.diff(dim=-1).abs().mean()
-    assert at_edges.max() <= max(changed.median().item() * 3, 0.02 * own.item())
+    assert at_edges.max() <= max(changed.median().item() * 4, 0.02 * own.item())
 
 
 def test_the_networks_see_tiles_and_clip_the_whole() -> None:

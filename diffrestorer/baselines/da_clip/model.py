@@ -17,6 +17,7 @@ from diffrestorer.baselines.protocol import Baseline, Pass
 from diffrestorer.config.degradations import DEGRADATIONS
 from diffrestorer.data.counter import counter_normal
 from diffrestorer.models.backbones import ImageEncoder
+from diffrestorer.models.blocks import pad_to_multiple
 
 Images = Float[Tensor, "b 3 h w"]
 Embedding = Float[Tensor, "b d"]
@@ -65,8 +66,12 @@ class DaClip(Baseline):
 
     @property
     def multiple(self) -> int:
-        """1: the U-Net pads by itself at every step, and CLIP sees the image without padding."""
-        return 1
+        """Two to the number of levels. Tiles must be multiples of it; whole images are padded at every step."""
+        return self.unet.multiple
+
+    def pad(self, images: Images) -> Images:
+        """Return the images as they are, since CLIP sees them without padding."""
+        return images
 
     @classmethod
     def authors_name(cls, name: str) -> str:
@@ -99,7 +104,9 @@ class DaClip(Baseline):
         for step in range(sde.num_steps, 0, -1):
             steps = torch.full((len(lq),), step, device=lq.device)
             predict = partial(self._predict, steps=steps, content=content, degradation=degradation)
-            state = self.step_mean(state, lq, run(predict, [state, lq]), steps, clamp=True)
+            padded = [pad_to_multiple(images, self.multiple) for images in (state, lq)]
+            predicted = run(predict, padded)[..., : lq.shape[-2], : lq.shape[-1]]
+            state = self.step_mean(state, lq, predicted, steps, clamp=True)
             if step > 1:
                 state = state + deviation(steps, state) * noise(step - 1)
         return state
