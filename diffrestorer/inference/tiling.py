@@ -63,8 +63,11 @@ class Axis:
         overlap = largest // 4
         count = math.ceil((length - overlap) / (largest - overlap))
         side = math.ceil((length + (count - 1) * overlap) / count / multiple) * multiple
+
+        # They start at even distances, rounded to the multiple.
         steps = (length - side) // multiple
-        return cls(length, side, tuple(round(i * steps / (count - 1)) * multiple for i in range(count)))
+        starts = tuple(round(i * steps / (count - 1)) * multiple for i in range(count))
+        return cls(length, side, starts)
 
     def weights(self, scale: int, device: torch.device) -> Float[Tensor, "n s"]:
         """Return the weight of each tile at its own positions, `scale` per cell: smooth, and 1 in sum everywhere."""
@@ -81,7 +84,9 @@ class Axis:
         total = torch.zeros(self.length * scale, dtype=torch.float64, device=device)
         for start, row in zip(starts, weights, strict=True):
             total[start : start + side] += row
-        return torch.stack([row / total[s : s + side] for s, row in zip(starts, weights, strict=True)]).float()
+        for start, row in zip(starts, weights, strict=True):
+            row.div_(total[start : start + side])
+        return weights.float()
 
 
 @dataclass(frozen=True)
