@@ -4,6 +4,7 @@ import copy
 
 import torch
 from diffusers import StableDiffusionControlNetPipeline, UniPCMultistepScheduler
+from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import nn
 
 from diffrestorer.models.restorer import Restorer
@@ -31,7 +32,7 @@ class Peer:
     """`StableDiffusionControlNetPipeline` with a restorer's VAE, UNet and control network, SDPA, no guidance.
 
     Args:
-        restorer: VAE and UNet are used as they are; the control network is copied.
+        restorer: VAE and UNet are used as they are and belong to this peer; the control network is copied.
         scheduler: UniPC, as the product's.
     """
 
@@ -52,6 +53,8 @@ class Peer:
             requires_safety_checker=False,
         )
         self.pipe.set_progress_bar_config(disable=True)
+        for network in (self.pipe.unet, self.pipe.controlnet):
+            network.set_attn_processor(AttnProcessor2_0())  # diffusers' own, where ours takes a shortcut
 
     @torch.no_grad()
     def read_prompts(self, images: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ time is the host's; the scheduler alone is timed on latents of 4x8x8 for the sam
 """
 
 import argparse
+import copy
 import json
 import os
 import platform
@@ -69,7 +70,7 @@ def build() -> tuple[DiffRestorerPipeline, Peer]:
             parameter.add_(0.02 * torch.randn(parameter.shape))
     ours = DiffRestorerPipeline(**restorer.components(), scheduler=UniPCMultistepScheduler(**SCHEDULE))
     ours.set_progress_bar_config(disable=True)
-    return ours, Peer(restorer, UniPCMultistepScheduler(**SCHEDULE))
+    return ours, Peer(copy.deepcopy(restorer), UniPCMultistepScheduler(**SCHEDULE))
 
 
 def run_ours(pipe: DiffRestorerPipeline, image: torch.Tensor, noise_seed: int, steps: int) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""How much memory there is left, and how it is taken from the system."""
+"""The memory that is left, and the way it is taken from the system."""
 
 import ctypes
 import os
@@ -15,7 +15,7 @@ others' memory, free bytes up to the second number are kept for the next ones.""
 
 
 def keep_freed_memory() -> None:
-    """Lets this process keep some of the memory it frees, for the tensors to come; for networks on the CPU.
+    """Let this process keep some of the memory it frees for the tensors to come; for networks on the CPU.
 
     By default the C library gives it back after every layer, and the system clears it again for the next one. Tensors
     live as long as before, so peaks stay about the same. Without glibc nothing happens.
@@ -27,11 +27,15 @@ def keep_freed_memory() -> None:
 
 
 def free_memory() -> int:
-    """Bytes that may still be taken, of the machine or of the control group (container, job) this process runs in."""
+    """Return the bytes that may still be taken, of the machine or of the control groups around this process."""
     if not os.path.exists("/proc/meminfo"):
         return sys.maxsize  # not Linux: nobody tells
+
+    # The machine's own.
     memory = Path("/proc/meminfo").read_text()
     free = [1024 * int(memory.split("MemAvailable:")[1].split()[0])]
+
+    # The limits of the control groups, if there are any.
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         _, kinds, path = line.split(":", 2)
         old = kinds == "memory"  # version 1 of control groups; in version 2 all kinds are one, without a name

@@ -1,4 +1,4 @@
-"""A model folder is a diffusers pipeline on disk: where it is found, and how it is written."""
+"""Model folders, which are diffusers pipelines on disk: finding and writing them."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +19,7 @@ from diffrestorer.models.restorer import DecodingNetworks, Restorer
 
 
 def find_model(name: str | Path) -> Path:
-    """The folder behind `mini`, a model folder, a training run's output folder, or a hub id (downloaded).
+    """Return the folder behind `mini`, a model folder, a training run's output folder, or a hub id (downloaded).
 
     Raises:
         ModelFolderError: nothing is there.
@@ -40,7 +40,7 @@ def find_model(name: str | Path) -> Path:
 
 @contextmanager
 def no_loading_bar() -> Iterator[None]:
-    """Keeps diffusers' bar of the components it loads off stderr."""
+    """Keep diffusers' bar of the components it loads off stderr."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
@@ -57,7 +57,7 @@ def save_model_folder(
     dtype: torch.dtype = torch.float32,
     rest: Path | None = None,
 ) -> None:
-    """Writes a model folder with a card, its weights of `dtype`; `DiffRestorerPipeline.from_pretrained` reads it.
+    """Write a model folder with a card, its weights of `dtype`; `DiffRestorerPipeline.from_pretrained` reads it.
 
     Args:
         rest: model folder from which the networks that are not there are read, one at a time.
@@ -65,12 +65,14 @@ def save_model_folder(
     Raises:
         ModelFolderError: one of those is missing or damaged.
     """
+    # The scheduler, and the index that names every part's class.
     folder.mkdir(parents=True, exist_ok=True)
     index: dict[str, Any] = {"_class_name": "DiffRestorerPipeline", "_diffusers_version": diffusers.__version__}
     index["scheduler"] = _class_entry(scheduler)
     index["relative_prediction"] = networks.relative_prediction
     scheduler.save_config(folder / "scheduler")
 
+    # The networks: those at hand, the others from `rest`.
     held, rows = networks.components(), []
     for name in COMPONENTS:
         if name in held:
@@ -94,13 +96,13 @@ def plain_components(components: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_model_card(restorer: Restorer, folder: Path) -> None:
-    """Writes README.md, the model card that hubs show, where there is none."""
+    """Write README.md, the model card that hubs show, where there is none."""
     rows = [_card_row(name, part) for name, part in restorer.components().items()]
     _write_card(folder, restorer.prompt_processor.classes, rows)
 
 
 def _class_entry(part: Any) -> list[str]:
-    """Where diffusers finds a part's class: its library or module, and its name."""
+    """Return the library or module in which diffusers finds a part's class, and its name."""
     module, name = type(part).__module__, type(part).__name__
     return ["diffusers" if module.startswith("diffusers.") else module, name]
 

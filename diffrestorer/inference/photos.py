@@ -1,4 +1,4 @@
-"""Photos through the pipeline: what the command line and the web page have in common. Imports torch when it is used."""
+"""Photos through the pipeline, for the command line and the web page. Imports torch when it is used."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -13,15 +13,15 @@ from diffrestorer.inference.choices import Decoder, Precision, Tile
 from diffrestorer.inference.memory import free_memory
 
 LARGEST_PHOTO = 200_000_000  # pixels, width x height; a larger one is refused by its header
-DECODE_BYTES = 64  # a pixel: its file, the decoded and the float image, with a margin
-CANVAS_BYTES = 64  # a pixel, whatever the tiles; measured: 57
-RESTORE_BYTES = 28  # a pixel and channel of the VAE's widest full-size features; measured: 23 (mini) to 26 (sd15)
+DECODE_BYTES = 64  # per pixel: its file, the decoded and the float image, with a margin
+CANVAS_BYTES = 64  # per pixel, whatever the tiles; measured: 57
+RESTORE_BYTES = 28  # per pixel and channel of the VAE's widest full-size features; measured: 23 (mini) to 26 (sd15)
 SMALLER_TILES = (512, 256)  # sides in pixels, where memory does not suffice for the usual ones
 
 
 @dataclass(frozen=True)
 class Options:
-    """How photos are restored: arguments of `DiffRestorerPipeline.__call__`, and the seed of each photo's noise."""
+    """Arguments of `DiffRestorerPipeline.__call__`, and the seed of each photo's noise."""
 
     steps: int | None = None
     """None: as many as the model folder asks for."""
@@ -56,6 +56,7 @@ def load_pipeline(model: str, device: str, precision: Precision = "auto", compil
     from diffrestorer.inference.devices import choose_dtype, find_device
     from diffrestorer.inference.pipeline import DiffRestorerPipeline
 
+    # Refuse a device or a model in one sentence.
     diffusers_logging.set_verbosity_error()
     diffusers_logging.disable_progress_bar()
     try:
@@ -88,22 +89,26 @@ def check_options(pipe: Any, options: Options) -> Options:
 
 
 def read(path: str | Path, max_pixels: int = LARGEST_PHOTO) -> Photo:
-    """A photo of at most `max_pixels` that memory can hold; raises `ImageError`, as `read_photo` does."""
+    """Read a photo of at most `max_pixels` that memory can hold.
+
+    Raises:
+        ImageError: it can't be read, or is too large.
+    """
     return read_photo(path, min(max_pixels, free_memory() // DECODE_BYTES))
 
 
 def detect(pipe: Any, photo: Photo) -> dict[str, float]:
-    """How probable each of the model's classes is."""
+    """Return the probability of each of the model's classes."""
     return _by_name(pipe, pipe.detect(photo.pixels)[0])
 
 
 def restore(
     pipe: Any, photos: Sequence[Photo], options: Options, on_step: Callable[[int], object] | None = None
 ) -> list[Restored]:
-    """Restores photos of one size as one batch; each has its own generator, so that company changes nothing.
+    """Restore photos of one size as one batch; each has its own generator, so that company changes nothing.
 
     Args:
-        on_step: told after every denoising step how many photos it was a step of.
+        on_step: called after every denoising step with the number of photos it was a step of.
 
     Raises:
         ImageError: memory falls short, or the model returns invalid numbers.
@@ -111,6 +116,7 @@ def restore(
     """
     from torch import Generator
 
+    # Each photo starts from the noise of its own generator.
     tile, tile_batch_size = _tiles_that_fit(pipe, photos, options.tile)
     result = pipe(
         [photo.pixels for photo in photos],
@@ -124,6 +130,8 @@ def restore(
         tile_batch_size=tile_batch_size,
         on_step=on_step,
     )
+
+    # Back to the integers of the photo's file.
     restored = []
     for photo, image, row in zip(photos, result.images, result.degradation_probabilities, strict=True):
         if not np.isfinite(image).all():
@@ -135,7 +143,7 @@ def restore(
 
 
 def reason(error: Exception) -> str:
-    """A failure as one line."""
+    """Return a failure as one line."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}"
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -144,12 +152,12 @@ def reason(error: Exception) -> str:
 
 
 def printable(path: str | Path) -> str:
-    """A path as one line of valid text, whatever bytes are in it."""
+    """Return a path as one line of valid text, whatever bytes are in it."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in os.fspath(path))
 
 
 def _tiles_that_fit(pipe: Any, photos: Sequence[Photo], tile: Tile) -> tuple[Tile, int | None]:
-    """The tile to ask the pipeline for, and how many at a time: where `auto` is too large, a smaller one, one by one.
+    """Return the tile to use, and how many at a time: where `auto` is too large, a smaller one, one by one.
 
     A GPU says when it is full, and the pipeline tries smaller tiles then; here the system would kill the process.
 
@@ -170,7 +178,7 @@ def _tiles_that_fit(pipe: Any, photos: Sequence[Photo], tile: Tile) -> tuple[Til
 
 
 def _memory_needed(pipe: Any, photos: Sequence[Photo], tile: Tile, tile_batch_size: int | None) -> int:
-    """Bytes that restoring photos of one size takes at its peak, roughly."""
+    """Return the bytes that restoring photos of one size takes at its peak, roughly."""
     from diffrestorer.inference.tiling import WHOLE_PIXELS, tile_side
 
     height, width = photos[0].pixels.shape[:2]

@@ -15,6 +15,18 @@ from diffrestorer.models.restorer import Conditioning, Restorer
 Generator = torch.Generator | Sequence[torch.Generator] | None
 
 
+def draw_noise(shape: Sequence[int], generator: Generator, device: torch.device) -> Float[Tensor, "b l h8 w8"]:
+    """Draw the noise that sampling starts from.
+
+    Args:
+        generator: a list gives each image its own, so that batching changes nothing; None: PyTorch's, on the CPU.
+        device: where the noise is used. It is drawn on the generator's own.
+    """
+    sources = list(generator) if isinstance(generator, Sequence) else [generator] * shape[0]
+    noise = [torch.randn(shape[1:], generator=own, device=own.device if own else "cpu") for own in sources]
+    return torch.stack(noise).to(device)
+
+
 def check_steps(scheduler: SchedulerMixin, num_steps: int) -> None:
     """Refuse a number of steps that a scheduler can't sample in.
 

@@ -26,6 +26,19 @@ class Stages:
     multiple: int
     grid: Grid | None = None
 
+    @classmethod
+    def over(
+        cls, restorer: Restorer, lq: Float[Tensor, "b 3 h w"], multiple: int, side: int | None, batch_size: int | None
+    ) -> "Stages":
+        """Return the stages for padded images, taken whole or by tiles.
+
+        Args:
+            side: of the largest tile in pixels; None: the images are taken whole.
+            batch_size: tiles that go through a network at a time; None: as many as make 1024x1024 pixels.
+        """
+        grid = None if side is None else Grid.over(lq.shape[-2:], side, multiple, PATCH, batch_size)
+        return cls(restorer, multiple, grid)
+
     def condition(self, lq: Float[Tensor, "b 3 h w"], prompts: VisualPrompts) -> Conditioning:
         """Compute what the denoising steps need of degraded images in [0, 1], once per image.
 

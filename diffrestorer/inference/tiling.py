@@ -55,32 +55,43 @@ class Axis:
 
     @classmethod
     def spread(cls, length: int, largest: int, multiple: int) -> "Axis":
-        """As few tiles as cover `length`, none longer than `largest`; all three are multiples of `multiple`."""
+        """Return as few tiles as cover `length`, none longer than `largest`; all three are multiples of `multiple`."""
         if length <= largest:
             return cls(length, length, (0,))
+
+        # Neighbours overlap by a quarter of the largest tile; the tiles then shrink to what covers the length.
         overlap = largest // 4
         count = math.ceil((length - overlap) / (largest - overlap))
         side = math.ceil((length + (count - 1) * overlap) / count / multiple) * multiple
+
+        # They start at even distances, rounded to the multiple.
         steps = (length - side) // multiple
-        return cls(length, side, tuple(round(i * steps / (count - 1)) * multiple for i in range(count)))
+        starts = tuple(round(i * steps / (count - 1)) * multiple for i in range(count))
+        return cls(length, side, starts)
 
     def weights(self, scale: int, device: torch.device) -> Float[Tensor, "n s"]:
-        """How much each tile counts at its own positions, `scale` a cell: smooth, and 1 in sum at each position."""
+        """Return the weight of each tile at its own positions, `scale` per cell: smooth, and 1 in sum everywhere."""
         side, starts = self.side * scale, [start * scale for start in self.starts]
+
+        # A tile fades in and out over the overlap, but not at the image's own edges.
         weights = torch.ones(len(starts), side, dtype=torch.float64, device=device)
         ramp = (torch.arange(side, dtype=torch.float64, device=device) + 0.5) / (side // 4)
         ramp = (ramp.clamp(max=1) * math.pi / 2).sin().square()
         weights[1:] *= ramp
         weights[:-1] *= ramp.flip(0)
+
+        # At each position the weights are divided by their sum.
         total = torch.zeros(self.length * scale, dtype=torch.float64, device=device)
         for start, row in zip(starts, weights, strict=True):
             total[start : start + side] += row
-        return torch.stack([row / total[s : s + side] for s, row in zip(starts, weights, strict=True)]).float()
+        for start, row in zip(starts, weights, strict=True):
+            row.div_(total[start : start + side])
+        return weights.float()
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The tiles of one image. A cell is the square of pixels that the coarsest canvas has one value for.
+    """The tiles of one image. A cell is a square of pixels: the coarsest canvas has one value for each.
 
     Attributes:
         rows, columns: where tiles lie along the height and the width.
@@ -95,38 +106,49 @@ class Grid:
 
     @classmethod
     def over(cls, size: Sequence[int], side: int, multiple: int, cell: int, batch_size: int | None = None) -> "Grid":
-        """Tiles over an image of (height, width) `size`, none longer than `side`; all are pixels, cells' multiples."""
+        """Return the tiles over an image, none longer than `side`.
+
+        Args:
+            size: height and width of the image. These, `side` and `multiple` are pixels and multiples of `cell`.
+        """
         rows, columns = (Axis.spread(length // cell, side // cell, multiple // cell) for length in size)
         return cls(rows, columns, cell, batch_size)
 
     def run(self, network: Network, canvases: Sequence[Canvas]) -> Canvas:
-        """What `network` makes of the canvases' tiles, averaged in float32 where tiles overlap.
+        """Run a network over the canvases' tiles; average in float32 where tiles overlap.
 
         Args:
-            network: takes one batch of crops a canvas, returns one batch, at any whole number of values a cell.
-            canvases: each at a whole number of values a cell.
+            network: takes one batch of crops per canvas, returns one batch, at any whole number of values per cell.
+            canvases: each at a whole number of values per cell.
         """
         blended = None
         for tiles in self._batches():
             outputs = network(*(self._crops(canvas, tiles) for canvas in canvases))
+
+            # The first output tells the resolution and the channels of the result.
             scale = outputs.shape[-2] // self.rows.side
             if blended is None:
                 size = (self.rows.length * scale, self.columns.length * scale)
                 blended = torch.zeros(1, outputs.shape[1], *size, device=outputs.device)
+
+            # Every tile is added with weights that sum up to 1.
             for tile, output, weights in zip(tiles, outputs, self._weights(tiles, scale, outputs.device), strict=True):
                 self._crop(blended, tile).addcmul_(output.float(), weights)
         assert blended is not None, "a grid has tiles"
         return blended.to(outputs.dtype)
 
     def run_shared(self, network: Network, canvases: Sequence[Canvas], multiple: int) -> Canvas:
-        """Like `run`, for a network whose GroupNorms normalise every tile by the same statistics: those of the crops.
+        """Run a network whose GroupNorms normalise every tile by the same statistics: those of crops of the image.
 
         Args:
             multiple: cells that the network's input sides must be a multiple of.
         """
+        # The network runs over the crops once to gather their statistics.
         crops = self._spread_crops(canvases, multiple)
         with _SharedGroupNorm() as pooled:
             network(*crops)
+
+        # Then it runs over the tiles, normalised by them.
         with _SharedGroupNorm(pooled.moments) as shared:
 
             def normalised(*tiles: Float[Tensor, "t _ _ _"]) -> Float[Tensor, "t _ _ _"]:
@@ -155,7 +177,7 @@ class Grid:
         return torch.stack([rows[i][:, None] * columns[j] for i, j in tiles])
 
     def _spread_crops(self, canvases: Sequence[Canvas], multiple: int) -> list[Float[Tensor, "t _ _ _"]]:
-        """`CROPS` x `CROPS` crops of each canvas, evenly spread; together about a tile's area."""
+        """Return `CROPS` x `CROPS` crops of each canvas, evenly spread; together about a tile's area."""
 
         def spread(axis: Axis) -> Axis:
             side = min(max(axis.side // CROPS // multiple * multiple, SMALLEST_CROP), axis.side)
@@ -187,7 +209,7 @@ class _SharedGroupNorm(TorchFunctionMode):
         self.start()
 
     def start(self) -> None:
-        """Called before the network runs: its first GroupNorm comes next."""
+        """Start over, before the network runs: its first GroupNorm comes next."""
         self.call = 0
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -214,7 +236,7 @@ class _SharedGroupNorm(TorchFunctionMode):
 
 
 def _pooled_moments(features: Float[Tensor, "t c *n"], num_groups: int) -> Float[Tensor, "2 g"]:
-    """Mean and variance of each group of channels over the whole batch, without a copy of the features."""
+    """Return mean and variance of each group of channels over the whole batch, without a copy of the features."""
     variance, mean = torch.var_mean(features.flatten(2).float(), dim=2, correction=0)
     variance, mean = (channels.mT.reshape(num_groups, -1) for channels in (variance, mean))
     deviation = mean - mean.mean(dim=1, keepdim=True)
@@ -222,7 +244,7 @@ def _pooled_moments(features: Float[Tensor, "t c *n"], num_groups: int) -> Float
 
 
 def tile_side(tile: Tile, height: int, width: int, multiple: int) -> int | None:
-    """Side in pixels of the largest tile for an image, or None: take it whole.
+    """Return the side in pixels of the largest tile for an image, or None to take it whole.
 
     Args:
         tile: `auto` takes up to 1024x1024 pixels whole and larger images by tiles of at most 1024; `none` takes any
@@ -242,8 +264,21 @@ def tile_side(tile: Tile, height: int, width: int, multiple: int) -> int | None:
     return None if max(height, width) <= side else side
 
 
+def group_images(sizes: Sequence[Sequence[int]], tile: Tile, multiple: int) -> list[list[int]]:
+    """Return the positions of the images that run together: those of one size, and alone where tiles are needed.
+
+    Args:
+        sizes: height and width of each image, in pixels.
+    """
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for position, (height, width) in enumerate(sizes):
+        alone = tile_side(tile, height, width, multiple) is not None
+        groups.setdefault((height, width, position if alone else -1), []).append(position)
+    return list(groups.values())
+
+
 def smaller_sides(side: int | None, size: Sequence[int], multiple: int) -> list[int]:
-    """Sides in pixels to try, one after the other, where memory falls short: halves, while they are of use.
+    """Return the sides in pixels to try, one after the other, where memory falls short: halves, while they are of use.
 
     Args:
         side: that was too large; None: the whole image was.
@@ -258,7 +293,7 @@ def smaller_sides(side: int | None, size: Sequence[int], multiple: int) -> list[
 def until_it_fits(
     run: Callable[[int | None, int | None], Result], sides: Sequence[int | None], batch_size: int | None = None
 ) -> Result:
-    """What `run` returns for the first of the tile sides for which memory suffices.
+    """Return what `run` returns for the first of the tile sides for which memory suffices.
 
     Args:
         run: takes a side and how many tiles may go through a network at a time (see `Grid`).
