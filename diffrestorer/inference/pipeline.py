@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Real
 from torch import Tensor
 
 from diffrestorer.data.tensors import ImageInput, as_tensors, from_tensor
@@ -54,13 +54,11 @@ class DiffRestorerPipeline(ComponentPipeline):
             image: RGB; PIL, an array (h, w, 3) of uint8, uint16 or floats in [0, 1], or a float tensor (3, h, w) in
                 [0, 1] or (b, 3, h, w).
             num_inference_steps: denoising steps; None: `default_steps`.
-            generator: of the starting noise; a list gives each image its own, so that batching changes nothing. A
-                one-step student draws no noise.
+            generator: of the starting noise (a one-step student draws none); a list gives each image its own.
             decoder: `refined` (the Degradation-aware Decoder) or `sd` (the VAE's own).
             fidelity: weight in [0, 1] of what the refined decoder takes from the degraded image; 0 is `sd`.
-            output_type: `pil`, `np`, `pt`, or `latent` for latents that are not decoded; see `DiffRestorerOutput`.
-            degradation: one of `classes`: what to remove, instead of what the model detects. The probabilities
-                in the result stay those detected.
+            output_type: `pil`, `np`, `pt`, or `latent` for latents that are not decoded.
+            degradation: one of `classes`, to be removed in place of what the model detects.
             tile, tile_batch_size, callback_on_step_end: see `sample`.
             on_step: called after every denoising step with the number of images it was a step of.
             return_dict: False returns a tuple of images and probabilities.
@@ -78,21 +76,19 @@ class DiffRestorerPipeline(ComponentPipeline):
         restored: list[Any] = [None] * len(images)
         probabilities = torch.empty(len(images), len(self.classes))
         for indices in group_images([image.shape[1:] for image in images], tile, self._multiple):
-            # Pad one batch. A large image is held once.
+            # Restore the images of one size together.
             own = [generator[i] for i in indices] if isinstance(generator, Sequence) else generator
-            lq = torch.stack([images[i] for i in indices]) if len(indices) > 1 else images[indices[0]][None]
-            size, lq = lq.shape[-2:], pad_to_multiple(lq, self._multiple)
-            for i in indices:
-                images[i] = None
-
+            lq, size = self._take_batch(images, indices)
             sampled = self.sample(
                 lq, num_inference_steps, own, degradation, tile, tile_batch_size, on_step, size, callback_on_step_end
             )
             probabilities[indices] = sampled.condition.prompts.degradation_logits.float().softmax(dim=-1).cpu()
             outputs = self._outputs(sampled, decoder, fidelity, output_type)
-            for row, i in enumerate(indices):
-                restored[i] = outputs[row]
-            del lq, sampled, outputs  # before the next batch's
+            for output, index in zip(outputs, indices, strict=True):
+                restored[index] = output
+
+            # Nothing of this batch is held beside the next one.
+            del lq, sampled, outputs
 
         self.maybe_free_model_hooks()
         result = DiffRestorerOutput(restored, probabilities)
@@ -124,21 +120,18 @@ class DiffRestorerPipeline(ComponentPipeline):
         Args:
             lq: degraded images in [0, 1], one size. They are padded by reflection to what the UNet needs.
             num_inference_steps: None: `default_steps`.
-            tile: `auto` takes up to 1024x1024 pixels whole and a larger image by tiles of at most 1024x1024, smaller
-                ones where memory falls short; `none` takes any whole; a number is the side of the largest tile.
+            tile: `auto` restores more than 1024x1024 pixels by tiles, smaller ones where memory falls short; `none`
+                takes any image whole; a number is the side of the largest tile.
             tile_batch_size: tiles at a time; None: as many as make 1024x1024 pixels.
             size: height and width before `lq` was padded; None: it has not been.
-            callback_on_step_end: diffusers' own: gets the pipeline, the step, the timestep and `{"latents": ...}`; may
-                return other latents under the same key.
+            callback_on_step_end: diffusers' own, see `StepCallback`.
 
         Raises:
             ValueError: an option is not usable, or several images that need tiles were given at once.
         """
         # Refuse what can't be done.
         height, width = size or lq.shape[-2:]
-        side = tile_side(tile, height, width, self._multiple)
-        if side is not None and len(lq) > 1:
-            raise ValueError(f"images of {width}x{height} pixels are restored by tiles: sample them one by one")
+        side = self._tile_side(tile, height, width, len(lq))
         steps = self.default_steps if num_inference_steps is None else num_inference_steps
         check_steps(self.scheduler, steps)
 
@@ -185,11 +178,24 @@ class DiffRestorerPipeline(ComponentPipeline):
         images = until_it_fits(run, self._sides(sampled.side, lq, sampled.shrink), sampled.tile_batch_size)
         return images[..., : sampled.height, : sampled.width].clamp_(0, 1)
 
+    def _take_batch(
+        self, images: list[Any], indices: Sequence[int]
+    ) -> tuple[Float[Tensor, "b 3 hp wp"], Sequence[int]]:
+        """Move images out of a list into a padded batch, so that a large one is held once; return it and their size."""
+        batch = images[indices[0]][None]
+        if len(indices) > 1:
+            batch = torch.stack([images[index] for index in indices])
+        for index in indices:
+            images[index] = None
+        return pad_to_multiple(batch, self._multiple), batch.shape[-2:]
+
     def _after_step(self, steps: int, count: Callable[[], object], callback: StepCallback | None) -> Edit:
         """Return what runs after each call of the networks: progress, and the caller's callback."""
         order = self.scheduler.order
 
-        def edit(index: int, timestep: Tensor, latents: Tensor) -> Tensor:
+        def edit(
+            index: int, timestep: Real[Tensor, "..."], latents: Float[Tensor, "b l h w"]
+        ) -> Float[Tensor, "b l h w"]:
             # Some schedulers call the networks more than once per step.
             if index % order == 0 and index // order < steps:
                 count()
@@ -217,6 +223,13 @@ class DiffRestorerPipeline(ComponentPipeline):
             return prompts
         own = self.prompt_processor.prototype(degradation).expand(len(lq), -1)
         return replace(prompts, degradation_embedding=own)
+
+    def _tile_side(self, tile: Tile, height: int, width: int, count: int) -> int | None:
+        """Return the side of the largest tile, None for whole images, and refuse several images that need tiles."""
+        side = tile_side(tile, height, width, self._multiple)
+        if side is not None and count > 1:
+            raise ValueError(f"images of {width}x{height} pixels are restored by tiles: sample them one by one")
+        return side
 
     def _sides(self, side: int | None, lq: Float[Tensor, "b 3 h w"], shrink: bool) -> list[int | None]:
         """Return the tile sides to try, one after the other where memory falls short."""

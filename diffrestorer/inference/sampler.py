@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import torch
 from diffusers import SchedulerMixin
-from jaxtyping import Float
+from jaxtyping import Float, Real
 from torch import Tensor
 
 from diffrestorer.inference.one_step import OneStepScheduler
@@ -54,7 +54,7 @@ def sample_latents(
         noise: a teacher's start; a student starts from the degraded image's latents instead.
     """
 
-    def predict(latents: Float[Tensor, "b l h8 w8"], timestep: Tensor) -> Float[Tensor, "b l h8 w8"]:
+    def predict(latents: Float[Tensor, "b l h8 w8"], timestep: Real[Tensor, "..."]) -> Float[Tensor, "b l h8 w8"]:
         return restorer.denoise(latents, timestep, condition)
 
     return run_scheduler(scheduler, num_inference_steps, condition, noise, predict)
