@@ -254,8 +254,13 @@ class _Channel:
         self._reason = f"diffrestorer/{name}/stop"
         self._end = f"diffrestorer/{name}/end"
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        options = {"is_master": False, "wait_for_workers": False, "timeout": timedelta(seconds=STORE_SECONDS)}
-        self._store = distributed.TCPStore(address, port, **options)  # type: ignore[attr-defined]
+        self._store = distributed.TCPStore(  # type: ignore[attr-defined]
+            address,
+            port,
+            is_master=False,
+            timeout=timedelta(seconds=STORE_SECONDS),
+            wait_for_workers=False,
+        )
 
     def read(self) -> str | None:
         """Return why another process stops, if one does."""

@@ -144,7 +144,7 @@ def test_a_folder_with_a_run_refuses_a_second_one(arguments: list[str], unfinish
         "train_stage1.py", [*arguments, "train.max_steps=8", "train.num_workers=2", f"output_dir={output}"],
         tmp_path / "log",
     )  # fmt: skip
-    while not (output / ".owner").exists() or f'"pid": {first.pid}' not in (output / ".owner").read_text():
+    while not (output / "owner.json").exists() or f'"pid": {first.pid}' not in (output / "owner.json").read_text():
         assert first.is_alive(), (tmp_path / "log").read_text()
     os.kill(first.pid or 0, 19)  # SIGSTOP: it holds the folder for as long as the test likes
     before = runs.files_of(output)
