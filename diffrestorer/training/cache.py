@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from rich.console import Console
 from rich.progress import track
 from safetensors import safe_open
@@ -70,32 +71,25 @@ class EncodingCache:
             save_file(encodings, partial / "rows.safetensors")
             (partial / "sha256").write_text(_file_digest(partial / "rows.safetensors"))
 
-        write_folder(self._chunk(chunk), fill)
+        write_folder(self.chunk(chunk), fill)
 
-    def missing(self, chunks: Sequence[int], log: logging.Logger) -> list[int]:
-        """Return those of `chunks` that are not there or damaged. The damaged ones are logged."""
-        found = []
-        for chunk in chunks:
-            folder = self._chunk(chunk)
-            if not folder.is_dir():
-                found.append(chunk)
-            elif not self._is_sound(folder):
-                log.warning("cache %s is damaged: it does not match its checksum; computing it again", folder)
-                found.append(chunk)
-        return found
+    def missing(self, chunks: Sequence[int]) -> list[int]:
+        """Return those of `chunks` that are not there or damaged."""
+        return [chunk for chunk in chunks if not self._is_sound(self.chunk(chunk))]
 
     def _is_sound(self, folder: Path) -> bool:
         try:
             return (folder / "sha256").read_text() == _file_digest(folder / "rows.safetensors")
-        except OSError:
+        except (OSError, ValueError):
             return False
 
-    def _chunk(self, chunk: int) -> Path:
+    def chunk(self, chunk: int) -> Path:
+        """Return a chunk's folder."""
         return self.folder / f"chunk_{chunk:05d}"
 
     @lru_cache(maxsize=128)  # noqa: B019 - the cache lives as long as the run
     def _open(self, chunk: int) -> Any:
-        return safe_open(self._chunk(chunk) / "rows.safetensors", "pt")
+        return safe_open(self.chunk(chunk) / "rows.safetensors", "pt")
 
 
 class CachedPairs(Dataset[Pair]):
@@ -158,31 +152,50 @@ def open_cache(
             "data.size, or leave it null; pairs made on the fly are new each time"
         )
     # The name follows from the content.
+    task.to(accelerator.device)
     names = sorted(task.encode(collate_pairs([pairs.fixed(0)]).to(accelerator.device)))
     key = {"format": FORMAT, "pairs": pairs.fingerprint(), "encoders": _weights_digest(modules), "settings": settings}
     key.update(_later_keys(accelerator.mixed_precision, names))
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     cache = EncodingCache(root / name, pairs.num_variants)
-    task.to(accelerator.device)
 
-    # Another run may be building the same cache.
-    with ExitStack() as held:
-        owner = own_folder(cache.folder, wait=math.inf)
-        on_main_process(accelerator, lambda: held.enter_context(owner) or None)
-        own = range(accelerator.process_index, cache.num_chunks, accelerator.num_processes)
-        missing = cache.missing(own, log)
-        if missing:
-            log.info("encoding %d variants of the pairs into %s", pairs.num_variants, cache.folder)
-        quiet = not accelerator.is_main_process or not missing
-        for chunk in track(missing, "encoding", console=Console(stderr=True), disable=quiet):
-            variants = range(chunk * CHUNK, min((chunk + 1) * CHUNK, cache.num_variants))
-            cache.write(chunk, _encode(task, pairs, variants, accelerator, batch_size, num_workers))
-        accelerator.wait_for_everyone()
+    # Another run may be building the same cache: it is waited for, and what it built is not built again.
+    own = range(accelerator.process_index, cache.num_chunks, accelerator.num_processes)
+    if any(gather_object([bool(cache.missing(own))])):
+        with ExitStack() as held:
+            owner = own_folder(cache.folder, wait=math.inf)
+            on_main_process(accelerator, lambda: held.enter_context(owner) or None)
+            _build(cache, cache.missing(own), task, pairs, accelerator, batch_size, num_workers, log)
+            accelerator.wait_for_everyone()
 
     if accelerator.is_main_process:
         _compare(cache, task, pairs, accelerator)
         write_changed(cache.folder / "key.json", (json.dumps(key, indent=1) + "\n").encode())
     return CachedPairs(pairs, cache)
+
+
+def _build(
+    cache: EncodingCache,
+    chunks: Sequence[int],
+    task: Task,
+    pairs: PreparedPairs,
+    accelerator: Accelerator,
+    batch_size: int,
+    num_workers: int,
+    log: logging.Logger,
+) -> None:
+    """Compute chunks that are missing or damaged, with a progress bar on the main process."""
+    for chunk in chunks:
+        if cache.chunk(chunk).exists():
+            folder = cache.chunk(chunk)
+            log.warning("cache %s is damaged: it does not match its checksum; computing it again", folder)
+    if chunks:
+        log.info("encoding %d variants of the pairs into %s", pairs.num_variants, cache.folder)
+
+    quiet = not accelerator.is_main_process or not chunks
+    for chunk in track(chunks, "encoding", console=Console(stderr=True), disable=quiet):
+        variants = range(chunk * CHUNK, min((chunk + 1) * CHUNK, cache.num_variants))
+        cache.write(chunk, _encode(task, pairs, variants, accelerator, batch_size, num_workers))
 
 
 def _later_keys(mixed_precision: str, names: list[str]) -> dict[str, Any]:

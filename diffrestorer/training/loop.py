@@ -126,6 +126,7 @@ class Run:
         """Build the task on its device, with its cache and its optimisers."""
         settings = self.settings
         accelerator = self.accelerator
+        self.log.info("loading the networks")
         torch.manual_seed(self.config.seed)  # initial weights; every later draw is made by counter
         self.task = self.build_task(self.config)
 

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import logging
 import os
 import socket
 import sys
@@ -21,14 +22,15 @@ REQUEUE_WAIT = 120.0
 """Seconds that a job which was started again waits for the process before it to end."""
 
 POLL_SECONDS = 0.5
+LOG = logging.getLogger("diffrestorer.training")
 
 
 @contextmanager
 def own_folder(folder: Path, wait: float | None = None) -> Iterator[None]:
     """Hold a folder for this process while the context lasts.
 
-    The lock is POSIX's record lock on `folder/.owner`: forked data workers do not inherit it, and the system drops it
-    with the process. The file says who holds it.
+    The lock is POSIX's record lock on `folder/owner.json`. Forked data workers do not inherit it, and the system drops
+    it with the process. The file says who holds it.
 
     Args:
         folder: is made if there is none.
@@ -45,9 +47,13 @@ def own_folder(folder: Path, wait: float | None = None) -> Iterator[None]:
         wait = REQUEUE_WAIT if requeued else 0.0
 
     # Opened without emptying it: it tells of the owner until the lock is ours.
-    with (folder / ".owner").open("a+b") as file:
+    with (folder / "owner.json").open("a+b") as file:
         deadline = time.monotonic() + wait
+        waits = False
         while not _lock(file):
+            if not waits and wait:
+                LOG.info("waiting for %s, in use by %s", folder, _read_owner(file))
+                waits = True
             if time.monotonic() >= deadline:
                 raise ValueError(
                     f"{folder} is in use by {_read_owner(file)}: wait for its end, or choose another output_dir"

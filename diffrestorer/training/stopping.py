@@ -31,6 +31,9 @@ EXIT_UNFINISHED = 75
 GRACE = 10.0
 """Seconds that a run has to stop by itself before the thread beside it stops it."""
 
+SECOND_SIGNAL = 2.0
+"""Seconds after which Ctrl-C counts again."""
+
 SAVE_SECONDS = 120.0
 """Seconds that the other processes wait for the main one's checkpoint then."""
 
@@ -199,8 +202,9 @@ class _Watch:
                 continue
             self._signal = self._signal or signal.Signals(number).name
 
-            # Whoever presses Ctrl-C twice does not want to wait.
-            if number == signal.SIGINT and self._deadline is not None:
+            # Whoever presses Ctrl-C twice does not want to wait. A launcher passes the first one on at once.
+            elapsed = GRACE - (self._deadline - time.monotonic()) if self._deadline is not None else 0.0
+            if number == signal.SIGINT and elapsed > SECOND_SIGNAL:
                 self._deadline = time.monotonic()
 
         if self._channel is not None and self._signal is None:
@@ -254,8 +258,13 @@ class _Channel:
         self._reason = f"diffrestorer/{name}/stop"
         self._end = f"diffrestorer/{name}/end"
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        options = {"is_master": False, "wait_for_workers": False, "timeout": timedelta(seconds=STORE_SECONDS)}
-        self._store = distributed.TCPStore(address, port, **options)  # type: ignore[attr-defined]
+        self._store = distributed.TCPStore(  # type: ignore[attr-defined]
+            address,
+            port,
+            is_master=False,
+            timeout=timedelta(seconds=STORE_SECONDS),
+            wait_for_workers=False,
+        )
 
     def read(self) -> str | None:
         """Return why another process stops, if one does."""
