@@ -118,6 +118,16 @@ def drop(browser: Browser, photo: Path) -> None:
     browser.wait("document.querySelector('#restore:not([disabled])') && document.querySelectorAll('#compare img')[1]")
 
 
+def try_sample(browser: Browser) -> None:
+    """Click on the sample photo, as soon as the page listens, and wait until the page has looked at it."""
+    deadline = time.monotonic() + 60
+    while not browser.run("document.querySelector('#photo').innerText.includes('sample')"):
+        assert time.monotonic() < deadline, "the page has no sample photo"
+        browser.click("#sample")
+        time.sleep(2)
+    browser.wait("document.querySelector('#restore:not([disabled])') && document.querySelectorAll('#compare img')[1]")
+
+
 def restore(browser: Browser, steps: int | None = None) -> None:
     """Presses the button and waits for the result; with `steps`, sets them first."""
     if steps is not None:

@@ -240,6 +240,14 @@ def test_a_pil_image_is_read_as_its_file(tmp_path: Path) -> None:
             assert np.abs(shown - expected.pixels / scale).max() < 1.6 / 255, name
 
 
+def test_a_thumbnail_is_not_taken_for_a_pil_image(tmp_path: Path) -> None:
+    with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
+        writer.write(np.ascontiguousarray(DEEP[::4, ::4]), photometric="rgb", subfiletype=1)
+        writer.write(DEEP, photometric="rgb", subfiletype=0)
+    with Image.open(tmp_path / "a.tif") as image:
+        assert np.array_equal(as_photo(image).pixels, DEEP)
+
+
 def test_floats_of_pillow_are_refused_not_black() -> None:
     for mode in ("F", "I"):
         with pytest.raises(ValueError, match="32-bit"):
