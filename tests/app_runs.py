@@ -42,7 +42,8 @@ CONTRAST = """
   while (walker.nextNode()) {
     const element = walker.currentNode.parentElement;
     const text = walker.currentNode.data.trim();
-    if (!text || !element.checkVisibility({opacityProperty: true, visibilityProperty: true})) continue;
+    const shows = element.checkVisibility({opacityProperty: true, visibilityProperty: true});
+    if (!shows || !/[\\p{L}\\p{N}]/u.test(text)) continue;
     if (element.closest('[disabled], script, style, noscript')) continue;
     const style = getComputedStyle(element);
     const below = ground(element);

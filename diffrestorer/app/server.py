@@ -17,6 +17,8 @@ LONGEST_QUEUE = 16
 _CSS = """
 .gradio-container { max-width: 1180px !important; margin: auto !important; }
 footer { display: none !important; }
+/* Gradio nests a file input in this button, which screen readers cannot reach: clear the list to drop other photos. */
+#photo button[aria-label="common.upload"] { display: none !important; }
 """
 
 
