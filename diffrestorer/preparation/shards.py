@@ -58,7 +58,7 @@ class Group:
 
     Attributes:
         steps: degradations synthesised after the resize or crop.
-        names: of the test images, one a pair and unique; unused in training.
+        names: of the test images, one per pair and unique; unused in training.
         first: place of the first pair in its whole group.
     """
 
