@@ -42,7 +42,8 @@ CONTRAST = """
   while (walker.nextNode()) {
     const element = walker.currentNode.parentElement;
     const text = walker.currentNode.data.trim();
-    if (!text || !element.checkVisibility({opacityProperty: true, visibilityProperty: true})) continue;
+    const shows = element.checkVisibility({opacityProperty: true, visibilityProperty: true});
+    if (!shows || !/[\\p{L}\\p{N}]/u.test(text)) continue;
     if (element.closest('[disabled], script, style, noscript')) continue;
     const style = getComputedStyle(element);
     const below = ground(element);
@@ -115,6 +116,16 @@ def open_page(browser: Browser, address: str) -> None:
 def drop(browser: Browser, photo: Path) -> None:
     """Gives the page a photo and waits until it has looked at it."""
     browser.upload(INPUT, photo)
+    browser.wait("document.querySelector('#restore:not([disabled])') && document.querySelectorAll('#compare img')[1]")
+
+
+def try_sample(browser: Browser) -> None:
+    """Click on the sample photo, as soon as the page listens, and wait until the page has looked at it."""
+    deadline = time.monotonic() + 60
+    while not browser.run("document.querySelector('#photo').innerText.includes('sample')"):
+        assert time.monotonic() < deadline, "the page has no sample photo"
+        browser.click("#sample")
+        time.sleep(2)
     browser.wait("document.querySelector('#restore:not([disabled])') && document.querySelectorAll('#compare img')[1]")
 
 

@@ -28,6 +28,7 @@ DETECTED = "what the model detects"
 """The choice of a degradation that leaves it to the model."""
 
 _SHOWN_SIDE = 1600  # pixels; larger photos are shown reduced, and downloaded as they are
+# Chelsea by Stefan van der Walt (CC0), darkened by data/synthesis.py.
 _SAMPLE = Path(__file__).with_name("sample.jpg")
 
 Pair = tuple[Image.Image, Image.Image]

@@ -57,6 +57,7 @@ def build_page(pipe: Any, folder: Path, visitors: Visitors) -> gr.Blocks:
                 status = gr.HTML("", min_height=70, elem_id="status")
                 download = gr.DownloadButton("Download as PNG", interactive=False, elem_id="download")
 
+        # What happens: one job at a time, since the model works on one.
         alone: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model", "api_visibility": "private"}
         looking: dict[str, Any] = {
             "fn": desk.look, "inputs": photos, "outputs": [shown, found, slider, download, button, results], **alone,

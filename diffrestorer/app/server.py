@@ -17,6 +17,8 @@ LONGEST_QUEUE = 16
 _CSS = """
 .gradio-container { max-width: 1180px !important; margin: auto !important; }
 footer { display: none !important; }
+/* Gradio nests a file input in this button, which screen readers cannot reach: clear the list to drop other photos. */
+#photo button[aria-label="common.upload"] { display: none !important; }
 """
 
 
@@ -111,6 +113,16 @@ def _theme() -> Any:
 
     theme = Soft(font=["ui-sans-serif", "system-ui", "sans-serif"], font_mono=["monospace"])
     return theme.set(
+        checkbox_label_background_fill_selected="*primary_700",
+        checkbox_label_background_fill_selected_dark="*primary_700",
+        link_text_color="*primary_700",
+        link_text_color_dark="*primary_200",
+        link_text_color_active="*primary_800",
+        link_text_color_active_dark="*primary_100",
+        link_text_color_hover="*primary_800",
+        link_text_color_hover_dark="*primary_100",
+        link_text_color_visited="*primary_700",
+        link_text_color_visited_dark="*primary_200",
         block_label_text_color="*primary_800",
         block_label_text_color_dark="*primary_100",
         block_title_text_color="*primary_800",

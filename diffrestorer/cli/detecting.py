@@ -19,6 +19,8 @@ def main(run: Run) -> int:
     if jobs and not run.arguments.json:
         names = (name.rjust(column) for name, column in columns.items())
         run.write(" ".join(("file".ljust(width), "most probable".ljust(widest), *names)))
+
+    # A photo that cannot be read is named, and the rest go on.
     for job in jobs:
         try:
             found = detect(pipe, read(job.input))

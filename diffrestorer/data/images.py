@@ -51,9 +51,10 @@ FOREIGN_SUFFIXES: dict[str, str] = {
 """Suffixes, in lower case, of photos that cannot be read, and the reason: a folder search reports them."""
 
 _LONGEST_MAGIC = 16  # bytes
+_MOST_PIXELS = 200_000_000
 
 
-def read_photo(path: str | Path, max_pixels: int = 200_000_000) -> Photo:
+def read_photo(path: str | Path, max_pixels: int = _MOST_PIXELS) -> Photo:
     """Decode an image file to upright RGB.
 
     Palette, grey, 1-bit and CMYK become RGB (8-bit grey and CMYK through their ICC profile if they carry a sound one).
@@ -130,17 +131,17 @@ def as_photo(image: Image.Image) -> Photo:
     """Return a PIL image as the photo that `read_photo` makes of its file.
 
     A PNG, TIFF or PNM that Pillow has opened and not yet decoded is read from its file, since Pillow turns some of them
-    into other or fewer-bit colours. A decoded one is what Pillow made of it.
+    into other or fewer-bit colours. A decoded one, or a later frame, is what Pillow made of it.
 
     Raises:
         ImageError: as `read_photo` does.
     """
     file = getattr(image, "fp", None)
-    if image.format in ("PNG", "TIFF", "PPM") and file is not None and getattr(image, "n_frames", 1) == 1:
+    if image.format in ("PNG", "TIFF", "PPM") and file is not None and image.tell() == 0:
         place = file.tell()
         try:
             file.seek(0)
-            return _decode(file, max_pixels=image.width * image.height)
+            return _decode(file, _MOST_PIXELS)
         except ImageError:
             raise
         except Exception as error:  # as in read_photo

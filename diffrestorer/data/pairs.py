@@ -106,7 +106,7 @@ class SynthesisedPairs(Dataset[Pair]):
     Args:
         config: root folder, crop size, classes and their strength.
         seed: of the run.
-        global_batch_size: samples a step over all processes.
+        global_batch_size: samples per step over all processes.
 
     Raises:
         ValueError: the folder is missing or holds no image; a class can't be made from photos; a variant of the

@@ -46,7 +46,7 @@ class PreparedPairs(Dataset[Pair]):
     Args:
         config: root folder, crop size and classes.
         seed: of the run.
-        global_batch_size: samples a step over all processes.
+        global_batch_size: samples per step over all processes.
 
     Raises:
         ValueError: there is no manifest, or no training pair of a class that is trained on; the stored pairs are
@@ -57,12 +57,16 @@ class PreparedPairs(Dataset[Pair]):
         if not config.root:
             raise ValueError("data.root is not set: give data.root=FOLDER that scripts/prepare_data.py made")
         check_data(config)
+
+        # Settings that would change nothing are refused.
         if config.synthesis != Synthesis():
             raise ValueError(
                 "data.synthesis says how photos are degraded; prepared pairs are: give it to prepare_data.py"
             )
         if config.views != Views():
             raise ValueError("data.views says what is seen of photos; prepared pairs are what prepare_data.py made")
+
+        # The rows of the manifest, whose pairs must be as large as the crop.
         self.root = Path(config.root)
         self.size = config.size
         self.augment = config.augment
@@ -78,6 +82,7 @@ class PreparedPairs(Dataset[Pair]):
 
     def _read_index(self, wanted: Sequence[str]) -> None:
         """Find the runs of rows that follow one another in a shard: shard, class, first row, pairs before the run."""
+        # A run ends where the shard, the class or the numbering changes.
         shards: dict[str, int] = {}
         labels = {name: degradation_index(name, self.classes) for name in wanted}
         runs: list[tuple[int, int, int, int]] = []

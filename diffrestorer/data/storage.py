@@ -8,9 +8,8 @@ import stat
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from io import BufferedWriter
+from io import BufferedReader, BufferedWriter
 from pathlib import Path
-from typing import BinaryIO
 
 RESERVE_BYTES = 1 << 28
 """Disk that is left free: a quarter of a GiB."""
@@ -27,7 +26,7 @@ def free_bytes(folder: Path) -> int:
     return max(shutil.disk_usage(folder).free - RESERVE_BYTES, 0)
 
 
-def open_regular(path: str | Path) -> BinaryIO:
+def open_regular(path: str | Path) -> BufferedReader:
     """Open a file to read its bytes. A pipe or a device is refused at once: reading it could wait forever.
 
     Raises:

@@ -28,6 +28,7 @@ def as_tensors(image: ImageInput | Sequence[ImageInput]) -> list[ImageTensor]:
     Raises:
         ValueError: an image is of another kind; the message says what it may be.
     """
+    # One image is a list of one; a batch is a list of its images.
     if isinstance(image, Image.Image | np.ndarray) or (isinstance(image, Tensor) and image.ndim == 3):
         image = [image]
     return [_as_tensor(item) for item in image]

@@ -11,7 +11,7 @@ from io import BufferedIOBase
 from pathlib import Path, PurePosixPath
 
 from diffrestorer.data.images import IMAGE_SUFFIXES
-from diffrestorer.data.storage import free_bytes, is_special
+from diffrestorer.data.storage import fit_name, free_bytes, is_special
 
 ARCHIVE_SUFFIXES: tuple[str, ...] = (".tar.gz", ".tar.bz2", ".tar.xz", ".zip", ".tar", ".tgz")
 """Suffixes, in lower case, of the archives that are looked into; of two that fit a name the longer comes first."""
@@ -46,6 +46,7 @@ def _walk(folder: Path, unpacked: Path) -> dict[str, Path]:
         """Refuse a folder that cannot be listed."""
         raise ValueError(f"{error.filename} cannot be listed ({error.strerror})") from error
 
+    # Sorted, so that every run finds the files in one order.
     files: dict[str, Path] = {}
     for parent, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = sorted(name for name in folders if _is_visible(name))
@@ -87,12 +88,12 @@ def unpack(archive: Path, folder: Path) -> Path:
     # The archive's place, size and time name its subfolder.
     status = archive.stat()
     identity = f"{archive.resolve()} {status.st_size} {status.st_mtime_ns}"
-    target = folder / f"{archive.name}.{zlib.crc32(identity.encode()):08x}"
+    target = folder / fit_name(archive.name, f".{zlib.crc32(identity.encode()):08x}")
     if target.exists():
         return target
 
     # Members go to a hidden folder, which takes its name when it is complete.
-    partial = folder / f".{target.name}.tmp"
+    partial = folder / fit_name(f".{target.name}", ".tmp")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:

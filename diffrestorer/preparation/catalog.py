@@ -277,6 +277,7 @@ def training_share(degradation: str, haze: str) -> dict[str, int]:
 
 def describe(entry: DataSet) -> str:
     """Return a set's section of `data/README.md`, in Markdown."""
+    # A table with a row per part.
     lines = [f"## {entry.title} (`set={entry.name}`)", ""]
     lines += ["| part | split | published | makes | files |", "|---|---|---|---|---|"]
     for part in entry.parts:

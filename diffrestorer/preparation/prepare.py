@@ -43,7 +43,7 @@ from diffrestorer.preparation.shards import (
 from diffrestorer.preparation.workers import run_all
 
 BUDGET = 10_000
-"""Training pairs a class (the paper, section IV-A)."""
+"""Training pairs per class (the paper, section IV-A)."""
 
 _UNPACKED = ".unpacked"
 _INSPECTED_AT_ONCE = 64

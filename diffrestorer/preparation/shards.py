@@ -9,7 +9,6 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import cv2
 import numpy as np
 from PIL import Image
 
@@ -19,6 +18,7 @@ from diffrestorer.data.images import ImageError, read_photo
 from diffrestorer.data.manifest import SCHEMA, CleanImage, address, pair_hash
 from diffrestorer.data.storage import fit_name, whole_file
 from diffrestorer.data.synthesis import degrade
+from diffrestorer.preparation.geometry import apply_geometry, draw_geometry
 from diffrestorer.preparation.inventory import Source, file_hash
 
 SHARD_BYTES = 1 << 28
@@ -58,7 +58,7 @@ class Group:
 
     Attributes:
         steps: degradations synthesised after the resize or crop.
-        names: of the test images, one a pair and unique; unused in training.
+        names: of the test images, one per pair and unique; unused in training.
         first: place of the first pair in its whole group.
     """
 
@@ -244,10 +244,10 @@ def _make_pair(
     source = planned.source
     originals = read_pair(source)
     shape = originals[0].shape
-    geometry = _draw_geometry(shape[:2], planned.copy, group.split == "train", settings, rng)
+    geometry = draw_geometry(shape[:2], planned.copy, group.split == "train", settings.size, settings.fit, rng)
 
     # Both images go through one geometry, then the degraded one through the synthesis.
-    images = [_apply(image, geometry, settings.size) for image in originals]
+    images = [apply_geometry(image, geometry, settings.size) for image in originals]
     lq = images[0]
     for step in group.steps:
         lq = degrade(lq, step, rng, settings.synthesis)
@@ -297,59 +297,3 @@ def _read(path: Path) -> np.ndarray:
     except ImageError as error:
         raise ImageError(f"{path}: {error}") from None
     return pixels if pixels.dtype == np.uint8 else (pixels >> 8).astype(np.uint8)
-
-
-@dataclass(frozen=True)
-class _Geometry:
-    """A window (top, left, height, width), quarter turns, mirroring, degrees of rotation and shear of the result."""
-
-    window: tuple[int, int, int, int]
-    turns: int = 0
-    flip: int = 0
-    angle: float = 0.0
-    shear: float = 0.0
-
-
-def _draw_geometry(
-    shape: tuple[int, ...], copy: int, training: bool, settings: Settings, rng: np.random.Generator
-) -> _Geometry:
-    """Draw the geometry of a pair: a plain resize or crop for a source's first copy, a random one for the others."""
-    # The window: all of the image or a square of it, smaller for further copies.
-    height, width = shape
-    if settings.fit == "crop":
-        high = wide = min(settings.size, height, width)
-    else:
-        share = rng.uniform(0.6, 1.0) if copy else 1.0
-        high, wide = max(1, round(share * height)), max(1, round(share * width))
-    if training and (copy or settings.fit == "crop"):
-        top, left = int(rng.integers(height - high + 1)), int(rng.integers(width - wide + 1))
-    else:
-        top, left = (height - high) // 2, (width - wide) // 2
-    if not copy:
-        return _Geometry((top, left, high, wide))
-
-    # Further copies are also turned, mirrored, and half of them slanted a little.
-    turns, flip = int(rng.integers(4)), int(rng.integers(2))
-    affine = rng.random() < 0.5
-    angle, shear = (round(float(rng.uniform(-limit, limit)), 2) if affine else 0.0 for limit in (10.0, 0.1))
-    return _Geometry((top, left, high, wide), turns, flip, angle, shear)
-
-
-def _apply(image: np.ndarray, geometry: _Geometry, size: int) -> np.ndarray:
-    """Apply the same to every image of a pair: window, resize, quarter turns, mirror, affine map about the middle."""
-    top, left, high, wide = geometry.window
-    image = image[top : top + high, left : left + wide]
-    if image.shape[:2] != (size, size):
-        smaller = high * wide >= size * size
-        image = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_CUBIC)
-
-    # Quarter turns and mirroring are exact; the affine map interpolates, so it comes last.
-    image = np.rot90(image, geometry.turns)
-    image = np.ascontiguousarray(image[:, ::-1] if geometry.flip else image)
-    if geometry.angle or geometry.shear:
-        middle = (size - 1) / 2
-        matrix = cv2.getRotationMatrix2D((middle, middle), geometry.angle, 1.0)
-        matrix[0, 1] += geometry.shear
-        matrix[0, 2] -= geometry.shear * middle
-        image = cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101)
-    return np.asarray(image, np.uint8)

@@ -19,7 +19,7 @@ def run_all(
 
     Args:
         tasks: functions that can be sent to another process, each with the number of items it stands for.
-        num_workers: processes; None: one a core; 1: no further process.
+        num_workers: processes; None starts one per core, 1 no further process.
         advance: told the items of each task that ended.
 
     Raises:

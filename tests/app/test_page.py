@@ -192,9 +192,8 @@ def test_another_site_cannot_use_the_page(address: str) -> None:
 def test_text_stands_out_in_both_themes(page: "Browser", address: str, theme: str) -> None:
     """4.5:1, or 3:1 where it is large (WCAG 2.1, 1.4.3), with a photo looked at and every option open."""
     page.open(f"{address}?__theme={theme}")
-    page.wait("document.querySelector('#sample')")
-    page.click("#sample")
-    page.wait("document.querySelector('#restore:not([disabled])') && document.querySelectorAll('#compare img')[1]")
+    page.wait(f"document.querySelector('{app_runs.INPUT}')")
+    app_runs.try_sample(page)
     page.click("#options button")
     page.wait("document.querySelector('#steps input[type=number]')")
     time.sleep(1)  # whatever fades

@@ -240,6 +240,14 @@ def test_a_pil_image_is_read_as_its_file(tmp_path: Path) -> None:
             assert np.abs(shown - expected.pixels / scale).max() < 1.6 / 255, name
 
 
+def test_a_thumbnail_is_not_taken_for_a_pil_image(tmp_path: Path) -> None:
+    with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
+        writer.write(np.ascontiguousarray(DEEP[::4, ::4]), photometric="rgb", subfiletype=1)
+        writer.write(DEEP, photometric="rgb", subfiletype=0)
+    with Image.open(tmp_path / "a.tif") as image:
+        assert np.array_equal(as_photo(image).pixels, DEEP)
+
+
 def test_floats_of_pillow_are_refused_not_black() -> None:
     for mode in ("F", "I"):
         with pytest.raises(ValueError, match="32-bit"):
@@ -274,6 +282,22 @@ def test_many_pages_cost_little(tmp_path: Path) -> None:
         start = time.process_time()
         reason(path)
         assert time.process_time() - start < 2
+
+
+def test_few_bytes_do_not_ask_for_much_memory_or_time(tmp_path: Path) -> None:
+    """A tile of four billion pixels around a picture of a few, a plain file of many, an animation without end."""
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, DEEP, photometric="rgb", tile=(16, 16), compression="zlib")
+    with tifffile.TiffFile(path) as file:
+        places = [file.pages[0].tags[tag].valueoffset for tag in (322, 323)]
+    data = bytearray(path.read_bytes())
+    for place in places:
+        data[place : place + 2] = b"\xf0\xff"
+    assert "65520x65520" in reason(put(path, bytes(data)))
+    assert "limit" in reason(put(path, b"P3 9000 9000 255\n" + b"1 " * 100))
+    frames = [Image.new("RGB", (1, 1), (value % 2 * 255, 0, 0)) for value in range(400)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert "at least 100 frames" in reason(tmp_path / "a.gif")
 
 
 @pytest.mark.parametrize("kind", ["png", "tif", "pgm"])

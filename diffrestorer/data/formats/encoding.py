@@ -64,7 +64,7 @@ def _encode_png(channels: np.ndarray, photo: Photo) -> bytes:
 
 def _encode_lossy(image: Image.Image, photo: Photo, format: str) -> bytes:
     """Encode a JPEG or a WebP. Blocks that a JPEG's segments cannot hold are left out."""
-    blocks = {"icc_profile": photo.icc_profile, "exif": photo.exif, "xmp": photo.xmp}
+    blocks: dict[str, Any] = {"icc_profile": photo.icc_profile, "exif": photo.exif, "xmp": photo.xmp}
     options: dict[str, Any] = {"format": "WEBP", "quality": 95}
     if format == "jpg":
         options = {"format": "JPEG", "quality": 95, "subsampling": "4:4:4"}

@@ -2,10 +2,10 @@
 
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -19,6 +19,7 @@ READS_HEIC = find_spec("pillow_heif") is not None
 """Whether the extra `heic` is installed."""
 
 _FORMATS = ["JPEG", "WEBP", "BMP", "DIB", "GIF", "PPM", "JPEG2000", "AVIF"]
+_MOST_FRAMES = 100
 _lock = threading.Lock()
 
 
@@ -41,12 +42,11 @@ def read_with_pillow(file: BinaryIO, max_pixels: int) -> Photo:
         ImageError: the file is animated or too large, or its pixels are of an unsupported kind.
         Exception: Pillow's readers raise almost anything on damaged data.
     """
-    image = Image.open(file, formats=_formats())
+    image: Image.Image = Image.open(file, formats=_formats())
     check_size(image.width, image.height, max_pixels)
-    frames = getattr(image, "n_frames", 1)
-    if frames > 1 and image.format not in ("MPO", "HEIF"):  # there, the first picture is the photo
-        raise ImageError(f"it has {frames} frames (an animation); only still images are supported")
-    info = image.info
+    if image.format not in ("MPO", "HEIF") and getattr(image, "is_animated", False):  # there, the first is the photo
+        raise ImageError(f"it has {_count_frames(image)} frames (an animation); only still images are supported")
+    info = dict(image.info)
     try:
         image.load()
     except OSError as error:
@@ -55,6 +55,18 @@ def read_with_pillow(file: BinaryIO, max_pixels: int) -> Photo:
         file.seek(0)
         image = read_without_end(file)
     return _photo(image, info)
+
+
+def _count_frames(image: Image.Image) -> str:
+    """Return the number of frames of an animation. Those of a GIF have to be sought, so not all of them are."""
+    if image.format != "GIF":
+        return str(getattr(image, "n_frames", 1))
+    for number in range(1, _MOST_FRAMES):
+        try:
+            image.seek(number)
+        except EOFError:
+            return str(number)
+    return f"at least {_MOST_FRAMES}"
 
 
 def photo_from_pil(image: Image.Image) -> Photo:
@@ -78,7 +90,7 @@ def _formats() -> list[str]:
     return [*_FORMATS, "HEIF"]
 
 
-def _photo(image: Image.Image, info: dict[str, object]) -> Photo:
+def _photo(image: Image.Image, info: Mapping[Any, Any]) -> Photo:
     """Return a decoded PIL image as a photo; `info` is what its file says beside the pixels."""
     profile = info.get("icc_profile")
     profile = profile if isinstance(profile, bytes) and profile else None

@@ -6,6 +6,7 @@ Source: W3C, Portable Network Graphics (PNG) Specification, third edition.
 import io
 import struct
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
@@ -21,6 +22,7 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 HEADER_BYTES = 33  # signature and IHDR, behind which metadata may stand
 
 _LARGEST_METADATA = 1 << 26  # bytes of one chunk, packed or unpacked; what is larger is left out
+_UNPACKED_AT_ONCE = 1 << 15  # bytes, which unpack to at most 32 MiB
 _XMP_KEYWORD = b"XML:com.adobe.xmp"
 _SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # per pixel, by colour type
 _CUT_OFF, _DAMAGED = "the file is cut off", "the image data is damaged"
@@ -109,9 +111,16 @@ def _read_chunks(file: BinaryIO, max_pixels: int) -> _Chunks:
     if not data:
         raise ImageError(_CUT_OFF)
 
-    # Whatever follows the rows, or a wrong checksum of theirs, makes decoders complain on the terminal: packed again.
-    rows = _unpack_pixels(found.pixels[b"IHDR"], data)
-    found.pixels[b"IDAT"] = zlib.compress(rows, level=0)
+    # Whatever follows the rows, or a wrong checksum of theirs, makes the decoder of 16-bit samples complain on the
+    # terminal: they are packed again for it.
+    header = found.pixels[b"IHDR"]
+    if header[8] == 16:
+        rows = b"".join(_unpack_pixels(header, data))
+        data = bytearray(zlib.compress(rows, level=0))
+    else:
+        for _ in _unpack_pixels(header, data):
+            pass
+    found.pixels[b"IDAT"] = bytes(data)
     return found
 
 
@@ -142,27 +151,25 @@ def _raw_size(header: bytes) -> int:
     return size
 
 
-def _unpack_pixels(header: bytes, data: bytes | bytearray) -> bytearray:
-    """Return the filtered rows, of the exact size that IHDR promises.
+def _unpack_pixels(header: bytes, data: bytes | bytearray) -> Iterator[bytes]:
+    """Yield the filtered rows, block by block, of the exact size that IHDR promises.
 
     Raises:
         ImageError: the compressed data is cut off or damaged. (Decoders leave the rest of such a picture black.)
     """
-    size, unpacker = _raw_size(header), zlib.decompressobj()
-    rows = bytearray()
-    pending = bytes(data)
+    left, unpacker = _raw_size(header), zlib.decompressobj()
+    view = memoryview(data)
     try:
-        while len(rows) < size and not unpacker.eof:
-            block = unpacker.decompress(pending, min(size - len(rows), 1 << 22))
-            pending = unpacker.unconsumed_tail
-            if not block and not pending:
+        for start in range(0, len(data), _UNPACKED_AT_ONCE):
+            block = unpacker.decompress(view[start : start + _UNPACKED_AT_ONCE])[:left]
+            left -= len(block)
+            yield block
+            if left == 0 or unpacker.eof:
                 break
-            rows += block
     except zlib.error as error:
         raise ImageError(_DAMAGED) from error
-    if len(rows) < size:
+    if left > 0:
         raise ImageError(_CUT_OFF)
-    return rows
 
 
 def _decode_deep(chunks: dict[bytes, bytes]) -> tuple[np.ndarray, np.ndarray | None]:

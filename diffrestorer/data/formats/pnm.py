@@ -9,6 +9,7 @@ from diffrestorer.data.formats.photo import ImageError, Photo, check_size
 MAGICS = (b"P2", b"P3", b"P5", b"P6")
 _NO_HEADER = "it is not an image of a supported format, or its beginning is damaged"
 _LONGEST_HEADER = 1 << 16  # bytes; comments may stand in it
+_MOST_PLAIN_PIXELS = 1 << 24  # digits take a hundred times the memory of the pixels
 _PLAIN_BYTES = 16  # per sample of a plain file: five digits and generous white space
 
 
@@ -21,6 +22,8 @@ def read_pnm(file: BinaryIO, max_pixels: int) -> Photo:
     header = file.read(_LONGEST_HEADER)
     magic, (width, height, largest), start = _parse_header(header)
     check_size(width, height, max_pixels)
+    if magic in (b"P2", b"P3"):
+        check_size(width, height, min(max_pixels, _MOST_PLAIN_PIXELS))
     if not 0 < largest < 65536:
         raise ImageError(f"it claims a largest value of {largest}, which is not from 1 to 65535")
     channels = 3 if magic in (b"P3", b"P6") else 1

@@ -18,6 +18,7 @@ from diffrestorer.data.formats.photo import ImageError, Photo, check_size
 MAGICS = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 
 _MOST_PAGES = 64  # thumbnails, masks and pages that are looked at; a file with more is no photo
+_LARGEST_TILE = 1 << 22  # pixels; larger ones only in large pictures: a tile is decoded whole
 _SUBFILE, _OLD_SUBFILE, _ORIENTATION, _SAMPLE_FORMAT, _SUB_DIRECTORIES = 254, 255, 274, 339, 330
 _BITS, _COMPRESSION, _PHOTOMETRIC, _PLANES, _XMP, _PROFILE, _DNG_VERSION = 258, 259, 262, 284, 700, 34675, 50706
 _REDUCED, _MASK = 1, 4  # bits of the subfile type
@@ -76,7 +77,8 @@ def _find_picture(tiff: tifffile.TiffFile) -> tuple[tifffile.TiffPage, int]:
 
     # Some files keep a preview in the chain and the photo in a subdirectory.
     if not pictures:
-        offsets = tiff.pages[0].tags.valueof(_SUB_DIRECTORIES) or ()
+        first = tiff.pages.first
+        offsets = first.tags.valueof(_SUB_DIRECTORIES) or ()
         if len(offsets) > _MOST_PAGES:
             raise ImageError(_DAMAGED)
         nested = [tifffile.TiffPage(tiff, index=(0, number)) for number in _seek_each(tiff, offsets)]
@@ -171,6 +173,7 @@ def _check_segments(file: BinaryIO, page: tifffile.TiffPage, size: int) -> None:
     if page.is_tiled:
         if min(page.tilewidth, page.tilelength) < 1:
             raise ImageError(_DAMAGED)
+        check_size(page.tilewidth, page.tilelength, max(4 * page.imagewidth * page.imagelength, _LARGEST_TILE))
         across, down = -(-page.imagewidth // page.tilewidth), -(-page.imagelength // page.tilelength)
     expected = across * down * (page.samplesperpixel if page.planarconfig == 2 else 1)
     if len(offsets) != expected or len(counts) != expected:
@@ -206,7 +209,7 @@ def _confirm_fax(file: BinaryIO, index: int, samples: np.ndarray) -> None:
     file.seek(0)
     image = Image.open(file, formats=("TIFF",))
     image.seek(index)
-    black_is_zero = np.asarray(image) ^ (image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO)
+    black_is_zero = np.asarray(image) ^ (image.getexif().get(_PHOTOMETRIC) == _WHITE_IS_ZERO)
     if not np.array_equal(black_is_zero, samples[..., 0].astype(bool)):
         raise ImageError(_DAMAGED)
 
@@ -259,9 +262,8 @@ def _look_up(page: tifffile.TiffPage, places: np.ndarray) -> np.ndarray:
     palette = page.colormap
     if palette is None or palette.shape[0] != 3 or places.max() >= palette.shape[1]:
         raise ImageError(_DAMAGED)
-    if palette.max() > 255:
-        palette = palette >> 8
-    return palette.astype(np.uint8).T[places]
+    shift = 8 if palette.max() > 255 else 0
+    return (palette >> shift).astype(np.uint8).T[places]
 
 
 def _read_exif(file: BinaryIO, index: int) -> bytes | None:
