@@ -42,6 +42,11 @@ _ON_APP = """\
 Photos and results stay on this machine, in a temporary folder that is removed when it ends. --host 0.0.0.0 opens the
 page to everybody who can reach this machine: put a server with passwords and https before it.
 """
+_ON_STUDY = """\
+examples:
+  diffrestorer study make outputs/demo -o study     give people study/page, keep study/key.json
+  diffrestorer study score study                    after their files were put into study/answers
+"""
 _ON_DETECT = "examples:\n  diffrestorer detect old.jpg scans/\n  diffrestorer detect scans/ --json > detected.jsonl"
 
 
@@ -65,7 +70,23 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     app.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)")
     app.add_argument("--port", type=_number(int, 1, 65535), default=7860, help="(default: 7860)")
     _add_model(app)
+    about = "Asks people which of two restored photos is better: a page of blind pairs, then the ranking."
+    study = commands.add_parser("study", help=about, description=about, epilog=_ON_STUDY, **layout)
+    _add_study(study.add_subparsers(dest="action", metavar="ACTION", required=True), layout)
     return parser.parse_args(argv)
+
+
+def _add_study(actions: Any, layout: dict[str, Any]) -> None:
+    """Add `study make` and `study score`."""
+    about = "makes a page of blind pairs from evaluations"
+    make = actions.add_parser("make", help=about, description=about, epilog=_ON_STUDY, **layout)
+    make.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="output folders of scripts/evaluate.py")
+    make.add_argument("-o", dest="study", type=Path, required=True, metavar="DIR", help="folder of the study")
+    make.add_argument("--pairs", type=_number(int, 1, 1000), default=40, help="number of pairs (default: 40)")
+    make.add_argument("--seed", type=_number(int, 0, 2**31 - 1), default=0, help="of choice and order (default: 0)")
+    about = "ranks the methods from the files in DIR/answers"
+    score = actions.add_parser("score", help=about, description=about, epilog=_ON_STUDY, **layout)
+    score.add_argument("study", type=Path, metavar="DIR", help="folder of the study")
 
 
 def _add_restoring(parser: argparse.ArgumentParser) -> None:
