@@ -59,6 +59,15 @@ SUITES: dict[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
+class Draw:
+    """The random numbers that degraded an image: `counter_rng(seed, stream, index)`."""
+
+    seed: int
+    stream: str
+    index: int
+
+
+@dataclass(frozen=True)
 class Item:
     """A pair of a suite.
 
@@ -67,6 +76,7 @@ class Item:
         degradation: the task: a class, a mixture, `real_snow` or `real_haze`.
         image: the photo's name, unique within a degradation.
         lq, gt: PNG files of the degraded and the clean image, of one size; `real_haze` has no clean one.
+        draw: how this package degraded it; None where it was degraded elsewhere.
     """
 
     suite: str
@@ -74,6 +84,7 @@ class Item:
     image: str
     lq: Path
     gt: Path | None
+    draw: Draw | None = None
 
     @property
     def file(self) -> str:
@@ -187,8 +198,9 @@ def _degrade_photos(name: str, folder: Path, photos: dict[str, np.ndarray], seed
         suite = "demo" if name == "demo" else suite_of(task)
         for index, (photo, gt) in enumerate(photos.items()):
             lq = folder / "lq" / task / f"{photo}.png"
-            _write(lq, degrade(gt, task, counter_rng(seed, f"suite/{task}", index)))
-            items.append(Item(suite, task, photo, lq, folder / "gt" / f"{photo}.png"))
+            draw = Draw(seed, f"suite/{task}", index)
+            _write(lq, degrade(gt, task, counter_rng(draw.seed, draw.stream, draw.index)))
+            items.append(Item(suite, task, photo, lq, folder / "gt" / f"{photo}.png", draw))
     return items
 
 
