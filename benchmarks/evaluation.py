@@ -166,7 +166,7 @@ def score_with_product(
     """As scripts/evaluate.py does, the store of scores included."""
     versions = {metric.name: metric.name for metric in scorer.metrics}
     store = ScoreStore(folder / "scores", 0)
-    scoring = Scoring(suite, methods, folder, scorer, versions, store, batch_size, PartialState(cpu=True))
+    scoring = Scoring(suite, methods, folder, scorer, [], versions, store, batch_size, PartialState(cpu=True))
     with Progress(console=Console(quiet=True)) as progress:
         scores = scoring.score_images(progress)
     store.close()

@@ -1,4 +1,4 @@
-"""The command line: `diffrestorer restore`, `detect` and `app`.
+"""The command line: `diffrestorer restore`, `detect`, `app` and `study`.
 
 Results go to stdout, the rest to stderr. Exit status: 0 all done, 1 something failed (named on stderr) or nothing
 to do, 2 wrong usage, 130 stopped. Whatever needs torch is imported when it is used, so `--help` answers at once.
@@ -12,7 +12,7 @@ from diffrestorer.cli.job import EXIT_FAILURES, EXIT_STOPPED, Run, StopError, si
 from diffrestorer.cli.parser import parse
 from diffrestorer.cli.threads import leave_busy_cores
 
-_COMMANDS = {"restore": "restoring", "detect": "detecting", "app": "serving"}
+_COMMANDS = {"restore": "restoring", "detect": "detecting", "app": "serving", "study": "studying"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

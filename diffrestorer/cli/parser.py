@@ -47,6 +47,11 @@ Photos and results stay on this machine, in a temporary folder that is removed w
 page to everybody who can reach this machine: put a server with passwords and https before it, and name the host that
 browsers ask for (--allow-host photos.example.org). Requests for other hosts, or from other pages, are refused.
 """
+_ON_STUDY = """\
+examples:
+  diffrestorer study make outputs/demo -o study     give people study/page, keep study/key.json
+  diffrestorer study score study                    after their files were put into study/answers
+"""
 _ON_DETECT = "examples:\n  diffrestorer detect old.jpg scans/\n  diffrestorer detect scans/ --json > detected.jsonl"
 
 
@@ -76,6 +81,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     app.add_argument("--allow-host", action="append", default=[], metavar="NAME", help=name_help)
     _add_model(app)
     _add_compile(app)
+    about = "Asks people which of two restored photos is better: a page of blind pairs, then the ranking."
+    study = commands.add_parser("study", help=about, description=about, epilog=_ON_STUDY, **layout)
+    _add_study(study.add_subparsers(dest="action", metavar="ACTION", required=True), layout)
 
     # argparse takes the INPUTs before the first option only; those behind it come back as unknown options do.
     arguments, unknown = parser.parse_known_args(argv)
@@ -86,6 +94,19 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if unknown:
         arguments.inputs += [Path(text) for text in unknown[:plain] + unknown[plain + 1 :]]
     return arguments
+
+
+def _add_study(actions: Any, layout: dict[str, Any]) -> None:
+    """Add `study make` and `study score`."""
+    about = "makes a page of blind pairs from evaluations"
+    make = actions.add_parser("make", help=about, description=about, epilog=_ON_STUDY, **layout)
+    make.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="output folders of scripts/evaluate.py")
+    make.add_argument("-o", dest="study", type=Path, required=True, metavar="DIR", help="folder of the study")
+    make.add_argument("--pairs", type=_number(int, 1, 1000), default=40, help="number of pairs (default: 40)")
+    make.add_argument("--seed", type=_number(int, 0, 2**31 - 1), default=0, help="of choice and order (default: 0)")
+    about = "ranks the methods from the files in DIR/answers"
+    score = actions.add_parser("score", help=about, description=about, epilog=_ON_STUDY, **layout)
+    score.add_argument("study", type=Path, metavar="DIR", help="folder of the study")
 
 
 def _add_restoring(parser: argparse.ArgumentParser) -> None:

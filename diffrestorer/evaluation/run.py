@@ -15,7 +15,7 @@ from diffrestorer.config.evaluating import EvaluateConfig
 from diffrestorer.config.options import check_limits
 from diffrestorer.evaluation.methods import Method, collect_outputs, parse_methods
 from diffrestorer.evaluation.paper_suites import build_suite
-from diffrestorer.evaluation.provenance import made_with, write_run
+from diffrestorer.evaluation.provenance import join_runs, made_with, write_run
 from diffrestorer.evaluation.report.write_report import Findings, write_report
 from diffrestorer.evaluation.restoring.precision import check_precision, gpu_products
 from diffrestorer.evaluation.scoring.fid import FidScorer
@@ -41,8 +41,9 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> list[Sco
     """Compare methods on a suite.
 
     Writes under `config.output_dir`: `suite/` (open photos only), `restored/METHOD/`, `scores.csv`, `summary.csv`,
-    `table.md`, `tableN.{md,tex,csv}` of the paper's tables that the suite covers, `run.json`, `config.yaml`,
-    `index.html` and `contact_sheet.png`. Run again, it restores and scores only what is missing or was made otherwise.
+    `table.{md,tex}`, `standings.{md,tex,csv}`, `tableN.{md,tex,csv}` of the paper's tables that the suite covers,
+    `run.json`, `config.yaml`, `index.html` and `contact_sheet.png`. Run again, it restores and scores only what is
+    missing or was made otherwise.
     Under `accelerate launch` or `torchrun` the processes share the work.
 
     Args:
@@ -91,6 +92,12 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> list[Sco
     return found.scores
 
 
+def _check_numbers(config: EvaluateConfig) -> None:
+    steps = 1 if config.steps is None else config.steps
+    if min(steps, config.batch_size, config.cards, config.seeds) < 1 or config.seed < 0 or config.fid_floor < 2:
+        raise ValueError("steps, batch_size, cards and seeds are at least 1, fid_floor at least 2, seed at least 0")
+
+
 def _restore(
     config: EvaluateConfig, suite: Suite, methods: list[Method], process: Process
 ) -> tuple[list[Method], dict[str, dict[str, Any]]]:
@@ -117,7 +124,9 @@ def _score(
 ) -> Findings:
     # The metrics whose weights can be had.
     weights = None if config.metric_weights is None else Path(config.metric_weights)
-    scorer = Scorer([metric for metric in metrics if not metric.of_sets], process.device, weights)
+    of_input = [metric for metric in metrics if metric.of_input]
+    of_images = [metric for metric in metrics if not metric.of_sets and not metric.of_input]
+    scorer = Scorer(of_images, process.device, weights)
     unavailable = dict(scorer.unavailable)
     fid = None
     if METRICS["fid"] in metrics:
@@ -133,8 +142,9 @@ def _score(
     running = [method for method in methods if not method.reason]
     store = ScoreStore(output_dir / "scores", process.state.process_index)
     scoring = Scoring(
-        suite, running, output_dir, scorer, versions, store, config.batch_size, process.state, fid, config.fid_floor
-    )
+        suite, running, output_dir, scorer, of_input, versions, store, config.batch_size, process.state, fid,
+        config.fid_floor,
+    )  # fmt: skip
     scores = scoring.score_images(process.progress)
     set_values = {} if fid is None else scoring.score_sets(process.progress)
     store.close()
@@ -142,9 +152,10 @@ def _score(
     # Each row with what it depends on.
     depends_on = {}
     for method in running:
-        depends_on[method.name] = made_with(method, restoring, versions, suite, config, process.device)
+        found = made_with(method, restoring, versions, suite, config, process.device)
+        depends_on[method.base] = join_runs(depends_on.get(method.base), found)
     summaries = summarise(scores, working, set_values, depends_on)
-    return Findings(suite, methods, working, unavailable, scores, summaries)
+    return Findings(suite, methods, working, unavailable, scores, set_values, summaries)
 
 
 def _progress(console: Console) -> Progress:

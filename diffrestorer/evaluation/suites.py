@@ -61,6 +61,15 @@ SUITES: dict[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
+class Draw:
+    """The random numbers that degraded an image: `counter_rng(seed, stream, index)`."""
+
+    seed: int
+    stream: str
+    index: int
+
+
+@dataclass(frozen=True)
 class Item:
     """A pair of a suite.
 
@@ -69,6 +78,7 @@ class Item:
         degradation: the task: a class, a mixture, `real_snow` or `real_haze`.
         image: the photo's name, unique within a degradation.
         lq, gt: PNG files of the degraded and the clean image, of one size; `real_haze` has no clean one.
+        draw: how this package degraded it; None where it was degraded elsewhere.
     """
 
     suite: str
@@ -76,6 +86,7 @@ class Item:
     image: str
     lq: Path
     gt: Path | None
+    draw: Draw | None = None
 
     @property
     def file(self) -> str:
@@ -192,8 +203,9 @@ def _degrade_photos(
         suite = "demo" if name == "demo" else suite_of(task)
         for index, (photo, gt) in enumerate(photos.items()):
             lq = folder / "lq" / task / f"{photo}.png"
-            _write(lq, degrade(gt, task, counter_rng(seed, f"suite/{task}", index), synthesis))
-            items.append(Item(suite, task, photo, lq, folder / "gt" / f"{photo}.png"))
+            draw = Draw(seed, f"suite/{task}", index)
+            _write(lq, degrade(gt, task, counter_rng(draw.seed, draw.stream, draw.index), synthesis))
+            items.append(Item(suite, task, photo, lq, folder / "gt" / f"{photo}.png", draw))
     return items
 
 

@@ -80,7 +80,7 @@ def test_ours_stands_beside_the_paper() -> None:
     ]
     values = {"degraded": 0.5, "diff_restorer": 0.1535}
     scores = [Score("mixed", "snow+noise", f"{i}", name, {"lpips": v}) for name, v in values.items() for i in range(8)]
-    standings = find_standings(scores, [METRICS["lpips"]], {"snow+noise": ["snow+noise"]})
+    standings = find_standings(scores, {}, [METRICS["lpips"]], {"snow+noise": ["snow+noise"]})
     comparison = compare(TABLE_I, summaries, METHODS, SUITES["mixed"], ["open photos"], standings)
     assert list(comparison.blocks) == list(SUITES["mixed"])
     lines = {line.method: line for line in comparison.blocks["snow+noise"]}

@@ -138,7 +138,7 @@ def made_up(values: dict[str, dict[str, float]], metrics: list[Metric]) -> tuple
         for method, value in methods.items()
         for image in range(10)
     ]
-    return summarise(scores, metrics, {}, {}), find_standings(scores, metrics, table_rows(list(values)))
+    return summarise(scores, metrics, {}, {}), find_standings(scores, {}, metrics, table_rows(list(values)))
 
 
 def test_best_and_sentences_come_from_the_data() -> None:

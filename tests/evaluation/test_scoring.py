@@ -18,7 +18,7 @@ from diffrestorer.evaluation.methods import Method
 from diffrestorer.evaluation.paper_suites import build_suite
 from diffrestorer.evaluation.restoring.outputs import read_pixels
 from diffrestorer.evaluation.run import evaluate
-from diffrestorer.evaluation.scoring.fid import FidScorer, fid_warning
+from diffrestorer.evaluation.scoring.fid import FidScorer, fid_warning, frechet
 from diffrestorer.evaluation.scoring.image_scorer import Scorer
 from diffrestorer.evaluation.scoring.metrics import METRICS, Metric
 from diffrestorer.evaluation.scoring.pyiqa_networks import WeightsError, create, metric_version
@@ -48,7 +48,7 @@ def pairs(tmp_path: Path) -> Suite:
 def scoring(suite: Suite, folder: Path, scorer: Scorer, methods: list[Method], process: int = 0) -> Scoring:
     versions = {metric.name: f"v {metric.name}" for metric in scorer.metrics}
     store = ScoreStore(folder / "scores", process)
-    return Scoring(suite, methods, folder, scorer, versions, store, 2, PartialState(cpu=True))
+    return Scoring(suite, methods, folder, scorer, [], versions, store, 2, PartialState(cpu=True))
 
 
 def score(what: Scoring) -> list[dict[str, float]]:
@@ -110,6 +110,20 @@ def test_fid_stands_on_pyiqas_features_and_formula(pairs: Suite, metric_weights:
     expected = frechet_distance(*(f(x) for x in features for f in (lambda x: x.mean(0), lambda x: np.cov(x.T))))
     assert fid.distance(*features) == pytest.approx(expected, rel=1e-6)
     assert fid.distance(*features) > 1e-3
+
+
+def test_fid_of_draws_is_the_same_distance(pairs: Suite, metric_weights: Path) -> None:
+    """Through singular values as through the root; of more images than features, and of fewer."""
+    rng = np.random.default_rng(0)
+    fid = FidScorer(CPU, metric_weights)
+    for images, width in ((60, 16), (12, 16)):
+        one, two = rng.standard_normal((images, width)), 1.5 * rng.standard_normal((images, width)) + 0.3
+        assert frechet(*map(torch.from_numpy, (one, two))) == pytest.approx(fid.distance(one, two), rel=1e-4)
+    drawn = fid.draws(one, two)
+    assert drawn.shape == (100,)
+    assert np.array_equal(drawn, fid.draws(one, two))
+    assert drawn.std() > 0
+    assert abs(fid.draws(one, one)).max() < 1e-6
 
 
 @pytest.mark.soak

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from diffrestorer.evaluation.scoring.metrics import METRICS
-from diffrestorer.evaluation.scoring.scores import Score
-from diffrestorer.evaluation.scoring.standings import compare_methods, image_scores
+from diffrestorer.evaluation.scoring.scores import Score, SetScore
+from diffrestorer.evaluation.scoring.standings import compare_methods, compare_sets, image_scores
 
 PSNR, NLPD = METRICS["psnr"], METRICS["nlpd"]
 
@@ -81,6 +81,22 @@ def test_tasks_count_once_and_photos_that_recur_are_drawn_together() -> None:
     found = compare_methods(image_scores([*one, *few]), PSNR, ["haze", "snow"])["mine"]
     assert found.to_input is not None
     assert found.to_input.mean == pytest.approx((gain.mean() + 4) / 2)
+
+
+def test_sets_claim_nothing_below_the_advised_number() -> None:
+    rng = np.random.default_rng(0)
+    shared = rng.normal(0, 5, 100)
+    for n, leads in ((2047, []), (2048, ["close", "best"])):
+        values = {"degraded": 60.0, "close": 30.2, "best": 30.0}
+        found = {
+            name: [SetScore(n, value, value + 8 + shared + rng.normal(0, 0.5, 100))] for name, value in values.items()
+        }
+        standings = compare_sets(found, METRICS["fid"], 2048)
+        assert [name for name, standing in standings.items() if standing.leads] == leads
+        difference = standings["degraded"].to_best
+        assert difference is not None
+        assert difference.mean == 30
+        assert 27 < difference.interval.low < 30 < difference.interval.high < 33, "paired, and without the draws' bias"
 
 
 def test_an_undefined_score_leaves_nobody_in_the_lead() -> None:

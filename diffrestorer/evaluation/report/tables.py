@@ -8,13 +8,14 @@ import pandas as pd
 
 from diffrestorer.config.degradations import DEGRADATIONS, MIXTURES
 from diffrestorer.evaluation.methods import Method
-from diffrestorer.evaluation.scoring.metrics import PAPER_METRICS, Metric
-from diffrestorer.evaluation.scoring.scores import Score, Summary
-from diffrestorer.evaluation.scoring.standings import Standing, compare_methods, image_scores
+from diffrestorer.evaluation.scoring.fid import ADVISED_IMAGES
+from diffrestorer.evaluation.scoring.metrics import Metric
+from diffrestorer.evaluation.scoring.scores import Score, SetScore, Summary
+from diffrestorer.evaluation.scoring.standings import Standing, compare_methods, compare_sets, image_scores
 from diffrestorer.evaluation.suites import REAL
 
-SHOWN_METRICS: tuple[str, ...] = ("psnr", "ssim", "nlpd", *PAPER_METRICS)
-"""Metrics that tables and pages show, where they were computed; scores.csv has all."""
+HIDDEN_METRICS: tuple[str, ...] = ("ms_ssim", "fsim", "vsi", "gmsd")
+"""Metrics that tables and pages leave out where others were computed; scores.csv has all."""
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "single degradations": DEGRADATIONS,
@@ -22,6 +23,9 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "mixtures": tuple(MIXTURES),
 }
 """Rows that are also averaged, and counted in the sentences."""
+
+TWO_DECIMALS: tuple[str, ...] = ("psnr", "psnr_y", "fid", "niqe", "musiq", "consistency")
+"""Metrics that are printed with two decimals; others have three."""
 
 MISSING = "–"
 """A cell without a value."""
@@ -70,8 +74,8 @@ class Table:
     @property
     def title(self) -> str:
         """The metric, its unit and its direction."""
-        unit = ", dB" if self.metric.name == "psnr" else ""
-        return f"{metric_title(self.metric.name)}{unit} {self.metric.arrow}"
+        detail = f" ({self.metric.detail})" if self.metric.detail else ""
+        return f"{metric_title(self.metric.name)}{detail} {self.metric.arrow}"
 
     def frame(self, best: str = "{}") -> pd.DataFrame:
         """Return the texts of the cells, the methods' titles as columns; `best` formats the best of a row."""
@@ -91,8 +95,8 @@ def metric_title(name: str) -> str:
 
 
 def shown_metrics(metrics: Sequence[Metric]) -> list[Metric]:
-    """Return those of `SHOWN_METRICS` that were computed, or the first three where none was."""
-    return [metric for metric in metrics if metric.name in SHOWN_METRICS] or list(metrics[:3])
+    """Return the metrics without `HIDDEN_METRICS`, or the first three where nothing else was computed."""
+    return [metric for metric in metrics if metric.name not in HIDDEN_METRICS] or list(metrics[:3])
 
 
 def table_rows(degradations: Sequence[str]) -> dict[str, list[str]]:
@@ -105,14 +109,35 @@ def table_rows(degradations: Sequence[str]) -> dict[str, list[str]]:
     return rows
 
 
-def find_standings(scores: Sequence[Score], metrics: Sequence[Metric], rows: Mapping[str, Sequence[str]]) -> Standings:
-    """Compare the methods in every row and metric; metrics of sets have no images to compare."""
+def find_standings(
+    scores: Sequence[Score],
+    set_scores: Mapping[tuple[str, str, str], SetScore | str],
+    metrics: Sequence[Metric],
+    rows: Mapping[str, Sequence[str]],
+) -> Standings:
+    """Compare the methods in every row and metric."""
     table = image_scores(scores)
     found = {}
     for label, tasks in rows.items():
         for metric in metrics:
-            if not metric.of_sets:
+            if metric.of_sets:
+                found[label, metric.name] = compare_sets(_sets(set_scores, metric, tasks), metric, ADVISED_IMAGES)
+            else:
                 found[label, metric.name] = compare_methods(table, metric, tasks)
+    return found
+
+
+def _sets(
+    set_scores: Mapping[tuple[str, str, str], SetScore | str], metric: Metric, tasks: Sequence[str]
+) -> dict[str, list[SetScore]]:
+    """Return method -> its scores of some tasks, for methods that have all of them; of runs the first one's."""
+    methods = dict.fromkeys(method for _, method, name in set_scores if name == metric.name and "@" not in method)
+    found = {}
+    for method in methods:
+        scores = [set_scores[task, method, metric.name] for task in tasks]
+        known = [score for score in scores if isinstance(score, SetScore)]
+        if len(known) == len(tasks):
+            found[method] = known
     return found
 
 
@@ -155,4 +180,4 @@ def format_score(metric: str, value: float) -> str:
     """Format a score with as many decimals as tables print."""
     if math.isnan(value):
         return "NaN"
-    return f"{value:.2f}" if metric in ("psnr", "fid", "niqe", "musiq") else f"{value:.3f}"
+    return f"{value:.2f}" if metric in TWO_DECIMALS else f"{value:.3f}"

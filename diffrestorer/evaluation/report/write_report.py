@@ -20,7 +20,15 @@ from diffrestorer.evaluation.report.table_text import latex, markdown, rich_tabl
 from diffrestorer.evaluation.report.tables import Standings, build_tables, find_standings, table_rows
 from diffrestorer.evaluation.scoring.fid import fid_warning
 from diffrestorer.evaluation.scoring.metrics import METRICS, Metric
-from diffrestorer.evaluation.scoring.scores import Score, Summary, base_name, nan_counts, write_scores, write_summaries
+from diffrestorer.evaluation.scoring.scores import (
+    Score,
+    SetScore,
+    Summary,
+    base_name,
+    nan_counts,
+    write_scores,
+    write_summaries,
+)
 from diffrestorer.evaluation.suites import AVERAGED, SUITES, Suite
 
 
@@ -29,6 +37,7 @@ class Findings:
     """The results of one run.
 
     Attributes:
+        set_scores: (task, method, metric) -> score of the set, or why there is none.
         methods: those that ran, and those that could not, with the reason.
         metrics: those that worked. unavailable: metric name -> why it did not.
     """
@@ -38,6 +47,7 @@ class Findings:
     metrics: list[Metric]
     unavailable: dict[str, str]
     scores: list[Score]
+    set_scores: dict[tuple[str, str, str], SetScore | str]
     summaries: list[Summary]
 
 
@@ -48,7 +58,7 @@ def write_report(found: Findings, output_dir: Path, config: EvaluateConfig, cons
 
     # The means, how far they can be told apart, and what they say. Runs of a method are pooled in its row.
     running = [method for method in found.methods if not method.reason and method.name == base_name(method.name)]
-    standings = find_standings(found.scores, found.metrics, _rows(found.suite.degradations))
+    standings = find_standings(found.scores, found.set_scores, found.metrics, _rows(found.suite.degradations))
     tables = build_tables(found.summaries, found.metrics, running, standings)
     write_standings(output_dir, tables, standings)
     notes = _notes(found, config.fid_floor)

@@ -8,12 +8,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffrestorer.evaluation.scoring.feature_distance import open_feature_distance
 from diffrestorer.evaluation.scoring.metrics import Metric
 from diffrestorer.evaluation.scoring.pyiqa_networks import WeightsError, create, separable_filters
 
 
 class Scorer:
-    """Scores of batches under several metrics.
+    """Scores of batches under several metrics; those that compare with the input are `consistency`'s matter.
 
     A metric whose weights can't be had takes no part: `unavailable` gives the reason. LPIPS and DISTS run their
     backbone on a reference once, not once per method, when the methods' outputs come one after the other.
@@ -35,13 +36,13 @@ class Scorer:
     def __init__(
         self, metrics: Sequence[Metric], device: str | torch.device = "cpu", weights: Path | None = None
     ) -> None:
-        assert not any(metric.of_sets for metric in metrics)
+        assert not any(metric.of_sets or metric.of_input for metric in metrics)
         self.device = torch.device(device)
         self.unavailable: dict[str, str] = {}
         self._functions: dict[str, Any] = {}
         for metric in metrics:
             try:
-                self._functions[metric.name] = create(metric, self.device, weights)
+                self._functions[metric.name] = _open(metric, self.device, weights)
             except WeightsError as error:
                 self.unavailable[metric.name] = str(error)
         self.metrics = [metric for metric in metrics if metric.name in self._functions]
@@ -88,3 +89,10 @@ class Scorer:
             references = [None] * len(images) if reference is None else reference.split(1)
             return [self._score(metric, *pair)[0] for pair in zip(images.split(1), references, strict=True)]
         return [float(value) for value in values.reshape(len(images)).tolist()]
+
+
+def _open(metric: Metric, device: torch.device, weights: Path | None) -> Any:
+    """Open the function of a metric: pyiqa's, or this package's."""
+    if metric.pyiqa_id:
+        return create(metric, device, weights)
+    return open_feature_distance(device)

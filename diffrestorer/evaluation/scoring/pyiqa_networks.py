@@ -20,6 +20,9 @@ from torch.nn import functional as F
 
 from diffrestorer.evaluation.scoring.metrics import Metric
 
+OWN_VERSION: dict[str, int] = {"consistency": 1, "efficientnet_lite0": 1}
+"""Metric of this package -> version of its definition: scores of another one are computed again."""
+
 
 class WeightsError(ValueError):
     """A metric whose weights can't be had; the message says why and what to do."""
@@ -52,13 +55,12 @@ def create(metric: Metric, device: torch.device, weights: Path | None = None) ->
     try:
         with _hub_folder(weights), redirect_stdout(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torchvision's, of pyiqa's calls
-            model = pyiqa.create_metric(metric.pyiqa_id, device=device)
+            model = pyiqa.create_metric(metric.pyiqa_id, device=device, **dict(metric.options))
     except Exception as error:
-        if not metric.files:
+        if not metric.files and not metric.hub:
             raise
         reason = str(getattr(error, "reason", error)).splitlines()[0]
-        files = " and ".join(metric.files)
-        raise WeightsError(f"its weights can't be had ({reason}); give metric_weights=FOLDER with {files}") from None
+        raise WeightsError(f"its weights can't be had ({reason}); {_advice(metric)}") from None
 
     # Both networks meet the same reference once per method: they remember it.
     if metric.name == "lpips":
@@ -68,14 +70,27 @@ def create(metric: Metric, device: torch.device, weights: Path | None = None) ->
     return model
 
 
+def _advice(metric: Metric) -> str:
+    """Return how to supply a metric's weights."""
+    ways = []
+    if metric.files:
+        ways.append(f"give metric_weights=FOLDER with {' and '.join(metric.files)}")
+    if metric.hub:
+        ways.append(f"fetch {' and '.join(metric.hub)} into Hugging Face's cache")
+    return "; ".join(ways)
+
+
 def metric_version(metric: Metric, weights: Path | None = None) -> str:
     """Return what a score depends on: `pyiqa 0.1.16 lpips`, and the digests of the weights."""
+    if not metric.pyiqa_id:
+        return f"diffrestorer {OWN_VERSION[metric.name]} {metric.name}"
     folder = Path(torch.hub.get_dir()) if weights is None else weights
     digests = []
     for name in metric.files:
         with (folder / name).open("rb") as file:
             digests.append(hashlib.file_digest(file, "sha256").hexdigest()[:12])
-    return " ".join(["pyiqa", version("pyiqa"), metric.pyiqa_id, *digests])
+    options = [f"{key}={value}" for key, value in metric.options]
+    return " ".join(["pyiqa", version("pyiqa"), metric.pyiqa_id, *options, *digests])
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from diffrestorer.data.storage import write_text
@@ -12,6 +13,9 @@ from diffrestorer.evaluation.scoring.metrics import Metric
 
 NO_REFERENCE = "no clean image to compare with"
 """The reason that tables show as a dash: the paper has no number there either."""
+
+NOT_OURS = "the inputs were not degraded by this run"
+"""The reason that `consistency` has no value: it degrades again as the input was degraded."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,21 @@ class Score:
     image: str
     method: str
     values: dict[str, float]
+
+
+@dataclass(frozen=True)
+class SetScore:
+    """A score of a set of images.
+
+    Attributes:
+        n: number of images.
+        value: of the whole set.
+        draws: of sets drawn with replacement, the same draws for every method of a task.
+    """
+
+    n: int
+    value: float
+    draws: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -54,7 +73,7 @@ class Summary:
 def summarise(
     scores: Sequence[Score],
     metrics: Sequence[Metric],
-    set_values: Mapping[tuple[str, str, str], float | str],
+    set_values: Mapping[tuple[str, str, str], SetScore | str],
     made_with: Mapping[str, dict[str, str]],
 ) -> list[Summary]:
     """Return a summary per task and method, in the order of the scores; runs of a method are pooled.
@@ -95,16 +114,21 @@ def base_name(method: str) -> str:
     return method.partition("@")[0]
 
 
-def _mean_of_runs(values: Sequence[float | str]) -> float | str:
+def _mean_of_runs(values: Sequence[SetScore | str]) -> float | str:
     """Return the mean score of sets, or why a run has none."""
-    known = [value for value in values if not isinstance(value, str)]
-    return sum(known) / len(known) if len(known) == len(values) else values[0]
+    for value in values:
+        if isinstance(value, str):
+            return value
+    known = [value.value for value in values if isinstance(value, SetScore)]
+    return sum(known) / len(known)
 
 
 def _mean(rows: Sequence[Score], metric: Metric) -> float | str:
     values = [row.values[metric.name] for row in rows if metric.name in row.values]
     if len(values) == len(rows):
         return sum(values) / len(values)
+    if metric.of_input and not values:
+        return NOT_OURS
     if metric.needs_reference and not values:
         return NO_REFERENCE
     return f"not defined on {len(rows) - len(values)} of {len(rows)} images (smaller than {metric.min_side} pixels)"

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 
 from diffrestorer.evaluation.scoring.metrics import Metric
-from diffrestorer.evaluation.scoring.scores import Score, base_name
-from diffrestorer.evaluation.scoring.uncertainty import LEVEL, Interval, holm, mean_interval, wilcoxon_p
+from diffrestorer.evaluation.scoring.scores import Score, SetScore, base_name
+from diffrestorer.evaluation.scoring.uncertainty import LEVEL, NO_INTERVAL, Interval, holm, mean_interval, wilcoxon_p
 
 INPUT = "degraded"
 """The method that is the input itself."""
@@ -119,6 +119,58 @@ def compare_methods(table: pd.DataFrame, metric: Metric, tasks: Sequence[str]) -
             leads=leads,
         )
     return found
+
+
+def compare_sets(found: dict[str, list[SetScore]], metric: Metric, advised: int) -> dict[str, Standing]:
+    """Compare methods in a score of sets, such as FID.
+
+    There are no pairs to test: a method leads where the interval of its difference to the best holds 0. Nobody leads on
+    fewer images than advised, where such a score claims nothing.
+
+    Args:
+        found: method -> its score on each task of a row.
+        metric: the metric.
+        advised: number of images from which the score may be compared.
+    """
+    means = {name: float(np.mean([score.value for score in scores])) for name, scores in found.items()}
+    draws = {name: np.mean([score.draws for score in scores], axis=0) for name, scores in found.items()}
+    best = _best(metric, means)
+    standings = {}
+    for name, scores in found.items():
+        to_input = _set_difference(name, INPUT, means, draws)
+        to_best = _set_difference(name, best, means, draws)
+        claims = best != "" and len(found) > 1 and min(score.n for score in scores) >= advised
+        level = to_best is None or to_best.interval.low <= 0 <= to_best.interval.high
+        standings[name] = Standing(
+            n=sum(score.n for score in scores),
+            mean=means[name],
+            median=math.nan,
+            worst=math.nan,
+            worst_image="",
+            harmed=math.nan,
+            runs=1,
+            run_spread=math.nan,
+            to_input=to_input,
+            to_best=to_best,
+            leads=claims and level,
+        )
+    return standings
+
+
+def _set_difference(name: str, other: str, means: dict[str, float], draws: dict[str, np.ndarray]) -> Difference | None:
+    """Return the difference of two scores of sets, with the interval of its draws around it.
+
+    Drawing images with replacement biases FID upwards. The bias is taken from the draws' mean: the interval is the
+    basic one, which turns the draws around the value.
+    """
+    if name == other or other not in means:
+        return None
+    mean = means[name] - means[other]
+    if not np.isfinite(draws[name] - draws[other]).all():
+        return Difference(mean, NO_INTERVAL, math.nan)
+    drawn = draws[name] - draws[other]
+    deviations = np.quantile(drawn - drawn.mean(), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Difference(mean, Interval(float(mean - deviations[1]), float(mean - deviations[0])), math.nan)
 
 
 def _by_image(chosen: pd.DataFrame, metric: str) -> pd.DataFrame:

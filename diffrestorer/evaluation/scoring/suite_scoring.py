@@ -12,11 +12,12 @@ from rich.progress import Progress
 
 from diffrestorer.evaluation.methods import Method
 from diffrestorer.evaluation.restoring.outputs import as_batch, digest, image_size, joint_digest, read_pixels
-from diffrestorer.evaluation.scoring.fid import FidScorer, fid_warning
+from diffrestorer.evaluation.scoring.consistency import consistency
+from diffrestorer.evaluation.scoring.fid import FID_DRAWS, FidScorer, fid_warning
 from diffrestorer.evaluation.scoring.image_scorer import Scorer
 from diffrestorer.evaluation.scoring.metrics import Metric
 from diffrestorer.evaluation.scoring.score_store import ScoreStore
-from diffrestorer.evaluation.scoring.scores import NO_REFERENCE, Score
+from diffrestorer.evaluation.scoring.scores import NO_REFERENCE, Score, SetScore
 from diffrestorer.evaluation.suites import Item, Suite
 
 
@@ -25,6 +26,7 @@ class Scoring:
     """The work of scoring a suite, and what it needs.
 
     Attributes:
+        of_input: the metrics that compare with the input.
         versions: metric name -> version, part of a kept score's key.
         fid: None where FID is not asked for or not available.
     """
@@ -33,6 +35,7 @@ class Scoring:
     methods: Sequence[Method]
     output_dir: Path
     scorer: Scorer
+    of_input: Sequence[Metric]
     versions: dict[str, str]
     store: ScoreStore
     batch_size: int
@@ -73,6 +76,7 @@ class Scoring:
         images = [self._read(method, item) for item in batch]
         _check_sizes(method, batch, images, gt)
         metrics = self._applicable(method, batch[0], images[0], bool(gt))
+        consistencies = self._consistencies(batch, images)
 
         # A score is known by the pixels it is about: the same output under another name is not scored again.
         outputs = [digest(image) for image in images]
@@ -90,8 +94,24 @@ class Scoring:
         scores = []
         for index, item in enumerate(batch):
             found = {metric.name: self.store.known[keys[metric][index]] for metric in metrics}
+            found |= consistencies[index]
             scores.append(Score(item.suite, item.degradation, item.image, method.name, found))
         return scores
+
+    def _consistencies(self, batch: Sequence[Item], images: Sequence[np.ndarray]) -> list[dict[str, float]]:
+        """Return the scores against the input, by metric, for items that this package degraded."""
+        found: list[dict[str, float]] = []
+        for item, image in zip(batch, images, strict=True):
+            scores = {}
+            if self.of_input and item.draw is not None:
+                lq = read_pixels(item.lq)
+                for metric in self.of_input:
+                    key = (digest(image), f"{digest(lq)} {item.degradation} {item.draw}", self.versions[metric.name])
+                    if key not in self.store.known:
+                        self.store.add(*key, consistency(image, lq, item.degradation, item.draw))
+                    scores[metric.name] = self.store.known[key]
+            found.append(scores)
+        return found
 
     def _applicable(self, method: Method, item: Item, image: np.ndarray, has_reference: bool) -> list[Metric]:
         """Return the metrics that take such an image, (h, w, 3)."""
@@ -106,14 +126,17 @@ class Scoring:
             raise ValueError(f"{method.name}: {file} is missing; restore first (leave out only=score)")
         return read_pixels(file)
 
-    def score_sets(self, progress: Progress) -> dict[tuple[str, str, str], float | str]:
-        """Return (task, method, `fid`) -> FID, or why there is none; each process takes some tasks."""
+    def score_sets(self, progress: Progress) -> dict[tuple[str, str, str], SetScore | str]:
+        """Return (task, method, `fid`) -> FID with its bootstrap draws, or why there is none.
+
+        Each process takes some tasks.
+        """
         assert self.fid is not None
         tasks = self.suite.degradations
         mine = tasks[self.state.process_index :: self.state.num_processes]
         bar = progress.add_task("FID", total=len(mine) * len(self.methods))
 
-        found: list[tuple[tuple[str, str, str], float | str]] = []
+        found: list[tuple[tuple[str, str, str], SetScore | str]] = []
         for task in mine:
             items = self.suite.of(task)
             references = _References([item.gt for item in items if item.gt is not None])
@@ -125,15 +148,21 @@ class Scoring:
                 progress.advance(bar)
         return dict(gather_object(found))
 
-    def _fid(self, items: Sequence[Item], method: Method, references: "_References") -> float:
+    def _fid(self, items: Sequence[Item], method: Method, references: "_References") -> SetScore:
+        """Return a kept score, or compute and keep it: the value and each draw under a version of its own."""
         assert self.fid is not None
         outputs = [method.output(item, self.output_dir) for item in items]
-        key = (joint_digest(digest(read_pixels(file)) for file in outputs), references.digest, self.versions["fid"])
-        if key not in self.store.known:
-            features = self.fid.features(read_pixels(file) for file in outputs)
-            self.store.add(*key, self.fid.distance(features, references.features(self.fid)))
+        of = joint_digest(digest(read_pixels(file)) for file in outputs)
+        version = self.versions["fid"]
+        keys = [(of, references.digest, f"{version}{end}") for end in ("", *(f" draw {i}" for i in range(FID_DRAWS)))]
+        if any(key not in self.store.known for key in keys):
+            features, wanted = self.fid.features(map(read_pixels, outputs)), references.features(self.fid)
+            values = [self.fid.distance(features, wanted), *self.fid.draws(features, wanted)]
+            for key, value in zip(keys, values, strict=True):
+                self.store.add(*key, float(value))
             self.store.flush()
-        return self.store.known[key]
+        value, *draws = (self.store.known[key] for key in keys)
+        return SetScore(len(items), value, np.array(draws))
 
 
 class _References:

@@ -1,0 +1,60 @@
+"""A study: a page of blind pairs for people, and the key that stays behind."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from diffrestorer.data.storage import write_bytes, write_text
+from diffrestorer.evaluation.study.pairs import Pair, choose_pairs
+
+TEMPLATES = Path(__file__).with_name("templates")
+
+PAGE = "page"
+KEY = "key.json"
+ANSWERS = "answers"
+
+
+def make_study(runs: Sequence[Path], folder: Path, count: int, seed: int) -> int:
+    """Make a study of blind pairs and return their number.
+
+    Writes FOLDER/page/ (index.html and images under numbers; give people this folder), FOLDER/key.json (the methods
+    behind the numbers; keep it) and an empty FOLDER/answers/ (put people's files there).
+
+    Args:
+        runs: output folders of scripts/evaluate.py.
+        folder: where the study goes; it must not hold one.
+        count: number of pairs.
+        seed: of the choice, the sides and the order.
+
+    Raises:
+        ValueError: the folder holds a study, or the runs make no pair.
+    """
+    if (folder / KEY).exists():
+        raise ValueError(f"{folder} holds a study already: its answers belong to its pairs; give another folder")
+    pairs = choose_pairs(runs, count, seed)
+    for number, pair in enumerate(pairs):
+        for name, file in (("input", pair.input), ("left", pair.left_file), ("right", pair.right_file)):
+            write_bytes(folder / PAGE / _image(number, name), file.read_bytes())
+    write_text(folder / PAGE / "index.html", _page(len(pairs), seed))
+    (folder / ANSWERS).mkdir(parents=True, exist_ok=True)
+    write_text(folder / KEY, json.dumps({"seed": seed, "pairs": [_key(pair) for pair in pairs]}, indent=1) + "\n")
+    return len(pairs)
+
+
+def _image(number: int, name: str) -> str:
+    """Return the file of an image below the page's folder, which shows nothing of the method."""
+    return f"images/{number:04d}_{name}.png"
+
+
+def _key(pair: Pair) -> dict[str, str]:
+    return {"place": pair.place, "left": pair.left, "right": pair.right}
+
+
+def _page(count: int, seed: int) -> str:
+    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined)
+    pairs = []
+    for number in range(count):
+        pairs.append({name: _image(number, name) for name in ("input", "left", "right")})
+    return environment.get_template("study.html").render(pairs=pairs, seed=seed)

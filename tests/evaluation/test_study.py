@@ -1,0 +1,191 @@
+"""The study kit: blind pairs, a page that people answer on a phone and from disk, and the ranking from their files."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from browser import Browser
+from PIL import Image
+
+from diffrestorer.cli import main
+from diffrestorer.evaluation.study import bradley_terry
+from diffrestorer.evaluation.study.answers import score_study
+from diffrestorer.evaluation.study.bradley_terry import Answer, fit_strengths, rank_methods
+from diffrestorer.evaluation.study.kit import make_study
+from diffrestorer.evaluation.study.pairs import choose_pairs
+
+COUNT = 8
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """An evaluation's folder: two methods on eight images; `bright` is white, `gloomy` is black."""
+    folder = tmp_path / "evaluation"
+    rows = []
+    for index in range(COUNT):
+        place = f"haze/photo{index}.png"
+        files = {"suite/lq": 100 + index, "restored/bright": 255, "restored/gloomy": 0}
+        for name, value in files.items():
+            (folder / name / place).parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (64, 64), (value, value, value)).save(folder / name / place)
+        rows += [
+            ["demo", "haze", f"photo{index}", method, 20.0] for method in ("degraded", "bright", "bright@1", "gloomy")
+        ]
+    columns = ["suite", "degradation", "image", "method", "psnr"]
+    pd.DataFrame(rows, columns=columns).to_csv(folder / "scores.csv", index=False)
+    return folder
+
+
+def test_the_page_is_blind_and_the_key_stays_behind(run: Path, tmp_path: Path) -> None:
+    study = tmp_path / "study"
+    assert make_study([run], study, 100, 0) == COUNT
+    files = [path for path in (study / "page").rglob("*") if path.is_file()]
+    shown = [path.relative_to(study / "page").as_posix() for path in files]
+    assert len(shown) == 3 * COUNT + 1
+    everything = " ".join(shown) + (study / "page" / "index.html").read_text()
+    assert not any(word in everything for word in ("bright", "gloomy", "photo0", "http:", "https:"))
+    key = json.loads((study / "key.json").read_text())["pairs"]
+    assert {frozenset((pair["left"], pair["right"])) for pair in key} == {frozenset(("bright", "gloomy"))}
+    assert len({pair["left"] for pair in key}) == 2, "sides change"
+    for index, pair in enumerate(key):
+        with Image.open(study / "page" / "images" / f"{index:04d}_left.png") as image:
+            assert image.getpixel((0, 0))[0] == {"bright": 255, "gloomy": 0}[pair["left"]]  # type: ignore[index]
+    with pytest.raises(ValueError, match="holds a study already"):
+        make_study([run], study, 8, 0)
+
+
+def test_pairs_depend_on_the_seed_alone(run: Path) -> None:
+    first, again, other = (choose_pairs([run], 6, seed) for seed in (0, 0, 1))
+    assert first == again
+    assert first != other
+    assert len(first) == 6
+
+
+def answer_all(browser: Browser, study: Path, person: int, prefer: str) -> dict[str, object]:
+    """Answer the page as a person who recognises a method by its picture; return the saved file."""
+    browser.open(f"{(study / 'page' / 'index.html').resolve().as_uri()}?person={person}")
+    for _ in range(COUNT):
+        browser.wait("document.getElementById('left').complete && document.getElementById('left').naturalWidth === 64")
+        number = int(browser.run("document.getElementById('left').src").rsplit("/", 1)[1][:4])
+        key = json.loads((study / "key.json").read_text())["pairs"][number]
+        side = "left" if key["left"] == prefer else "right"
+        browser.click(f"[data-answer={side}]")
+    assert browser.run("!document.getElementById('end').hidden")
+    return dict(json.loads(browser.run("document.getElementById('text').value")))
+
+
+def test_a_study_is_answered_in_a_browser_on_a_phone_and_scored(
+    run: Path, browser: Browser, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = tmp_path / "study"
+    assert main(["study", "make", str(run), "-o", str(study), "--pairs", str(COUNT)]) == 0
+    browser.call("Emulation.setDeviceMetricsOverride", width=390, height=844, deviceScaleFactor=2, mobile=True)
+    try:
+        orders = []
+        for person, prefer in ((1, "bright"), (2, "bright"), (3, "gloomy")):
+            saved = answer_all(browser, study, person, prefer)
+            assert saved["person"] == person
+            orders.append([answer["pair"] for answer in saved["answers"]])  # type: ignore[attr-defined]
+            (study / "answers" / f"{person}.json").write_text(json.dumps(saved))
+        assert sorted(orders[0]) == list(range(COUNT))
+        assert orders[0] != orders[1], "each person has an order of their own"
+        assert browser.run("document.documentElement.scrollWidth") == 390
+        browser.download_to(tmp_path / "saved")
+        browser.click("#save")
+        file = tmp_path / "saved" / "answers-3.json"
+        for _ in range(100):
+            if file.is_file():
+                break
+            browser._settle()
+        assert json.loads(file.read_text()) == saved
+    finally:
+        browser.call("Emulation.clearDeviceMetricsOverride")
+    assert main(["study", "score", str(study)]) == 0
+    told = capsys.readouterr().out
+    assert "24 answers of 3 people" in told
+    ranked = score_study(study)
+    assert [(found.method, found.wins, found.n) for found in ranked] == [("bright", 16, 24), ("gloomy", 8, 24)]
+    assert ranked[0].strength - ranked[1].strength == pytest.approx(math.log(2), rel=0.02)
+    assert (study / "study.csv").is_file()
+
+
+def test_answers_are_resumed_and_taken_back(run: Path, browser: Browser, tmp_path: Path) -> None:
+    study = tmp_path / "study"
+    make_study([run], study, COUNT, 5)
+    page = study / "page" / "index.html"
+    browser.open(page)
+    browser.click("[data-answer=same]")
+    browser.click("[data-answer=left]")
+    browser.open(page)
+    assert browser.run("document.getElementById('progress').textContent") == f"2 of {COUNT}"
+    browser.click("#back")
+    assert browser.run("document.getElementById('progress').textContent") == f"1 of {COUNT}"
+    browser.run("document.dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowRight'}))")
+    assert browser.run("state.answers.map((answer) => answer.choice).join()") == "same,right"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "holds no answers"), ("text", r"a\.json is no file of answers"),
+     ('{"seed": 9, "person": 1, "answers": []}', "another study's seed"),
+     ('{"seed": 0, "person": 1, "answers": [{"pair": 99, "choice": "left"}]}', "is no file of answers")],
+)  # fmt: skip
+def test_wrong_answers_are_named(content: str | None, message: str, run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds no study"):
+        score_study(tmp_path)
+    study = tmp_path / "study"
+    make_study([run], study, COUNT, 0)
+    if content is not None:
+        (study / "answers" / "a.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        score_study(study)
+    assert main(["study", "score", str(study)]) == 2
+
+
+def test_runs_that_make_no_study_are_refused(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"holds no scores\.csv"):
+        choose_pairs([tmp_path], 4, 0)
+    table = pd.read_csv(run / "scores.csv")
+    table[table["method"] != "gloomy"].to_csv(run / "scores.csv", index=False)
+    with pytest.raises(ValueError, match="at least two restoring methods"):
+        choose_pairs([run], 4, 0)
+
+
+def test_two_methods_have_the_log_odds() -> None:
+    strengths = fit_strengths(np.array([[0, 30.0], [10.0, 0]]))
+    assert strengths[0] - strengths[1] == pytest.approx(math.log(3), rel=0.01)
+    assert strengths.sum() == pytest.approx(0)
+    always = fit_strengths(np.array([[0, 20.0], [0, 0]]))
+    assert 2 < always[0] - always[1] < 10, "finite where a method always wins"
+
+
+def test_a_planted_ranking_is_found_and_covered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four methods, 20 studies of 300 answers: the order is found, and the intervals hold the planted strengths."""
+    monkeypatch.setattr(bradley_terry, "DRAWS", 100)
+    planted = {"a": 1.2, "b": 0.3, "c": -0.3, "d": -1.2}
+    names = list(planted)
+    held, right = 0, 0
+    for study in range(20):
+        rng = np.random.default_rng(study)
+        answers = []
+        for index in range(300):
+            first, second = rng.choice(4, 2, replace=False)
+            p = 1 / (1 + math.exp(planted[names[second]] - planted[names[first]]))
+            answers.append(Answer(f"{index % 6}", names[first], names[second], float(rng.random() < p)))
+        ranked = rank_methods(answers)
+        right += [strength.method for strength in ranked] == names
+        held += sum(strength.low <= planted[strength.method] <= strength.high for strength in ranked)
+    assert right >= 18
+    assert 0.88 <= held / 80 <= 1
+
+
+def test_people_are_drawn_where_there_are_enough() -> None:
+    """Twelve people who each say the same thing twenty times are twelve judgements, not 240."""
+    answers = [Answer(f"{person}", "a", "b", float(person % 3 > 0)) for person in range(12) for _ in range(20)]
+    by_people = rank_methods(answers)[0]
+    as_one = rank_methods([Answer("one", a.first, a.second, a.score) for a in answers])[0]
+    assert by_people.strength == pytest.approx(as_one.strength)
+    assert by_people.high - by_people.low > 3 * (as_one.high - as_one.low)
