@@ -81,7 +81,7 @@ def _guard(page: Any, hosts: set[str], folder: Path, visitors: Any) -> Any:
 
 
 def _application(page: Any) -> Any:
-    """Return the page as an ASGI application. (Its own `launch` fails where a proxy keeps it from visiting itself.)"""
+    """Return the page as an ASGI application: its own `launch` fails where a proxy keeps it from visiting itself."""
     from fastapi import FastAPI
     from gradio import mount_gradio_app
 

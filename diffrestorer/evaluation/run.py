@@ -92,12 +92,6 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> list[Sco
     return found.scores
 
 
-def _check_numbers(config: EvaluateConfig) -> None:
-    steps = 1 if config.steps is None else config.steps
-    if min(steps, config.batch_size, config.cards, config.seeds) < 1 or config.seed < 0 or config.fid_floor < 2:
-        raise ValueError("steps, batch_size, cards and seeds are at least 1, fid_floor at least 2, seed at least 0")
-
-
 def _restore(
     config: EvaluateConfig, suite: Suite, methods: list[Method], process: Process
 ) -> tuple[list[Method], dict[str, dict[str, Any]]]:
@@ -150,7 +144,7 @@ def _score(
     store.close()
 
     # Each row with what it depends on.
-    depends_on = {}
+    depends_on: dict[str, Any] = {}
     for method in running:
         found = made_with(method, restoring, versions, suite, config, process.device)
         depends_on[method.base] = join_runs(depends_on.get(method.base), found)

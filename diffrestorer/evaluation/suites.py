@@ -14,7 +14,6 @@ import numpy as np
 
 from diffrestorer.config.degradations import DEGRADATIONS, MIXTURES
 from diffrestorer.config.synthesis_presets import named_synthesis
-from diffrestorer.config.synthesis_ranges import Synthesis
 from diffrestorer.data.counter import counter_rng
 from diffrestorer.data.images import ImageError, Photo, read_photo, write_photo
 from diffrestorer.data.synthesis import degrade
@@ -62,11 +61,12 @@ SUITES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Draw:
-    """The random numbers that degraded an image: `counter_rng(seed, stream, index)`."""
+    """The synthesis that degraded an image, and its random numbers: `counter_rng(seed, stream, index)`."""
 
     seed: int
     stream: str
     index: int
+    synthesis: str = "ours"
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ def open_suite(name: str, folder: Path, size: int, images: int | None, seed: int
             "differences from the paper's numbers say nothing about the methods."
         )
     photos = {photo: open_photo(photo, size) for photo in DEMO_PHOTOS[:count]}
-    items = _degrade_photos(name, folder, photos, seed, named_synthesis(synthesis))
+    items = _degrade_photos(name, folder, photos, seed, synthesis)
     return Suite(name, tuple(items), note, missing)
 
 
@@ -191,9 +191,7 @@ def check_any(suite: str, tasks: Sequence[str], missing: dict[str, str], root: s
         raise ValueError(f"suite={suite} is not prepared; {prepare_commands(tasks, root)}")
 
 
-def _degrade_photos(
-    name: str, folder: Path, photos: dict[str, np.ndarray], seed: int, synthesis: Synthesis
-) -> list[Item]:
+def _degrade_photos(name: str, folder: Path, photos: dict[str, np.ndarray], seed: int, synthesis: str) -> list[Item]:
     """Write the clean photos and what each task of a suite makes of them."""
     for photo, gt in photos.items():
         _write(folder / "gt" / f"{photo}.png", gt)
@@ -203,8 +201,8 @@ def _degrade_photos(
         suite = "demo" if name == "demo" else suite_of(task)
         for index, (photo, gt) in enumerate(photos.items()):
             lq = folder / "lq" / task / f"{photo}.png"
-            draw = Draw(seed, f"suite/{task}", index)
-            _write(lq, degrade(gt, task, counter_rng(draw.seed, draw.stream, draw.index), synthesis))
+            draw = Draw(seed, f"suite/{task}", index, synthesis)
+            _write(lq, degrade(gt, task, counter_rng(seed, draw.stream, index), named_synthesis(synthesis)))
             items.append(Item(suite, task, photo, lq, folder / "gt" / f"{photo}.png", draw))
     return items
 

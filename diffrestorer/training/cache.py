@@ -256,8 +256,8 @@ def _compare(
     for variant in sorted({round(place * last) for place in places}):
         now = _encode_batch(task, collate_pairs([pairs.fixed(variant)]), accelerator)
         kept = cache.read(variant)
-        for name, value in now.items():
-            value = value[0].cpu()
+        for name, values in now.items():
+            value = values[0].cpu()
             if (value - kept[name]).abs().max() > tolerance * value.abs().max():
                 raise ValueError(
                     f"cache {cache.folder} is not what the encoders say now ({name} of variant {variant}): how images "

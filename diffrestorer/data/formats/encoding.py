@@ -82,7 +82,7 @@ def _encode_lossy(image: Image.Image, photo: Photo, format: str) -> bytes:
 
 
 def _encode_tiff(channels: np.ndarray, photo: Photo) -> bytes:
-    """Encode a TIFF of one deflated strip. (Pillow writes no 16-bit RGB, tifffile no EXIF: Pillow's directory does.)"""
+    """Encode a TIFF of one deflated strip: Pillow writes no 16-bit RGB, tifffile no EXIF."""
     height, width, samples = channels.shape
     if channels.nbytes > _LARGEST_TIFF:
         raise ImageError("it is too large for a tif file; choose --format png")

@@ -1,4 +1,7 @@
-"""PGM and PPM, binary and plain, up to 16 bits. (Pillow reads 16-bit colour as 8-bit, and 16-bit grey as 32-bit.)"""
+"""PGM and PPM, binary and plain, up to 16 bits.
+
+Pillow reads 16-bit colour as 8-bit, and 16-bit grey as 32-bit.
+"""
 
 from typing import BinaryIO
 

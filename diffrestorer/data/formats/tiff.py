@@ -5,6 +5,7 @@ answered by another decoder's idea of the file.
 """
 
 import logging
+from collections.abc import Iterator
 from typing import BinaryIO
 
 import numpy as np
@@ -93,7 +94,7 @@ def _find_picture(tiff: tifffile.TiffFile) -> tuple[tifffile.TiffPage, int]:
     return pictures[0]
 
 
-def _seek_each(tiff: tifffile.TiffFile, offsets: "tuple[int, ...]"):  # type: ignore[no-untyped-def]
+def _seek_each(tiff: tifffile.TiffFile, offsets: tuple[int, ...]) -> Iterator[int]:
     """Yield the number of each subdirectory with the file standing at it, where tifffile begins to read."""
     for number, offset in enumerate(offsets):
         tiff.filehandle.seek(offset)

@@ -7,6 +7,7 @@ come out as the input again.
 
 import numpy as np
 
+from diffrestorer.config.synthesis_presets import named_synthesis
 from diffrestorer.data.counter import counter_rng
 from diffrestorer.data.synthesis import degrade
 from diffrestorer.evaluation.suites import Draw
@@ -19,8 +20,9 @@ def consistency(restored: np.ndarray, lq: np.ndarray, degradation: str, draw: Dr
         restored: uint8 (h, w, 3).
         lq: the input, of the same shape.
         degradation: the class or mixture that made the input.
-        draw: the random numbers that made the input.
+        draw: the synthesis and the random numbers that made the input.
     """
-    again = degrade(restored, degradation, counter_rng(draw.seed, draw.stream, draw.index))
+    rng = counter_rng(draw.seed, draw.stream, draw.index)
+    again = degrade(restored, degradation, rng, named_synthesis(draw.synthesis))
     difference = again.astype(np.float64) - lq
     return float(np.sqrt(np.mean(difference**2)))

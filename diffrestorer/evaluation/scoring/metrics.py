@@ -1,5 +1,6 @@
 """The table of metrics: what stands behind a name, its direction, the weights that it needs."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -35,7 +36,7 @@ class Metric:
 
     def best(self, values: Sequence[float]) -> float:
         """Return the best of some scores, or NaN where one of them is NaN and none can be called the best."""
-        if any(value != value for value in values):
+        if any(math.isnan(value) for value in values):
             return float("nan")
         return min(values) if self.lower_is_better else max(values)
 
