@@ -137,19 +137,26 @@ def as_photo(image: Image.Image) -> Photo:
         ImageError: as `read_photo` does.
     """
     file = getattr(image, "fp", None)
-    if image.format in ("PNG", "TIFF", "PPM") and file is not None and image.tell() == 0:
-        place = file.tell()
-        try:
-            file.seek(0)
-            return _decode(file, _MOST_PIXELS)
-        except ImageError:
-            raise
-        except Exception as error:  # as in read_photo
-            raise ImageError(_explain(error)) from error
-        finally:
-            file.seek(place)
-    _check_pillow_tiff(image)
-    return photo_from_pil(image)
+    undecoded = file is not None and bool(getattr(image, "tile", None)) and image.tell() == 0
+    try:
+        if undecoded and image.format in ("PNG", "TIFF", "PPM"):
+            return _reread(file)
+        _check_pillow_tiff(image)
+        return photo_from_pil(image)
+    except ImageError:
+        raise
+    except Exception as error:  # as in read_photo
+        raise ImageError(_explain(error)) from error
+
+
+def _reread(file: BinaryIO) -> Photo:
+    """Decode the file that an image was opened from, and leave it where it stood."""
+    place = file.tell()
+    try:
+        file.seek(0)
+        return _decode(file, _MOST_PIXELS)
+    finally:
+        file.seek(place)
 
 
 def _check_pillow_tiff(image: Image.Image) -> None:

@@ -96,6 +96,14 @@ def test_what_may_come_out_wrong_is_refused_with_the_reason(tmp_path: Path) -> N
         assert words in reason(path), words
     tifffile.imwrite(path, COLOUR, photometric="rgb", extratags=[(50706, 1, 4, (1, 4, 0, 0), True)])
     assert "raw file" in reason(path), "the preview of a DNG is not the photo"
+    with tifffile.TiffWriter(path) as writer:  # as some cameras do, without saying that the first one is a preview
+        writer.write(COLOUR, photometric="rgb", subifds=1)
+        writer.write(np.ascontiguousarray(np.tile(DEEP[..., 0], (2, 2))), photometric="cfa")
+    assert "raw file" in reason(path)
+    with tifffile.TiffWriter(path) as writer:
+        writer.write(COLOUR, photometric="rgb", subifds=1)
+        writer.write(np.tile(COLOUR, (2, 2, 1)), photometric="rgb")
+    assert "2 pictures" in reason(path)
 
 
 def test_missing_strips_are_not_black(tmp_path: Path) -> None:
@@ -238,6 +246,23 @@ def test_a_pil_image_is_read_as_its_file(tmp_path: Path) -> None:
                 continue
             shown = loaded.pixels / np.iinfo(loaded.pixels.dtype).max
             assert np.abs(shown - expected.pixels / scale).max() < 1.6 / 255, name
+
+
+def test_an_edited_pil_image_is_not_read_again(tmp_path: Path) -> None:
+    for name, data in {"a.png": pngs()["RGB"], "a.tif": tiffs()["rgb8"]}.items():
+        with Image.open(put(tmp_path / name, data)) as image:
+            image.paste((1, 2, 3), (0, 0, 36, 24))
+            assert (as_photo(image).pixels == (1, 2, 3)).all()
+
+
+@pytest.mark.parametrize("name", [name for name in jpegs() if name.endswith("open")])
+def test_a_pil_jpeg_without_its_end(tmp_path: Path, name: str) -> None:
+    path = put(tmp_path / "a.jpg", jpegs()[name])
+    with Image.open(path) as image:
+        assert np.array_equal(as_photo(image).pixels, read_photo(path).pixels)
+    path.write_bytes(path.read_bytes()[:-100])
+    with Image.open(path) as image, pytest.raises(ImageError, match="cut off"):
+        as_photo(image)
 
 
 def test_a_thumbnail_is_not_taken_for_a_pil_image(tmp_path: Path) -> None:

@@ -80,6 +80,8 @@ def _segments(data: bytes) -> Iterator[tuple[int, bytes, bytes]]:
         marker, length = struct.unpack_from(">xBH", data, place)
         body = data[place + 4 : place + 2 + length]
         place += 2 + length
+        if place > len(data):
+            raise ImageError(_CUT_OFF)
         end = place
         if marker == _START_OF_SCAN:
             end = _end_of_scan(data, place)

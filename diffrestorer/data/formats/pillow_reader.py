@@ -46,11 +46,16 @@ def read_with_pillow(file: BinaryIO, max_pixels: int) -> Photo:
     check_size(image.width, image.height, max_pixels)
     if image.format not in ("MPO", "HEIF") and getattr(image, "is_animated", False):  # there, the first is the photo
         raise ImageError(f"it has {_count_frames(image)} frames (an animation); only still images are supported")
-    info = dict(image.info)
+    return _load(image)
+
+
+def _load(image: Image.Image) -> Photo:
+    """Decode an opened image; a JPEG may lack its end."""
+    info, file = dict(image.info), getattr(image, "fp", None)
     try:
         image.load()
     except OSError as error:
-        if image.format not in ("JPEG", "MPO") or "truncated" not in str(error):
+        if image.format not in ("JPEG", "MPO") or "truncated" not in str(error) or file is None:
             raise
         file.seek(0)
         image = read_without_end(file)
@@ -76,8 +81,7 @@ def photo_from_pil(image: Image.Image) -> Photo:
         ImageError: its pixels are 32-bit numbers or of a colour space without a plain conversion.
     """
     with quiet_pillow():
-        image.load()
-        return _photo(image, image.info)
+        return _load(image)
 
 
 def _formats() -> list[str]:

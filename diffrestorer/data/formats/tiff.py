@@ -5,7 +5,6 @@ answered by another decoder's idea of the file.
 """
 
 import logging
-from collections.abc import Iterator
 from typing import BinaryIO
 
 import numpy as np
@@ -24,10 +23,11 @@ _SUBFILE, _OLD_SUBFILE, _ORIENTATION, _SAMPLE_FORMAT, _SUB_DIRECTORIES = 254, 25
 _BITS, _COMPRESSION, _PHOTOMETRIC, _PLANES, _XMP, _PROFILE, _DNG_VERSION = 258, 259, 262, 284, 700, 34675, 50706
 _REDUCED, _MASK = 1, 4  # bits of the subfile type
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR = 0, 1, 2, 3, 5, 6
-_RAW = {32803: "a camera's raw data", 34892: "a camera's raw data"}
+_RAW = (32803, 34892)  # colour filter array, linear raw
 _COLOURS = {_WHITE_IS_ZERO: 1, _BLACK_IS_ZERO: 1, _RGB: 3, _PALETTE: 1, _CMYK: 4, _YCBCR: 3}
 _JPEG, _FAX = 7, (2, 3, 4)
 _LOSSLESS = (1, 5, 8, 32946, 32773, 34925, 50000)  # none, LZW, Deflate (two codes), PackBits, LZMA, Zstandard
+_IS_RAW = "it is a camera's raw file; develop it to TIFF or JPEG first"
 _DAMAGED, _CUT_OFF = "the image data is damaged", "the file is cut off"
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what matters of a damaged file is raised
@@ -61,44 +61,57 @@ def read_tiff(file: BinaryIO, max_pixels: int) -> Photo:
 
 def _find_picture(tiff: tifffile.TiffFile) -> tuple[tifffile.TiffPage, int]:
     """Return the page that holds the photo, and its number in the file (0 for one in a subdirectory)."""
-    pictures = []
-    for index in range(_MOST_PAGES + 1):
-        try:
-            page = tiff.pages[index]
-        except IndexError:
-            break
-        if index == _MOST_PAGES:
-            raise ImageError(f"it has more than {_MOST_PAGES} pages; only still images are supported")
-        if not isinstance(page, tifffile.TiffPage):
-            raise ImageError(_DAMAGED)
-        if _DNG_VERSION in page.tags:
-            raise ImageError("it is a camera's raw file; develop it to TIFF or JPEG first")
-        if _is_picture(page):
-            pictures.append((page, index))
+    chain = _read_chain(tiff)
+    nested = _read_nested(tiff)
+    if any(_DNG_VERSION in page.tags or page.photometric in _RAW for page in (*chain, *nested)):
+        raise ImageError(_IS_RAW)
 
     # Some files keep a preview in the chain and the photo in a subdirectory.
+    pictures = [(page, index) for index, page in enumerate(chain) if _is_picture(page)]
+    below = [(page, 0) for page in nested if _is_picture(page)]
     if not pictures:
-        first = tiff.pages.first
-        offsets = first.tags.valueof(_SUB_DIRECTORIES) or ()
-        if len(offsets) > _MOST_PAGES:
-            raise ImageError(_DAMAGED)
-        nested = [tifffile.TiffPage(tiff, index=(0, number)) for number in _seek_each(tiff, offsets)]
-        pictures = [(page, 0) for page in nested if _is_picture(page)]
+        pictures = below
     if not pictures:
         raise ImageError("it holds thumbnails only, and no photo")
+
+    # ImageJ keeps several images under one directory.
     several = len(pictures)
     if tiff.is_imagej:
         several = max(several, int((tiff.imagej_metadata or {}).get("images", 1)))
     if several > 1:
         raise ImageError(f"it has {several} pages; only still images are supported")
-    return pictures[0]
+    photo, index = pictures[0]
+    if any(page.imagewidth > photo.imagewidth for page, _ in below):
+        raise ImageError("it has 2 pictures, of which the first is smaller; save the one that is meant")
+    return photo, index
 
 
-def _seek_each(tiff: tifffile.TiffFile, offsets: tuple[int, ...]) -> Iterator[int]:
-    """Yield the number of each subdirectory with the file standing at it, where tifffile begins to read."""
+def _read_chain(tiff: tifffile.TiffFile) -> list[tifffile.TiffPage]:
+    """Return the pages of a file, if they are few enough."""
+    chain: list[tifffile.TiffPage] = []
+    while True:
+        try:
+            page = tiff.pages[len(chain)]
+        except IndexError:
+            return chain
+        if not isinstance(page, tifffile.TiffPage):
+            raise ImageError(_DAMAGED)
+        if len(chain) == _MOST_PAGES:
+            raise ImageError(f"it has more than {_MOST_PAGES} pages; only still images are supported")
+        chain.append(page)
+
+
+def _read_nested(tiff: tifffile.TiffFile) -> list[tifffile.TiffPage]:
+    """Return the pages in subdirectories of the first page."""
+    offsets = tiff.pages.first.tags.valueof(_SUB_DIRECTORIES) or ()
+    offsets = offsets if isinstance(offsets, tuple) else (offsets,)
+    if len(offsets) > _MOST_PAGES:
+        raise ImageError(_DAMAGED)
+    nested = []
     for number, offset in enumerate(offsets):
-        tiff.filehandle.seek(offset)
-        yield number
+        tiff.filehandle.seek(offset)  # tifffile begins to read where the file stands
+        nested.append(tifffile.TiffPage(tiff, index=(0, number)))
+    return nested
 
 
 def _is_picture(page: tifffile.TiffPage) -> bool:
@@ -115,12 +128,11 @@ def _check_layout(page: tifffile.TiffPage) -> None:
         ImageError: the reason.
     """
     photometric, compression, bits = page.photometric, page.compression, page.tags.valueof(_BITS, 1)
-    if photometric in _RAW:
-        raise ImageError("it is a camera's raw file; develop it to TIFF or JPEG first")
     if photometric not in _COLOURS:
         name = getattr(photometric, "name", photometric)
         raise ImageError(f"its colours are in the space {name}; convert it to RGB first")
 
+    # Tags that have no safe default, and each tag once.
     if _PHOTOMETRIC not in page.tags or _COMPRESSION not in page.tags:
         raise ImageError("it does not say what its numbers stand for (a required tag is missing)")
     codes = [tag.code for tag in page.tags]
