@@ -44,11 +44,15 @@ MARKS = ("<!-- table: benchmarks/baselines.py -->", "<!-- end of table -->")
 
 def main() -> None:
     """Measures, prints, saves, and writes the table into the document."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--size", choices=("paper", "mini"), default="paper", help="(default: paper)")
     parser.add_argument("--rounds", type=int, default=5, help="(default: 5)")
     parser.add_argument("--device", default="cpu", help="(default: cpu)")
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("results") / "baselines.json")
+    parser.add_argument(
+        "--output", type=Path, default=Path(__file__).with_name("results") / "baselines.json"
+    )
     arguments = parser.parse_args()
 
     results = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
@@ -69,7 +73,13 @@ def measure_methods(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     for method in BASELINES:
         config = load("train_baseline", BaselineConfig, [f"method={method}", f"size={arguments.size}"])
         with torch.device("meta"):
-            rows.append({"method": method, **count(build_baseline(method, config.network).eval()), "seconds": []})
+            rows.append(
+                {
+                    "method": method,
+                    **count(build_baseline(method, config.network).eval()),
+                    "seconds": [],
+                }
+            )
         if arguments.rounds:
             model = build_baseline(method, config.network).to(arguments.device).eval()
             passes.append(forward_pass(model, arguments.device))
@@ -131,7 +141,9 @@ def training_rates(method: str, arguments: argparse.Namespace) -> list[float]:
     task = PHASES.get(method, RegressionTask)(config).to(arguments.device)
     rates, size = [], (2, 3, config.data.size, config.data.size)
     for step in range(arguments.rounds + 1):
-        lq, gt = (torch.randint(256, size, dtype=torch.uint8, device=arguments.device) for _ in range(2))
+        lq, gt = (
+            torch.randint(256, size, dtype=torch.uint8, device=arguments.device) for _ in range(2)
+        )
         batch = PairBatch(lq, gt, torch.zeros(len(lq), dtype=torch.int64), step, tuple(range(len(lq))))
         started = time.perf_counter()
         task(batch).total.backward()
@@ -159,11 +171,17 @@ def measure_convolution(arguments: argparse.Namespace) -> dict[str, Any]:
                 output = deform_conv2d(features, offset, weight, padding=1, mask=mask)
             (gradients[name],) = torch.autograd.grad(output.square().mean(), features)
             seconds[name].append(time.perf_counter() - started)
-        error = (gradients["ours"] - gradients["torchvision"]).abs().max() / gradients["torchvision"].abs().max()
+        error = (gradients["ours"] - gradients["torchvision"]).abs().max() / gradients[
+            "torchvision"
+        ].abs().max()
         difference = max(difference, error.item())
     seconds = {name: values[1:] for name, values in seconds.items()}
     ratios = [b / a for a, b in zip(seconds["ours"], seconds["torchvision"], strict=True)]
-    return {"seconds": seconds, "ratios": ratios, "largest_relative_difference_of_gradients": difference}
+    return {
+        "seconds": seconds,
+        "ratios": ratios,
+        "largest_relative_difference_of_gradients": difference,
+    }
 
 
 def document_text(results: dict[str, Any]) -> str:
@@ -202,12 +220,16 @@ def document_text(results: dict[str, Any]) -> str:
 
 def spread(values: list[float], digits: int) -> str:
     """Median, smallest and largest."""
-    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} - {max(values):.{digits}f})"
+    return (
+        f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} - {max(values):.{digits}f})"
+    )
 
 
 def environment(arguments: argparse.Namespace) -> dict[str, object]:
     """What the numbers depend on."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
     return {
         "side": SIDE,
         "rounds": arguments.rounds,

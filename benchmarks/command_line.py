@@ -36,13 +36,17 @@ SIDE = 256
 
 def main() -> None:
     """Measures, prints and saves."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--photos", type=int, default=50, help="(default: 50)")
     parser.add_argument("--rounds", type=int, default=5, help="(default: 5)")
     parser.add_argument("--steps", type=int, default=20, help="denoising steps (default: 20)")
     parser.add_argument("--batch-size", type=int, default=1, help="(default: 1)")
     parser.add_argument("--device", default="auto", help="(default: auto)")
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("results") / "command_line.json")
+    parser.add_argument(
+        "--output", type=Path, default=Path(__file__).with_name("results") / "command_line.json"
+    )
     arguments = parser.parse_args()
     options = {"steps": arguments.steps, "batch_size": arguments.batch_size, "device": arguments.device}
     pipe = photos.load_pipeline("mini", arguments.device)
@@ -69,7 +73,9 @@ def main() -> None:
         "machine": platform.machine(),
         "versions": {name: version(name) for name in ("torch", "diffusers", "diffrestorer")},
     }
-    arguments.output.write_text(json.dumps({**environment, "rounds": rounds, "ratios": ratios}, indent=1) + "\n")
+    arguments.output.write_text(
+        json.dumps({**environment, "rounds": rounds, "ratios": ratios}, indent=1) + "\n"
+    )
 
 
 def degraded(count: int, rng: np.random.Generator) -> list[np.ndarray]:
@@ -78,7 +84,9 @@ def degraded(count: int, rng: np.random.Generator) -> list[np.ndarray]:
     for i in range(count):
         photo = getattr(skimage.data, PHOTOS[i % len(PHOTOS)])()
         top, left = (int(rng.integers(size - SIDE + 1)) for size in photo.shape[:2])
-        images.append(degrade(np.ascontiguousarray(photo[top : top + SIDE, left : left + SIDE]), "snow", rng))
+        images.append(
+            degrade(np.ascontiguousarray(photo[top : top + SIDE, left : left + SIDE]), "snow", rng)
+        )
     return images
 
 
@@ -92,12 +100,17 @@ def measure(
         (folder / "in").mkdir()
         for i, image in enumerate(images):
             Image.fromarray(image).save(folder / "in" / f"{i:03}.png")
-        runs = [lambda: bare(pipe, images, steps, batch_size), lambda: command(folder, steps, batch_size, device)]
+        runs = [
+            lambda: bare(pipe, images, steps, batch_size),
+            lambda: command(folder, steps, batch_size, device),
+        ]
         results = {}
         for i in (first, 1 - first):
             results[i], own = runs[i]()
             seconds |= own
-        difference = max(int(np.abs(a.astype(int) - b).max()) for a, b in zip(results[0], results[1], strict=True))
+        difference = max(
+            int(np.abs(a.astype(int) - b).max()) for a, b in zip(results[0], results[1], strict=True)
+        )
         assert difference <= 1, f"the pictures differ by {difference} of 255"
     return dict(sorted(seconds.items()))
 
@@ -116,7 +129,9 @@ def bare(
     return [(image * 255).round().astype(np.uint8) for image in restored], {"pipeline_seconds": seconds}
 
 
-def command(folder: Path, steps: int, batch_size: int, device: str) -> tuple[list[np.ndarray], dict[str, float]]:
+def command(
+    folder: Path, steps: int, batch_size: int, device: str
+) -> tuple[list[np.ndarray], dict[str, float]]:
     """`diffrestorer restore`, as typed."""
     loading = []
 
@@ -129,7 +144,10 @@ def command(folder: Path, steps: int, batch_size: int, device: str) -> tuple[lis
     typed = ["restore", str(folder / "in"), "-o", str(folder / "out"), "--steps", str(steps)]
     typed += ["--batch-size", str(batch_size), "--device", device]
     started = time.perf_counter()
-    with mock.patch("diffrestorer.cli.job.load_pipeline", load), contextlib.redirect_stderr(io.StringIO()):
+    with (
+        mock.patch("diffrestorer.cli.job.load_pipeline", load),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
         status = command_line(typed)
     seconds = time.perf_counter() - started - loading[0]
     assert status == 0, status

@@ -20,7 +20,10 @@ SIZE, BATCH_SIZE = 256, 4
 
 def processor_flags() -> list[str]:
     """The matrix instructions of this CPU that bf16 may use."""
-    flags = {"amx_tile": torch.cpu._is_amx_tile_supported(), "avx512_bf16": torch.cpu._is_avx512_bf16_supported()}
+    flags = {
+        "amx_tile": torch.cpu._is_amx_tile_supported(),
+        "avx512_bf16": torch.cpu._is_avx512_bf16_supported(),
+    }
     return [name for name, there in flags.items() if there]
 
 
@@ -31,11 +34,19 @@ def contestants(folder: Path, step_of: Callable[..., Step]) -> dict[str, tuple[S
         step_of: makes a step of (task, pairs, batch size, device, autocast).
     """
     pairs = prepare_pairs(folder / "data", SIZE, BATCH_SIZE)
-    overrides = ["model=mini", "data=manifest", f"data.root={pairs.root}", f"data.size={SIZE}", "hardware=cpu"]
+    overrides = [
+        "model=mini",
+        "data=manifest",
+        f"data.root={pairs.root}",
+        f"data.size={SIZE}",
+        "hardware=cpu",
+    ]
     torch.manual_seed(0)
     tasks: dict[str, Task] = {
         "stage 1": Stage1Task(load("train_stage1", Stage1Config, [*overrides, "init=mini"])),
-        "decoder": DecoderTask(load("train_decoder", DecoderConfig, [*overrides, "stage1=mini", "init=mini"])),
+        "decoder": DecoderTask(
+            load("train_decoder", DecoderConfig, [*overrides, "stage1=mini", "init=mini"])
+        ),
     }
 
     def totals(task: Task, autocast: Callable[[], Any]) -> Step:
@@ -43,7 +54,10 @@ def contestants(folder: Path, step_of: Callable[..., Step]) -> dict[str, tuple[S
         return lambda number: {"total": step(number)["total"]}
 
     bf16 = lambda: torch.autocast("cpu", torch.bfloat16)  # noqa: E731
-    return {name: (totals(copy.deepcopy(task), nullcontext), totals(task, bf16)) for name, task in tasks.items()}
+    return {
+        name: (totals(copy.deepcopy(task), nullcontext), totals(task, bf16))
+        for name, task in tasks.items()
+    }
 
 
 def bf16_table(results: dict[str, Any]) -> list[str]:

@@ -99,7 +99,9 @@ def main() -> int:
     return int(any(results["rows"][row.name]["status"] == "failed" for row in rows))
 
 
-def run_rows(rows: Sequence[Row], session: Session, results: dict[str, Any], arguments: argparse.Namespace) -> None:
+def run_rows(
+    rows: Sequence[Row], session: Session, results: dict[str, Any], arguments: argparse.Namespace
+) -> None:
     """Run row after row while the budget lasts, and save after each."""
     if not session.on_gpu:
         compiling.use_backend(session, "eager")  # captured, but no code is generated
@@ -108,7 +110,9 @@ def run_rows(rows: Sequence[Row], session: Session, results: dict[str, Any], arg
     for row in rows:
         left = 60 * arguments.minutes - (time.monotonic() - STARTED)
         if row.seconds * (0.1 if arguments.tiny else 1) > left:
-            results["rows"].setdefault(row.name, {"status": "not started", "left": round(left), "lines": []})
+            results["rows"].setdefault(
+                row.name, {"status": "not started", "left": round(left), "lines": []}
+            )
             print(f"{row.name}: not started, {left:.0f} s are left of the budget", flush=True)
         else:
             results["rows"][row.name] = run_row(row, session)
@@ -117,25 +121,45 @@ def run_rows(rows: Sequence[Row], session: Session, results: dict[str, Any], arg
 
 def parse() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     names = ", ".join(row.name for row in ROWS)
-    parser.add_argument("--rows", default="", help=f"of {names}; a comma between them, - for a space (default: all)")
-    parser.add_argument("--minutes", type=float, default=6, help="budget, from the start of the process (default: 6)")
+    parser.add_argument(
+        "--rows", default="", help=f"of {names}; a comma between them, - for a space (default: all)"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=6, help="budget, from the start of the process (default: 6)"
+    )
     parser.add_argument("--device", default="cuda", help="(default: cuda)")
-    parser.add_argument("--tiny", action="store_true", help="tiny widths and sizes: walk the code, measure nothing")
+    parser.add_argument(
+        "--tiny", action="store_true", help="tiny widths and sizes: walk the code, measure nothing"
+    )
     parser.add_argument("--student", help="model folder of a one-step student, for the row `one step`")
     parser.add_argument("--commit", help="as the JSON names it (default: the checkout's)")
-    parser.add_argument("--output", type=Path, help="JSON (default: benchmarks/results/gpu.json; tiny: outputs/)")
+    parser.add_argument(
+        "--output", type=Path, help="JSON (default: benchmarks/results/gpu.json; tiny: outputs/)"
+    )
     parser.add_argument(
         "--page", type=Path, help="page with the section (default: docs/performance.md; tiny: outputs/)"
     )
-    parser.add_argument("--page-only", action="store_true", help="run nothing: write the section from the JSON")
+    parser.add_argument(
+        "--page-only", action="store_true", help="run nothing: write the section from the JSON"
+    )
     arguments = parser.parse_args()
-    if arguments.device.startswith("cuda") and not arguments.page_only and not torch.cuda.is_available():
+    if (
+        arguments.device.startswith("cuda")
+        and not arguments.page_only
+        and not torch.cuda.is_available()
+    ):
         parser.error("there is no CUDA device; `--device cpu --tiny` walks the same code")
     if arguments.device == "cpu" and not arguments.tiny and not arguments.page_only:
         parser.error("a CPU takes hours at full width: add --tiny")
-    results = ROOT / "outputs" / "gpu_tiny.json" if arguments.tiny else ROOT / "benchmarks" / "results" / "gpu.json"
+    results = (
+        ROOT / "outputs" / "gpu_tiny.json"
+        if arguments.tiny
+        else ROOT / "benchmarks" / "results" / "gpu.json"
+    )
     arguments.output = arguments.output or results
     arguments.page = arguments.page or (ROOT / "outputs" / "gpu_tiny.md" if arguments.tiny else PAGE)
     return arguments
@@ -149,7 +173,9 @@ def chosen_rows(names: str) -> Sequence[Row]:
     """
     wanted = [name.strip().replace("-", " ") for name in names.split(",") if name.strip()]
     if unknown := [name for name in wanted if name not in {row.name for row in ROWS}]:
-        sys.exit(f"gpu.py: there is no row {unknown[0]!r}; choose from {', '.join(row.name for row in ROWS)}")
+        sys.exit(
+            f"gpu.py: there is no row {unknown[0]!r}; choose from {', '.join(row.name for row in ROWS)}"
+        )
     return [row for row in ROWS if not wanted or row.name in wanted]
 
 
@@ -206,7 +232,9 @@ def environment(arguments: argparse.Namespace) -> dict[str, Any]:
         card = torch.cuda.get_device_name(arguments.device)
         query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
         try:
-            driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()[0]
+            driver = subprocess.run(
+                query, capture_output=True, text=True, check=True
+            ).stdout.splitlines()[0]
         except (OSError, subprocess.CalledProcessError, IndexError):
             driver = "unknown"
     return {

@@ -60,12 +60,18 @@ class PairedPNG(Dataset[Pair]):
 
 def main() -> None:
     """Measures, prints and saves."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--size", type=int, default=512, help="side of the pairs (default: 512)")
-    parser.add_argument("--workers", type=int, nargs="+", default=[0, 2], help="of the DataLoader (default: 0 2)")
+    parser.add_argument(
+        "--workers", type=int, nargs="+", default=[0, 2], help="of the DataLoader (default: 0 2)"
+    )
     parser.add_argument("--rounds", type=int, default=7, help="(default: 7)")
     parser.add_argument("--seconds", type=float, default=3.0, help="of a round, at least (default: 3)")
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("results") / "loader.json")
+    parser.add_argument(
+        "--output", type=Path, default=Path(__file__).with_name("results") / "loader.json"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
 
@@ -82,7 +88,9 @@ def main() -> None:
                     rounds[name].append(measure(dataset, 1000 * number, arguments.seconds, workers))
             for name, values in rounds.items():
                 del values[0]  # warm-up
-                rows.append({"workers": workers, "dataset": name, "rounds": [asdict(value) for value in values]})
+                rows.append(
+                    {"workers": workers, "dataset": name, "rounds": [asdict(value) for value in values]}
+                )
                 show(workers, name, [value.pairs / value.seconds for value in values])
             pairs = list(zip(*rounds.values(), strict=True))
             show(workers, "ratio", [(b.pairs / b.seconds) / (a.pairs / a.seconds) for a, b in pairs])
@@ -102,12 +110,18 @@ def build(folder: Path, size: int) -> tuple[PreparedPairs, PairedPNG]:
     for name in PHOTOS:
         Image.fromarray(getattr(skimage.data, name)()).save(folder / "photos" / f"{name}.png")
     store = folder / "store"
-    prepare(PrepareConfig("photos", str(folder / "photos"), str(store), size=size, budget=PAIRS_A_CLASS, num_workers=1))
+    prepare(
+        PrepareConfig(
+            "photos", str(folder / "photos"), str(store), size=size, budget=PAIRS_A_CLASS, num_workers=1
+        )
+    )
     mapped = PreparedPairs(DataConfig("manifest", str(store), size, list(DEGRADATIONS)), 0, BATCH)
     for number in range(mapped.num_pairs):
         path, _ = mapped.source(*divmod(number, BATCH))
         shard, _, row = str(path).partition("#")
-        for file, image in zip(png_files(folder / "png", path), open_shard(Path(shard))[int(row)], strict=True):
+        for file, image in zip(
+            png_files(folder / "png", path), open_shard(Path(shard))[int(row)], strict=True
+        ):
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))).save(file)
     return mapped, PairedPNG(mapped, folder / "png")
@@ -139,7 +153,9 @@ class Round:
 
 def measure(dataset: Dataset[Pair], first_step: int, seconds: float, workers: int) -> Round:
     """Loads batches until the time is over; the first is not counted, since workers start."""
-    batches = iter(pair_loader(dataset, StepBatches(first_step, first_step + 1_000_000, BATCH, 0, 1), workers))
+    batches = iter(
+        pair_loader(dataset, StepBatches(first_step, first_step + 1_000_000, BATCH, 0, 1), workers)
+    )
     next(batches)
     started, cpu_started, count = time.perf_counter(), time.process_time(), 0
     while time.perf_counter() - started < seconds:
@@ -151,12 +167,16 @@ def measure(dataset: Dataset[Pair], first_step: int, seconds: float, workers: in
 def show(workers: int, name: str, values: list[float]) -> None:
     """Prints a line of the table."""
     middle = statistics.median(values)
-    print(f"{workers:7d}  {name:18s}  {middle:7.1f} ({min(values):.1f} - {max(values):.1f})", flush=True)
+    print(
+        f"{workers:7d}  {name:18s}  {middle:7.1f} ({min(values):.1f} - {max(values):.1f})", flush=True
+    )
 
 
 def environment(arguments: argparse.Namespace) -> dict[str, object]:
     """What the numbers depend on."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
     return {
         "size": arguments.size,
         "batch_size": BATCH,

@@ -21,11 +21,17 @@ from pathlib import Path
 
 def main() -> None:
     """Measures, prints and saves; with `--one SIDE` it is the process that is measured."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sides", type=int, nargs="+", default=[1024, 2048, 4096], help="(default: 1024 2048 4096)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--sides", type=int, nargs="+", default=[1024, 2048, 4096], help="(default: 1024 2048 4096)"
+    )
     parser.add_argument("--model", default="mini", help="(default: mini)")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("results") / "memory.json")
+    parser.add_argument(
+        "--output", type=Path, default=Path(__file__).with_name("results") / "memory.json"
+    )
     arguments = parser.parse_args()
     if arguments.one is not None:
         return restore(arguments.model, arguments.one)
@@ -64,7 +70,16 @@ def restore(model: str, side: int) -> None:
     started = time.perf_counter()
     pipe(photo, 1, torch.Generator().manual_seed(0))
     seconds = time.perf_counter() - started
-    print(json.dumps({"side": side, "peak_rss_mib": peak(), "loaded_rss_mib": loaded, "seconds": round(seconds, 1)}))
+    print(
+        json.dumps(
+            {
+                "side": side,
+                "peak_rss_mib": peak(),
+                "loaded_rss_mib": loaded,
+                "seconds": round(seconds, 1),
+            }
+        )
+    )
 
 
 def peak() -> int:

@@ -25,7 +25,9 @@ class Embedding(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return the control features of images in [0, 1], as the control network takes them."""
         restorer = self.restorer[0]
-        return restorer.control_network.enter(restorer.control_encoder(images, self.degradation_embedding))
+        return restorer.control_network.enter(
+            restorer.control_encoder(images, self.degradation_embedding)
+        )
 
 
 class Peer:
@@ -54,7 +56,9 @@ class Peer:
         )
         self.pipe.set_progress_bar_config(disable=True)
         for network in (self.pipe.unet, self.pipe.controlnet):
-            network.set_attn_processor(AttnProcessor2_0())  # diffusers' own, where ours takes a shortcut
+            network.set_attn_processor(
+                AttnProcessor2_0()
+            )  # diffusers' own, where ours takes a shortcut
 
     @torch.no_grad()
     def read_prompts(self, images: torch.Tensor) -> torch.Tensor:
@@ -64,7 +68,12 @@ class Peer:
         return prompts.semantic_embedding
 
     def run(
-        self, token: torch.Tensor, images: torch.Tensor, seed: int, steps: int, output_type: str = "latent"
+        self,
+        token: torch.Tensor,
+        images: torch.Tensor,
+        seed: int,
+        steps: int,
+        output_type: str = "latent",
     ) -> torch.Tensor:
         """Return latents of restored images, or with `output_type="pt"` the images in [0, 1]."""
         return self.pipe(

@@ -53,7 +53,9 @@ def host_floats(batch: PairBatch, device: torch.device) -> tuple[torch.Tensor, t
     return (batch.lq.float() / 255).to(device), (batch.gt.float() / 255).to(device)
 
 
-def plain_stage1(task: Stage1Task, pairs: PreparedPairs, size: int, device: torch.device, autocast: Any) -> Step:
+def plain_stage1(
+    task: Stage1Task, pairs: PreparedPairs, size: int, device: torch.device, autocast: Any
+) -> Step:
     """Stage 1 in the shape of the train_controlnet example's loop."""
     parameters = [parameter for parameter in task.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-5, weight_decay=0.01)
@@ -62,7 +64,9 @@ def plain_stage1(task: Stage1Task, pairs: PreparedPairs, size: int, device: torc
     def losses(batch: PairBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         lq, gt = host_floats(batch, device)
         with torch.no_grad():
-            latents = restorer.vae.encode(gt * 2 - 1).latent_dist.mode() * restorer.vae.config.scaling_factor
+            latents = (
+                restorer.vae.encode(gt * 2 - 1).latent_dist.mode() * restorer.vae.config.scaling_factor
+            )
             clip_embedding = restorer.image_encoder(lq)
         noisy = add_noise(task.scheduler, latents, task.config.seed, batch)
         prompts = restorer.prompt_processor(clip_embedding)
@@ -94,11 +98,15 @@ def plain_stage1(task: Stage1Task, pairs: PreparedPairs, size: int, device: torc
     return step
 
 
-def plain_decoder(task: DecoderTask, pairs: PreparedPairs, size: int, device: torch.device, autocast: Any) -> Step:
+def plain_decoder(
+    task: DecoderTask, pairs: PreparedPairs, size: int, device: torch.device, autocast: Any
+) -> Step:
     """The decoder stage with a forward pass for each optimiser."""
     restorer, config = task.restorer, task.config
     decoder_optimizer = torch.optim.AdamW(restorer.decoder.parameters(), lr=1e-5, weight_decay=0.01)
-    discriminator_optimizer = torch.optim.AdamW(task.discriminator.parameters(), lr=1e-5, weight_decay=0.01)
+    discriminator_optimizer = torch.optim.AdamW(
+        task.discriminator.parameters(), lr=1e-5, weight_decay=0.01
+    )
     batches = [batch_of(pairs, step, size) for step in range(4)]
 
     def restore(lq: torch.Tensor, gt: torch.Tensor) -> torch.Tensor:
@@ -121,7 +129,9 @@ def plain_decoder(task: DecoderTask, pairs: PreparedPairs, size: int, device: to
             restored = restore(lq, gt)
             pixel, perceptual = F.mse_loss(restored, gt), task.perceptual(restored, gt)
             adversarial = generator_hinge_loss(task.discriminator(restored))
-            total = decoder_loss(pixel, perceptual, adversarial, config.lambda_perceptual, config.lambda_adversarial)
+            total = decoder_loss(
+                pixel, perceptual, adversarial, config.lambda_perceptual, config.lambda_adversarial
+            )
         total.backward()
         decoder_optimizer.step()
         for parameter, gradient in zip(task.discriminator.parameters(), gradients, strict=True):
@@ -129,6 +139,10 @@ def plain_decoder(task: DecoderTask, pairs: PreparedPairs, size: int, device: to
         discriminator_optimizer.step()
         for optimizer in (decoder_optimizer, discriminator_optimizer):
             optimizer.zero_grad(set_to_none=True)
-        return {"pixel": pixel.item(), "adversarial": adversarial.item(), "discriminator": discriminator.item()}
+        return {
+            "pixel": pixel.item(),
+            "adversarial": adversarial.item(),
+            "discriminator": discriminator.item(),
+        }
 
     return step

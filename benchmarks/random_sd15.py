@@ -116,7 +116,11 @@ def write_tiny_files(folder: Path) -> None:
     """Write the same for networks of `TINY_WIDTHS`: a base with an image encoder of its own, and VGG-19."""
     model = sd15_model(TINY_WIDTHS)
     with torch.device("meta"):
-        networks = {"unet": build_unet(model), "vae": build_vae(model), "image_encoder": build_image_encoder(model)}
+        networks = {
+            "unet": build_unet(model),
+            "vae": build_vae(model),
+            "image_encoder": build_image_encoder(model),
+        }
     for name, network in networks.items():
         config = {"_class_name": type(network).__name__, **getattr(model, name)}
         _write_component(folder / name, config, shapes_of(network))
@@ -148,7 +152,9 @@ def _write_tensors(path: Path, name: str, shapes: Shapes) -> None:
 
 def main() -> None:
     """Write the files into the folder that the command line names."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path, help="made if missing")
     parser.add_argument("--tiny", action="store_true", help="small networks")
     arguments = parser.parse_args()

@@ -51,10 +51,14 @@ LAST_LINES = 15
 def main() -> None:
     """Rehearse as the command line says, and exit with status 1 if a stage fails."""
     arguments = parse()
-    rehearsal = Rehearsal(arguments.output.resolve(), device(), arguments.tiny, arguments.size, arguments.steps)
+    rehearsal = Rehearsal(
+        arguments.output.resolve(), device(), arguments.tiny, arguments.size, arguments.steps
+    )
     check_settings(rehearsal)
     check_room(rehearsal, arguments.keep)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the stage under way is ended too
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # so that the stage under way is ended too
 
     rehearsal.begin()
     report = environment(rehearsal)
@@ -63,7 +67,10 @@ def main() -> None:
         report["stages"].append(row)
         save(report, rehearsal.output)
         if row["failure"]:
-            print(f"\n{stage.name} failed: {row['failure']}\n{last_lines(rehearsal.output, stage)}", file=sys.stderr)
+            print(
+                f"\n{stage.name} failed: {row['failure']}\n{last_lines(rehearsal.output, stage)}",
+                file=sys.stderr,
+            )
             print(table(report["stages"]))
             sys.exit(1)
         for path in () if arguments.keep else stage.discard:
@@ -74,12 +81,22 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     """Return the options of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     output = Path("outputs/rehearsal")
-    parser.add_argument("--output", type=Path, default=output, help="folder for everything (default: %(default)s)")
-    parser.add_argument("--size", type=int, help="side of the images in pixels (default: 512 on a GPU, 64 on a CPU)")
-    parser.add_argument("--steps", type=int, help="training steps of each stage (default: 20 on a GPU, 8 on a CPU)")
-    parser.add_argument("--tiny", action="store_true", help="small networks: walks the way, measures nothing real")
+    parser.add_argument(
+        "--output", type=Path, default=output, help="folder for everything (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--size", type=int, help="side of the images in pixels (default: 512 on a GPU, 64 on a CPU)"
+    )
+    parser.add_argument(
+        "--steps", type=int, help="training steps of each stage (default: 20 on a GPU, 8 on a CPU)"
+    )
+    parser.add_argument(
+        "--tiny", action="store_true", help="small networks: walks the way, measures nothing real"
+    )
     parser.add_argument("--keep", action="store_true", help="keep weights, checkpoints and models")
     return parser.parse_args()
 
@@ -88,16 +105,22 @@ def device() -> str:
     """Return the hardware preset that the training scripts would pick here: `cpu`, or one of a GPU."""
     # In a process of its own: asking a GPU takes memory on it until the end.
     program = "from diffrestorer.config.hardware_presets import detect_hardware; print(detect_hardware().preset)"
-    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    answer = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
+    )
     return answer.stdout.split()[-1]
 
 
 def check_settings(rehearsal: Rehearsal) -> None:
     """Refuse sizes the networks do not take, too few steps, and a folder that holds something else."""
     if rehearsal.size % 64 or rehearsal.size < 64:
-        sys.exit(f"--size {rehearsal.size}: take a multiple of 64, which the UNet halves three times at 1/8")
+        sys.exit(
+            f"--size {rehearsal.size}: take a multiple of 64, which the UNet halves three times at 1/8"
+        )
     if rehearsal.steps < 4:
-        sys.exit(f"--steps {rehearsal.steps}: take at least 4, so that there is a middle to be killed in")
+        sys.exit(
+            f"--steps {rehearsal.steps}: take at least 4, so that there is a middle to be killed in"
+        )
     if any(rehearsal.output.glob("*")) and not (rehearsal.output / "rehearsal.json").exists():
         sys.exit(f"--output {rehearsal.output}: holds files that are no rehearsal's; take a new folder")
 
@@ -133,13 +156,18 @@ def run(stage: Stage, output: Path) -> dict[str, Any]:
         "stage": stage.name, "command": shown(stage.command), **asdict(watched), "failure": failure,
         "taken": {path.name: size_of(path) for path in stage.outputs}, **notes,
     }  # fmt: skip
-    print(f"  {watched.seconds:.0f} s, {watched.memory / GIB:.1f} GiB" + ("" if failure else ", well"), flush=True)
+    print(
+        f"  {watched.seconds:.0f} s, {watched.memory / GIB:.1f} GiB" + ("" if failure else ", well"),
+        flush=True,
+    )
     return row
 
 
 def shown(command: list[str]) -> str:
     """Return a command as one types it: programs of this environment by their names, paths below the checkout short."""
-    words = [word.replace(f"{Path(sys.executable).parent}/", "").replace(f"{ROOT}/", "") for word in command]
+    words = [
+        word.replace(f"{Path(sys.executable).parent}/", "").replace(f"{ROOT}/", "") for word in command
+    ]
     return shlex.join(words)
 
 
@@ -161,7 +189,9 @@ def last_lines(output: Path, stage: Stage) -> str:
 
 def environment(rehearsal: Rehearsal) -> dict[str, Any]:
     """Return the report's head: what the numbers depend on."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, cwd=ROOT)
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, cwd=ROOT
+    )
     return {
         "machine": f"{os.cpu_count()} cores, {platform.machine()}",
         "hardware": rehearsal.hardware,
@@ -169,7 +199,9 @@ def environment(rehearsal: Rehearsal) -> dict[str, Any]:
         "size": rehearsal.size,
         "steps": rehearsal.steps,
         "tiny": rehearsal.tiny,
-        "versions": {name: version(name) for name in ("torch", "diffusers", "accelerate", "open_clip_torch")},
+        "versions": {
+            name: version(name) for name in ("torch", "diffusers", "accelerate", "open_clip_torch")
+        },
         "git_commit": commit.stdout.strip() or None,
         "stages": [],
     }
@@ -185,14 +217,18 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = [f"\n{'stage':24} {'seconds':>8} {'memory':>9} {'GPU':>9} {'speed':>16}  disk taken"]
     for row in rows:
         card = "-" if row["gpu_memory"] is None else f"{row['gpu_memory'] / GIB:.1f} GiB"
-        taken = ", ".join(f"{name} {size / GB:.2f} GB" for name, size in row["taken"].items() if size >= 5e6)
+        taken = ", ".join(
+            f"{name} {size / GB:.2f} GB" for name, size in row["taken"].items() if size >= 5e6
+        )
         speed = row.get("speed") or "-"
         lines.append(f"{row['stage']:24} {row['seconds']:8.0f} {row['memory'] / GIB:5.1f} GiB {card:>9} {speed:>16}  "
                      f"{taken or '-'}")  # fmt: skip
         lines += [f"{'':24} {row['note']}"] if row.get("note") else []
     peaks = [max(row[key] for row in rows) for key in ("memory", "disk")]
     total = sum(row["seconds"] for row in rows)
-    lines.append(f"{'all':24} {total:8.0f} {peaks[0] / GIB:5.1f} GiB {'':>26}  {peaks[1] / GB:.1f} GB at the fullest")
+    lines.append(
+        f"{'all':24} {total:8.0f} {peaks[0] / GIB:5.1f} GiB {'':>26}  {peaks[1] / GB:.1f} GB at the fullest"
+    )
     return "\n".join(lines)
 
 

@@ -78,7 +78,9 @@ class Rehearsal:
         size, steps: None takes what suits the hardware.
     """
 
-    def __init__(self, output: Path, hardware: str, tiny: bool, size: int | None, steps: int | None) -> None:
+    def __init__(
+        self, output: Path, hardware: str, tiny: bool, size: int | None, steps: int | None
+    ) -> None:
         on_gpu = hardware != "cpu"
         self.output = output
         self.hardware = hardware
@@ -86,7 +88,9 @@ class Rehearsal:
         self.size = size or (512 if on_gpu and not tiny else 64)
         self.steps = steps or (20 if on_gpu else 8)
         self.batch_sizes = (
-            {"stage1": 16, "decoder": 4, "student": 16} if on_gpu else {"stage1": 2, "decoder": 2, "student": 2}
+            {"stage1": 16, "decoder": 4, "student": 16}
+            if on_gpu
+            else {"stage1": 2, "decoder": 2, "student": 2}
         )
         self.base = output / ("base_tiny" if tiny else "base")
 
@@ -99,7 +103,17 @@ class Rehearsal:
         """Remove an earlier try's results, except files with random weights, and write the photos."""
         self.output.mkdir(parents=True, exist_ok=True)
         (self.output / "rehearsal.json").write_text("{}\n")
-        for name in ("photos", "prepared", "cache", "stage1", "decoder", "student", "restored", "evaluation", "logs"):
+        for name in (
+            "photos",
+            "prepared",
+            "cache",
+            "stage1",
+            "decoder",
+            "student",
+            "restored",
+            "evaluation",
+            "logs",
+        ):
             shutil.rmtree(self.output / name, ignore_errors=True)
         (self.output / "logs").mkdir()
 
@@ -141,7 +155,9 @@ class Rehearsal:
         half = stage1 / "checkpoints" / f"step_{self.steps // 2}"
         clip = [] if self.tiny else [f"model.clip={base / CLIP_FILE}"]
         first = self._train("stage1", f"base={base}", *clip)
-        second = self._train("decoder", f"stage1={stage1}", f"model.perceptual_weights={base / VGG_FILE}")
+        second = self._train(
+            "decoder", f"stage1={stage1}", f"model.perceptual_weights={base / VGG_FILE}"
+        )
         losses = partial(self._check_losses, stage1)
         return [
             Stage("stage 1, killed", first, self._note_killed, outputs=(stage1 / "checkpoints",),
@@ -183,7 +199,12 @@ class Rehearsal:
             "train.keep_checkpoints=1", "train.log_every=1", f"train.num_workers={min(4, os.cpu_count() or 1)}",
             f"train.cache_dir={self.output / 'cache'}",
         ]  # fmt: skip
-        return [str(PROGRAMS / "accelerate"), "launch", str(ROOT / "scripts" / f"train_{stage}.py"), *settings]
+        return [
+            str(PROGRAMS / "accelerate"),
+            "launch",
+            str(ROOT / "scripts" / f"train_{stage}.py"),
+            *settings,
+        ]
 
     def _restore(self, model: str, steps: int) -> list[str]:
         photos, restored = self.output / "photos" / "restore", self.output / "restored"
@@ -200,13 +221,18 @@ class Rehearsal:
 
     def _note_killed(self, log: str) -> dict[str, Any]:
         reached = [int(step) for _, step in PROGRESS.findall(log)]
-        return {"note": f"killed after step {max(reached, default=0)} of {self.steps}", "speed": self._speed(log)}
+        return {
+            "note": f"killed after step {max(reached, default=0)} of {self.steps}",
+            "speed": self._speed(log),
+        }
 
     def _check_losses(self, folder: Path, log: str) -> dict[str, Any]:
         with (folder / "losses.csv").open(newline="") as file:
             rows = list(csv.DictReader(file))
         if [int(row["step"]) for row in rows] != list(range(self.steps)):
-            raise StageError(f"{folder / 'losses.csv'} does not hold steps 0 to {self.steps - 1}, once each")
+            raise StageError(
+                f"{folder / 'losses.csv'} does not hold steps 0 to {self.steps - 1}, once each"
+            )
         if not all(math.isfinite(float(value)) for row in rows for value in row.values()):
             raise StageError(f"{folder / 'losses.csv'} holds numbers that are not finite")
         if not (folder / "model" / "model_index.json").is_file():
@@ -215,7 +241,9 @@ class Rehearsal:
 
     def _speed(self, log: str) -> str | None:
         """Return samples per second between the first and the last line of progress; None where that is no time."""
-        lines = [(datetime.strptime(time, "%H:%M:%S"), int(step)) for time, step in PROGRESS.findall(log)]
+        lines = [
+            (datetime.strptime(time, "%H:%M:%S"), int(step)) for time, step in PROGRESS.findall(log)
+        ]
         if len(lines) < 2:
             return None
         seconds = (lines[-1][0] - lines[0][0]).seconds  # of a day: right across midnight
@@ -249,7 +277,9 @@ def done(log: str) -> dict[str, Any]:
 def _check_resumed(log: str, steps: int) -> dict[str, Any]:
     starts = [int(step) for step in STARTED.findall(log)]
     if not starts or not 0 < starts[0] < steps:
-        raise StageError(f"it began at step {starts[0] if starts else '?'}, not where the checkpoint left off")
+        raise StageError(
+            f"it began at step {starts[0] if starts else '?'}, not where the checkpoint left off"
+        )
     if "encoding" in log:
         raise StageError("it computed the cache of encodings again, which the killed run had made")
     return {"note": f"went on at step {starts[0]} of {steps}"}
@@ -259,5 +289,9 @@ def _photo(name: str) -> np.ndarray:
     """Return one of scikit-image's photos, uint8 (h, w, 3)."""
     import skimage.data
 
-    photo = skimage.data.stereo_motorcycle()[0] if name == "motorcycle_left" else getattr(skimage.data, name)()
+    photo = (
+        skimage.data.stereo_motorcycle()[0]
+        if name == "motorcycle_left"
+        else getattr(skimage.data, name)()
+    )
     return np.ascontiguousarray(photo[..., :3])

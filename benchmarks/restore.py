@@ -30,13 +30,19 @@ SIDE = 256
 
 def main() -> None:
     """Measures, prints and saves."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="mini", help="what to measure (default: mini)")
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 4, 8], help="(default: 1 4 8)")
+    parser.add_argument(
+        "--batch-sizes", type=int, nargs="+", default=[1, 4, 8], help="(default: 1 4 8)"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="(default: 5)")
     parser.add_argument("--steps", type=int, default=20, help="denoising steps (default: 20)")
     parser.add_argument("--device", default="cpu", help="(default: cpu)")
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("results") / "restore.json")
+    parser.add_argument(
+        "--output", type=Path, default=Path(__file__).with_name("results") / "restore.json"
+    )
     arguments = parser.parse_args()
 
     pipe = DiffRestorerPipeline.from_pretrained(arguments.model).to(arguments.device)
@@ -45,11 +51,18 @@ def main() -> None:
     rows = []
     print("batch  seconds an image: median (fastest - slowest)   peak memory")
     for batch_size in arguments.batch_sizes:
-        seconds = [measure(pipe, batch_size, arguments.steps, rng) for _ in range(arguments.rounds + 1)][1:]
+        seconds = [
+            measure(pipe, batch_size, arguments.steps, rng) for _ in range(arguments.rounds + 1)
+        ][1:]
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        rows.append({"batch_size": batch_size, "seconds_per_image": seconds, "peak_rss_mib": round(peak)})
+        rows.append(
+            {"batch_size": batch_size, "seconds_per_image": seconds, "peak_rss_mib": round(peak)}
+        )
         middle = statistics.median(seconds)
-        print(f"{batch_size:5d}  {middle:.3f} ({min(seconds):.3f} - {max(seconds):.3f})   {peak:.0f} MiB", flush=True)
+        print(
+            f"{batch_size:5d}  {middle:.3f} ({min(seconds):.3f} - {max(seconds):.3f})   {peak:.0f} MiB",
+            flush=True,
+        )
     arguments.output.parent.mkdir(exist_ok=True)
     arguments.output.write_text(json.dumps({**environment(arguments), "rows": rows}, indent=1) + "\n")
 
@@ -60,15 +73,21 @@ def measure(pipe: DiffRestorerPipeline, batch_size: int, steps: int, rng: np.ran
     for i in range(batch_size):
         photo = getattr(skimage.data, PHOTOS[i % len(PHOTOS)])()
         top, left = (int(rng.integers(size - SIDE + 1)) for size in photo.shape[:2])
-        images.append(degrade(np.ascontiguousarray(photo[top : top + SIDE, left : left + SIDE]), "snow", rng))
+        images.append(
+            degrade(np.ascontiguousarray(photo[top : top + SIDE, left : left + SIDE]), "snow", rng)
+        )
     started = time.perf_counter()
-    pipe(images, num_inference_steps=steps, generator=torch.Generator().manual_seed(0), output_type="np")
+    pipe(
+        images, num_inference_steps=steps, generator=torch.Generator().manual_seed(0), output_type="np"
+    )
     return (time.perf_counter() - started) / batch_size
 
 
 def environment(arguments: argparse.Namespace) -> dict[str, object]:
     """What the numbers depend on."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
     return {
         "model": arguments.model,
         "steps": arguments.steps,

@@ -34,7 +34,12 @@ from diffrestorer.models.decoder import DegradationAwareDecoder
 from diffrestorer.models.prompt_processor import PromptProcessor
 from diffrestorer.models.restorer import Restorer
 
-SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "prediction_type": "epsilon"}
+SCHEDULE = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "prediction_type": "epsilon",
+}
 SIDE, STEPS = 64, 20
 
 
@@ -54,7 +59,10 @@ def build() -> tuple[DiffRestorerPipeline, Peer]:
     blocks = ["DownEncoderBlock2D"] * 4, ["UpDecoderBlock2D"] * 4
     vae = AutoencoderKL(3, 3, *blocks, [8, 8, 8, 8], norm_num_groups=4)
     unet = UNet2DConditionModel(
-        block_out_channels=[32, 64, 128, 128], norm_num_groups=16, cross_attention_dim=48, attention_head_dim=8
+        block_out_channels=[32, 64, 128, 128],
+        norm_num_groups=16,
+        cross_attention_dim=48,
+        attention_head_dim=8,
     )
     restorer = Restorer(
         vae=vae,
@@ -73,7 +81,9 @@ def build() -> tuple[DiffRestorerPipeline, Peer]:
     return ours, Peer(copy.deepcopy(restorer), UniPCMultistepScheduler(**SCHEDULE))
 
 
-def run_ours(pipe: DiffRestorerPipeline, image: torch.Tensor, noise_seed: int, steps: int) -> torch.Tensor:
+def run_ours(
+    pipe: DiffRestorerPipeline, image: torch.Tensor, noise_seed: int, steps: int
+) -> torch.Tensor:
     """Latents of one image."""
     return pipe.sample(image, steps, torch.Generator().manual_seed(noise_seed)).latents
 
@@ -112,7 +122,11 @@ def compare(rounds: int) -> dict[str, Any]:
         with Operations() as single:
             run(1)
         counts[name] = (many.count - single.count) / (STEPS - 1)
-    return {"operations": counts, "seconds": {"ours": ours_s, "peer": peer_s}, "relative_errors": errors}
+    return {
+        "operations": counts,
+        "seconds": {"ours": ours_s, "peer": peer_s},
+        "relative_errors": errors,
+    }
 
 
 def compare_schedulers(rounds: int) -> dict[str, Any]:
@@ -138,19 +152,27 @@ def compare_schedulers(rounds: int) -> dict[str, Any]:
 
 def spread(values: list[float], unit: float) -> str:
     """`median (least - greatest)`."""
-    return f"{statistics.median(values) * unit:.3f} ({min(values) * unit:.3f} - {max(values) * unit:.3f})"
+    return (
+        f"{statistics.median(values) * unit:.3f} ({min(values) * unit:.3f} - {max(values) * unit:.3f})"
+    )
 
 
 def main() -> None:
     """Measures, prints and saves."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=7, help="(default: 7)")
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("results") / "sampler.json")
+    parser.add_argument(
+        "--output", type=Path, default=Path(__file__).with_name("results") / "sampler.json"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     step, scheduler = compare(arguments.rounds), compare_schedulers(10 * arguments.rounds)
     count = step["operations"]
-    print(f"operations a step: {count['ours']:.0f} of {count['peer']:.0f}, {count['ours'] / count['peer']:.2f}x")
+    print(
+        f"operations a step: {count['ours']:.0f} of {count['peer']:.0f}, {count['ours'] / count['peer']:.2f}x"
+    )
     for name, rows in (("step", step), ("scheduler's step", scheduler)):
         ours, peer = rows["seconds"]["ours"], rows["seconds"]["peer"]
         ratio = statistics.median(peer) / statistics.median(ours)
@@ -161,7 +183,9 @@ def main() -> None:
         "machine": platform.machine(),
         "versions": {name: version(name) for name in ("torch", "diffusers", "diffrestorer")},
     }
-    arguments.output.write_text(json.dumps({**environment, "step": step, "scheduler": scheduler}, indent=1) + "\n")
+    arguments.output.write_text(
+        json.dumps({**environment, "step": step, "scheduler": scheduler}, indent=1) + "\n"
+    )
 
 
 if __name__ == "__main__":

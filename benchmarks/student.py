@@ -35,21 +35,33 @@ HARM = 0.5
 
 def main() -> None:
     """Measure, print and save."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--student", required=True, help="model folder, or output folder of train_student.py")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--student", required=True, help="model folder, or output folder of train_student.py"
+    )
     parser.add_argument("--teacher", default="mini", help="(default: mini)")
     parser.add_argument("--data", type=Path, required=True, help="folder with prepared test pairs")
     parser.add_argument(
         "--steps", type=int, nargs="+", default=[1, 2, 4, 20], help="of the teacher (default: 1 2 4 20)"
     )
-    parser.add_argument("--images", type=int, help="use the first so many photos per degradation (default: all)")
+    parser.add_argument(
+        "--images", type=int, help="use the first so many photos per degradation (default: all)"
+    )
     parser.add_argument("--rounds", type=int, default=9, help="of the timing (default: 9)")
-    parser.add_argument("--sheet", type=Path, help="picture of the first photo: a row per degradation (default: none)")
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("results") / "student.json")
+    parser.add_argument(
+        "--sheet", type=Path, help="picture of the first photo: a row per degradation (default: none)"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path(__file__).with_name("results") / "student.json"
+    )
     arguments = parser.parse_args()
 
     teacher, student = (load(model) for model in (arguments.teacher, arguments.student))
-    runs = {f"teacher, {steps} steps": (teacher, steps) for steps in arguments.steps} | {"student": (student, 1)}
+    runs = {f"teacher, {steps} steps": (teacher, steps) for steps in arguments.steps} | {
+        "student": (student, 1)
+    }
     pairs = read_pairs(arguments.data, arguments.images)
     if arguments.sheet:
         save_sheet(pairs, teacher, student, max(arguments.steps), arguments.sheet)
@@ -60,7 +72,9 @@ def main() -> None:
     ratios = [slow / fast for slow, fast in zip(*seconds.values(), strict=True)]
     spread = f"{min(ratios):.2f} - {max(ratios):.2f}"
     print(f"\nend to end, 256x256, one at a time: {statistics.median(ratios):.2f}x ({spread})")
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
     results = {
         "threads": torch.get_num_threads(), "cores": os.cpu_count(), "git_commit": commit or None,
         "versions": {name: version(name) for name in ("torch", "diffusers", "diffrestorer")},
@@ -92,7 +106,8 @@ def read_pairs(root: Path, images: int | None) -> dict[str, list[tuple[np.ndarra
 
 
 def score(
-    pairs: dict[str, list[tuple[np.ndarray, np.ndarray]]], runs: dict[str, tuple[DiffRestorerPipeline, int]]
+    pairs: dict[str, list[tuple[np.ndarray, np.ndarray]]],
+    runs: dict[str, tuple[DiffRestorerPipeline, int]],
 ) -> dict[str, dict[str, list[float]]]:
     """Return PSNR per photo, by run and degradation; the run `input` restores nothing."""
     found: dict[str, dict[str, list[float]]] = {"input": {}, **{name: {} for name in runs}}
@@ -133,7 +148,9 @@ def psnr(image: np.ndarray, gt: np.ndarray) -> float:
     return float(min(80.0, 10 * np.log10(255**2 / max(error, 1e-12))))
 
 
-def race(teacher: DiffRestorerPipeline, student: DiffRestorerPipeline, steps: int, rounds: int) -> dict[str, Any]:
+def race(
+    teacher: DiffRestorerPipeline, student: DiffRestorerPipeline, steps: int, rounds: int
+) -> dict[str, Any]:
     """Return seconds per image of both, in turn on fresh random images of 256x256; the first round warms up."""
     rng = np.random.default_rng(0)
     seconds: dict[str, list[float]] = {"teacher": [], "student": []}
@@ -153,11 +170,15 @@ def table(scores: dict[str, dict[str, list[float]]]) -> str:
     degradations = [name for name in scores["input"] if name != CLEAN]
     mean = lambda name, row: statistics.mean(scores[name][row])  # noqa: E731
     lines = [f"| PSNR, dB | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
-    lines += [f"| {row} | {' | '.join(f'{mean(name, row):.2f}' for name in names)} |" for row in degradations]
+    lines += [
+        f"| {row} | {' | '.join(f'{mean(name, row):.2f}' for name in names)} |" for row in degradations
+    ]
     overall = [f"{statistics.mean(mean(name, row) for row in degradations):.2f}" for name in names]
     lines.append(f"| mean of the {len(degradations)} | {' | '.join(overall)} |")
     lines.append(f"| clean photos | {' | '.join(f'{mean(name, CLEAN):.2f}' for name in names)} |")
-    lines.append(f"| clean photos, worst | {' | '.join(f'{min(scores[name][CLEAN]):.2f}' for name in names)} |")
+    lines.append(
+        f"| clean photos, worst | {' | '.join(f'{min(scores[name][CLEAN]):.2f}' for name in names)} |"
+    )
     lines.append(
         f"| harmed by more than {HARM} dB | {' | '.join(harmed(scores, name, degradations) for name in names)} |"
     )

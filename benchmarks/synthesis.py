@@ -32,11 +32,17 @@ WANTED = 20.0
 
 def main() -> None:
     """Measures, prints and saves."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--side", type=int, default=256, help="of the crops in pixels, at most 300 (default: 256)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--side", type=int, default=256, help="of the crops in pixels, at most 300 (default: 256)"
+    )
     parser.add_argument("--pairs", type=int, default=32, help="of a round and class (default: 32)")
     parser.add_argument("--rounds", type=int, default=5, help="(default: 5)")
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("results") / "synthesis.json")
+    parser.add_argument(
+        "--output", type=Path, default=Path(__file__).with_name("results") / "synthesis.json"
+    )
     arguments = parser.parse_args()
 
     cv2.setNumThreads(1)
@@ -79,14 +85,18 @@ def measure(name: str, crops: list[np.ndarray]) -> float:
 
 def environment(arguments: argparse.Namespace) -> dict[str, object]:
     """What the numbers depend on."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
     return {
         "side": arguments.side,
         "pairs": arguments.pairs,
         "threads": cv2.getNumThreads(),
         "cores": os.cpu_count(),
         "machine": platform.machine(),
-        "versions": {name: version(name) for name in ("numpy", "opencv-python-headless", "scipy", "diffrestorer")},
+        "versions": {
+            name: version(name) for name in ("numpy", "opencv-python-headless", "scipy", "diffrestorer")
+        },
         "git_commit": commit or None,
     }
 

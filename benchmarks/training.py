@@ -88,9 +88,14 @@ class Contest:
                 self._synchronise()
                 if step:
                     times[name].append((time.perf_counter() - wall, time.process_time() - cpu))
-            worst.append(max(abs(losses["ours"][k] - v) / max(abs(v), 1e-12) for k, v in losses["plain"].items()))
+            worst.append(
+                max(abs(losses["ours"][k] - v) / max(abs(v), 1e-12) for k, v in losses["plain"].items())
+            )
         clock = 1 if self.device.type == "cpu" else 0
-        ratios = [plain[clock] / ours[clock] for plain, ours in zip(times["plain"], times["ours"], strict=True)]
+        ratios = [
+            plain[clock] / ours[clock]
+            for plain, ours in zip(times["plain"], times["ours"], strict=True)
+        ]
         print(f"{self.name}: {statistics.median(ratios):.2f}x ({min(ratios):.2f} - {max(ratios):.2f}), "
               f"first step's losses differ by {worst[0]:.1e}", flush=True)  # fmt: skip
         return {
@@ -182,18 +187,32 @@ def loop_share(overrides: list[str], size: int, batch_size: int, steps: int) -> 
 
 def main() -> None:
     """Measures, prints and saves."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--widths", choices=["quarter", "sd15"], default="quarter", help="(default: quarter)")
-    parser.add_argument("--size", type=int, default=256, help="side of the pairs in pixels (default: 256)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--widths", choices=["quarter", "sd15"], default="quarter", help="(default: quarter)"
+    )
+    parser.add_argument(
+        "--size", type=int, default=256, help="side of the pairs in pixels (default: 256)"
+    )
     parser.add_argument("--batch-size", type=int, default=2, help="(default: 2)")
     parser.add_argument("--rounds", type=int, default=15, help="(default: 15)")
     parser.add_argument("--device", default="cpu", help="(default: cpu)")
     parser.add_argument("--precision", choices=["no", "bf16"], default="no", help="(default: no)")
-    parser.add_argument("--machine", help="how the table names it (default: by the number of cores, or the GPU's name)")
-    parser.add_argument("--only", choices=["G14"], help="leave the other rows as they were measured before")
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("results") / "training.json")
+    parser.add_argument(
+        "--machine", help="how the table names it (default: by the number of cores, or the GPU's name)"
+    )
+    parser.add_argument(
+        "--only", choices=["G14"], help="leave the other rows as they were measured before"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path(__file__).with_name("results") / "training.json"
+    )
     arguments = parser.parse_args()
-    overrides = ["model.base=none", "model.perceptual=none"] + (QUARTER_WIDTHS if arguments.widths == "quarter" else [])
+    overrides = ["model.base=none", "model.perceptual=none"] + (
+        QUARTER_WIDTHS if arguments.widths == "quarter" else []
+    )
     if arguments.only is None:
         results = {**environment(arguments), **measure(arguments, overrides)}
     else:
@@ -215,7 +234,13 @@ def measure(arguments: argparse.Namespace, overrides: list[str]) -> dict[str, An
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         pairs = prepare_pairs(Path(folder) / "data", size, batch_size)
-        overrides = [*overrides, "data=manifest", f"data.root={pairs.root}", f"data.size={size}", "hardware=cpu"]
+        overrides = [
+            *overrides,
+            "data=manifest",
+            f"data.root={pairs.root}",
+            f"data.size={size}",
+            "hardware=cpu",
+        ]
         torch.manual_seed(0)
         task = Stage1Task(load("train_stage1", Stage1Config, overrides)).to(device)
         accelerator = Accelerator(cpu=device.type == "cpu")
@@ -261,7 +286,10 @@ def measure(arguments: argparse.Namespace, overrides: list[str]) -> dict[str, An
 def measure_bf16(rounds: int) -> dict[str, Any]:
     """Mini's steps, bf16 against float32."""
     with tempfile.TemporaryDirectory() as folder:
-        rows: dict[str, Any] = {"processor_flags": processor_flags(), "threads": torch.get_num_threads()}
+        rows: dict[str, Any] = {
+            "processor_flags": processor_flags(),
+            "threads": torch.get_num_threads(),
+        }
         for name, (plain, ours) in contestants(Path(folder), our_step).items():
             rows[name] = Contest(f"G14 {name}", plain, ours, rounds, torch.device("cpu")).run()
         return rows
@@ -276,7 +304,9 @@ def loop_logger() -> Any:
 
 def environment(arguments: argparse.Namespace) -> dict[str, Any]:
     """What the numbers depend on."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
     gpu = torch.cuda.get_device_name() if arguments.device.startswith("cuda") else None
     return {
         "machine": arguments.machine or gpu or f"{os.cpu_count()} CPU cores",
@@ -286,7 +316,9 @@ def environment(arguments: argparse.Namespace) -> dict[str, Any]:
         "precision": arguments.precision,
         "threads": torch.get_num_threads(),
         "processor": platform.machine(),
-        "versions": {name: version(name) for name in ("torch", "diffusers", "accelerate", "diffrestorer")},
+        "versions": {
+            name: version(name) for name in ("torch", "diffusers", "accelerate", "diffrestorer")
+        },
         "git_commit": commit or None,
     }
 
@@ -326,7 +358,10 @@ def table(results: dict[str, Any]) -> str:
     if "G14" in results:
         lines += bf16_table(results["G14"])
     if "loop" in results:
-        lines += ["", f"The loop's own share of a step: {100 * results['loop']['share']:.2f}% (goal: at most 5%)."]
+        lines += [
+            "",
+            f"The loop's own share of a step: {100 * results['loop']['share']:.2f}% (goal: at most 5%).",
+        ]
     return "\n".join(lines)
 
 

@@ -41,27 +41,48 @@ SIZE = 512
 
 def main() -> None:
     """Counts, prints and saves."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stages", nargs="+", choices=list(STAGES), default=list(STAGES), help="(default: all)")
-    parser.add_argument(
-        "--precisions", nargs="+", choices=["bf16", "no"], default=["bf16", "no"], help="(default: both)"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--samples", type=int, nargs=2, default=[1, 2], help="counted; others lie on their line")
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("results") / "training_memory.json")
+    parser.add_argument(
+        "--stages", nargs="+", choices=list(STAGES), default=list(STAGES), help="(default: all)"
+    )
+    parser.add_argument(
+        "--precisions",
+        nargs="+",
+        choices=["bf16", "no"],
+        default=["bf16", "no"],
+        help="(default: both)",
+    )
+    parser.add_argument(
+        "--samples", type=int, nargs=2, default=[1, 2], help="counted; others lie on their line"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path(__file__).with_name("results") / "training_memory.json"
+    )
     arguments = parser.parse_args()
     rows = json.loads(arguments.output.read_text())["rows"] if arguments.output.exists() else {}
     for stage in arguments.stages:
         with FakeTensorMode(allow_non_fake_inputs=True), cuda_autocast_policy():
             task = STAGES[stage]()
-            for checkpointing in ("none", "blocks"):  # in this order: blocks that recompute go on doing so
+            for checkpointing in (
+                "none",
+                "blocks",
+            ):  # in this order: blocks that recompute go on doing so
                 apply_hardware(task, HardwareConfig(checkpointing=checkpointing), torch.device("cpu"))
                 for precision in arguments.precisions:
                     counts = [count_step(task, precision, samples) for samples in arguments.samples]
                     rows[f"{stage}, {checkpointing}, {precision}"] = counts
                     print(
-                        stage, checkpointing, precision, [f"{count['peak'] / GIB:.2f}" for count in counts], flush=True
+                        stage,
+                        checkpointing,
+                        precision,
+                        [f"{count['peak'] / GIB:.2f}" for count in counts],
+                        flush=True,
                     )
-                    arguments.output.write_text(json.dumps({"size": SIZE, "rows": rows}, indent=1) + "\n")
+                    arguments.output.write_text(
+                        json.dumps({"size": SIZE, "rows": rows}, indent=1) + "\n"
+                    )
     write_section(ROOT / "docs" / "training.md", "training_memory", table(rows))
 
 
@@ -75,7 +96,9 @@ def table(rows: dict[str, list[dict[str, int]]]) -> str:
     ]  # fmt: skip
     for name, counts in rows.items():
         stage, checkpointing, precision = name.rsplit(", ", 2)
-        label = f"{stage}, {'float32' if precision == 'no' else precision}, `checkpointing={checkpointing}`"
+        label = (
+            f"{stage}, {'float32' if precision == 'no' else precision}, `checkpointing={checkpointing}`"
+        )
         fixed = sum(counts[0][part] for part in ("weights", "gradients", "optimizer")) / GIB
         peaks = [f"{peak(counts, samples) / GIB:.1f}" for samples in shown]
         lines.append(f"| {label} | {fixed:.1f} | " + " | ".join(peaks) + " |")
@@ -100,7 +123,10 @@ class LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         results = function(*args, **(kwargs or {}))
         for tensor in tree_leaves(results):
-            if isinstance(tensor, torch.Tensor) and (storage := tensor.untyped_storage())._cdata not in self.known:
+            if (
+                isinstance(tensor, torch.Tensor)
+                and (storage := tensor.untyped_storage())._cdata not in self.known
+            ):
                 self.known.add(storage._cdata)
                 self.live += storage.nbytes()
                 weakref.finalize(storage, self._free, storage._cdata, storage.nbytes())
@@ -120,8 +146,13 @@ def count_step(task: Task, precision: str, samples: int) -> dict[str, int]:
 
     # Forward and backward, watched by autograd's hooks and by every operation's results.
     with LiveBytes() as bytes_made:
-        bytes_made.known = {tensor.untyped_storage()._cdata for tensor in (*task.parameters(), *task.buffers())}
-        with count_saved_bytes(task) as saved, torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        bytes_made.known = {
+            tensor.untyped_storage()._cdata for tensor in (*task.parameters(), *task.buffers())
+        }
+        with (
+            count_saved_bytes(task) as saved,
+            torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"),
+        ):
             total = task(batch).total
         total.backward()
     del total
@@ -157,7 +188,10 @@ def decoder() -> Task:
 
     pipeline = mock.Mock(restorer=stage1("none").restorer)
     with (
-        mock.patch("diffrestorer.training.decoder_stage.DiffRestorerPipeline.from_pretrained", return_value=pipeline),
+        mock.patch(
+            "diffrestorer.training.decoder_stage.DiffRestorerPipeline.from_pretrained",
+            return_value=pipeline,
+        ),
         mock.patch("torchvision.models.get_model_weights") as weights,
         tempfile.TemporaryDirectory() as folder,
     ):

@@ -41,7 +41,11 @@ class Watched:
 
 
 def watch(
-    command: Sequence[str], log: Path, folder: Path, cwd: Path, kill_when: Callable[[], bool] = lambda: False
+    command: Sequence[str],
+    log: Path,
+    folder: Path,
+    cwd: Path,
+    kill_when: Callable[[], bool] = lambda: False,
 ) -> Watched:
     """Run a command to its end, or kill it and its children by SIGKILL as soon as `kill_when()` holds.
 
@@ -53,7 +57,12 @@ def watch(
     started = time.monotonic()
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, cwd=cwd, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
     try:
         spoke, length = started, 0
@@ -117,7 +126,11 @@ def gpu_memory() -> int | None:
 
 def size_of(path: Path) -> int:
     """Return the bytes of a file, or of all files below a folder; 0 where there is none."""
-    files = [path] if path.is_file() else [Path(parent, name) for parent, _, names in os.walk(path) for name in names]
+    files = (
+        [path]
+        if path.is_file()
+        else [Path(parent, name) for parent, _, names in os.walk(path) for name in names]
+    )
     total = 0
     for file in files:
         with suppress(FileNotFoundError):  # gone meanwhile: a checkpoint that was renamed, say

@@ -29,11 +29,23 @@ class Checkout:
 
     def __init__(self, folder: Path, model: Path, arguments: argparse.Namespace) -> None:
         environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, str(Path(__file__).resolve()), str(folder), "--worker", "--model", str(model)]
+        command = [
+            sys.executable,
+            str(Path(__file__).resolve()),
+            str(folder),
+            "--worker",
+            "--model",
+            str(model),
+        ]
         command += ["--batch-size", str(arguments.batch_size), "--steps", str(arguments.steps)]
         command += ["--dtype", arguments.dtype]
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=folder
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+            cwd=folder,
         )
 
     def restore(self, seed: int, image: Path) -> dict[str, float]:
@@ -63,7 +75,10 @@ def work(arguments: argparse.Namespace) -> None:
     pipe = DiffRestorerPipeline.from_pretrained(str(arguments.model)).prepare("cpu", dtype=dtype)
     pipe.set_progress_bar_config(disable=True)
     names = ("astronaut", "coffee", "chelsea", "rocket")
-    photos = [getattr(skimage.data, names[i % len(names)])()[:SIDE, :SIDE] for i in range(arguments.batch_size)]
+    photos = [
+        getattr(skimage.data, names[i % len(names)])()[:SIDE, :SIDE]
+        for i in range(arguments.batch_size)
+    ]
 
     for line in sys.stdin:
         seed, path = json.loads(line)
@@ -103,15 +118,21 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Measure, print and save; with `--worker` it is the process of one checkout."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("before", type=Path, help="the other checkout")
     parser.add_argument("--model", type=Path, help="model folder (default: the other checkout's mini)")
     parser.add_argument("--rounds", type=int, default=7, help="(default: 7)")
     parser.add_argument("--batch-size", type=int, default=4, help="(default: 4)")
     parser.add_argument("--steps", type=int, default=20, help="denoising steps (default: 20)")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="(default: float32)")
+    parser.add_argument(
+        "--dtype", default="float32", choices=("float32", "bfloat16"), help="(default: float32)"
+    )
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("results") / "whole_image.json")
+    parser.add_argument(
+        "--output", type=Path, default=Path(__file__).with_name("results") / "whole_image.json"
+    )
     arguments = parser.parse_args()
     if arguments.worker:
         return work(arguments)
@@ -124,10 +145,14 @@ def main() -> None:
         found = measure(arguments, Path(folder))
 
     # The ratio of every round, and seconds per image of both.
-    before, after = ([seconds["cpu"] for seconds in found["rounds"][name]] for name in ("before", "after"))
+    before, after = (
+        [seconds["cpu"] for seconds in found["rounds"][name]] for name in ("before", "after")
+    )
     ratios = [old / new for old, new in zip(before, after, strict=True)]
     for name, values in (("before", before), ("after", after)):
-        print(f"{name}: {statistics.median(values) / arguments.batch_size:.3f} s of the processor per image")
+        print(
+            f"{name}: {statistics.median(values) / arguments.batch_size:.3f} s of the processor per image"
+        )
     print(
         f"before/after: {statistics.median(ratios):.2f}x ({min(ratios):.2f} - {max(ratios):.2f}), "
         f"greatest difference {max(found['differences']):.1e} of 1"
@@ -135,7 +160,12 @@ def main() -> None:
 
     # One file holds a row for each precision.
     rows = json.loads(arguments.output.read_text())["rows"] if arguments.output.exists() else {}
-    rows[arguments.dtype] = {"steps": arguments.steps, "batch_size": arguments.batch_size, "ratios": ratios, **found}
+    rows[arguments.dtype] = {
+        "steps": arguments.steps,
+        "batch_size": arguments.batch_size,
+        "ratios": ratios,
+        **found,
+    }
     environment = {
         "side": SIDE,
         "cores": os.cpu_count(),

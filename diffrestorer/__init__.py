@@ -7,7 +7,9 @@ from typing import Any
 __all__ = ["DiffRestorerPipeline", "__version__"]
 __version__ = "0.1.0"
 
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # diffusers imports it if it is there, and it complains
+logging.getLogger("bitsandbytes").setLevel(
+    logging.ERROR
+)  # diffusers imports it if it is there, and it complains
 
 
 def __getattr__(name: str) -> Any:

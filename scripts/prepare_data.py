@@ -13,4 +13,11 @@ def main(config: PrepareConfig) -> None:
 
 
 if __name__ == "__main__":
-    run("prepare_data", PrepareConfig, main, flags=("set", "root", "out"), switch="check", describe=explain)
+    run(
+        "prepare_data",
+        PrepareConfig,
+        main,
+        flags=("set", "root", "out"),
+        switch="check",
+        describe=explain,
+    )

@@ -116,7 +116,9 @@ def open_page(browser: Browser, address: str) -> None:
 def drop(browser: Browser, photo: Path) -> None:
     """Gives the page a photo and waits until it has looked at it."""
     browser.upload(INPUT, photo)
-    browser.wait("document.querySelector('#restore:not([disabled])') && document.querySelectorAll('#compare img')[1]")
+    browser.wait(
+        "document.querySelector('#restore:not([disabled])') && document.querySelectorAll('#compare img')[1]"
+    )
 
 
 def try_sample(browser: Browser) -> None:
@@ -126,7 +128,9 @@ def try_sample(browser: Browser) -> None:
         assert time.monotonic() < deadline, "the page has no sample photo"
         browser.click("#sample")
         time.sleep(2)
-    browser.wait("document.querySelector('#restore:not([disabled])') && document.querySelectorAll('#compare img')[1]")
+    browser.wait(
+        "document.querySelector('#restore:not([disabled])') && document.querySelectorAll('#compare img')[1]"
+    )
 
 
 def restore(browser: Browser, steps: int | None = None) -> None:
@@ -143,7 +147,9 @@ def restore(browser: Browser, steps: int | None = None) -> None:
             time.sleep(0.2)
     browser.click("#restore")
     browser.wait("document.querySelector('#download:not([disabled])')", 120)
-    browser.wait("(([a, b]) => a.complete && b.complete && a.src !== b.src)(document.querySelectorAll('#compare img'))")
+    browser.wait(
+        "(([a, b]) => a.complete && b.complete && a.src !== b.src)(document.querySelectorAll('#compare img'))"
+    )
 
 
 def take_picture(output: Path) -> None:
@@ -155,7 +161,9 @@ def take_picture(output: Path) -> None:
     photo = Image.fromarray(skimage.data.chelsea()).crop((40, 0, 340, 300))
     with tempfile.TemporaryDirectory() as folder:
         degraded = Path(folder, "chelsea.png")
-        Image.fromarray(degrade(np.asarray(photo), "low_light", np.random.default_rng(1))).save(degraded)
+        Image.fromarray(degrade(np.asarray(photo), "low_light", np.random.default_rng(1))).save(
+            degraded
+        )
         with app(Path(folder)) as address, Browser(1280, 960) as browser:
             open_page(browser, address)
             drop(browser, degraded)

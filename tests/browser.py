@@ -46,7 +46,11 @@ class Browser:
             os.dup2(104, 4)
 
         self._process = subprocess.Popen(
-            command, preexec_fn=rearrange, close_fds=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            command,
+            preexec_fn=rearrange,
+            close_fds=False,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         os.close(theirs_in)
         os.close(theirs_out)
@@ -63,7 +67,10 @@ class Browser:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         self._process.kill()
         self._process.wait()
@@ -125,7 +132,8 @@ class Browser:
         self.run(f"{element}.scrollIntoView({{block: 'center', behavior: 'instant'}})")
         self._settle()
         x, y = self.run(
-            "(({x, y, width, height}) => [x + width / 2, y + height / 2])" + f"({element}.getBoundingClientRect())"
+            "(({x, y, width, height}) => [x + width / 2, y + height / 2])"
+            + f"({element}.getBoundingClientRect())"
         )
         return x, y
 
@@ -141,7 +149,15 @@ class Browser:
     def _mouse(self, *events: tuple[str, tuple[float, float]]) -> None:
         for kind, (x, y) in events:
             held = int(kind != "mouseReleased")
-            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", buttons=held, clickCount=1)
+            self.call(
+                "Input.dispatchMouseEvent",
+                type=kind,
+                x=x,
+                y=y,
+                button="left",
+                buttons=held,
+                clickCount=1,
+            )
         self._settle()
 
     def _settle(self) -> None:

@@ -20,7 +20,9 @@ def _run(arguments: Sequence[str], log: str, environment: Mapping[str, str]) -> 
     os.dup2(output, 2)
     os.environ |= environment
     tempfile.tempdir = None  # reads TMPDIR anew
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is started deaf to it
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell's background job is started deaf to it
     sys.exit(main(arguments))
 
 
@@ -37,7 +39,9 @@ def start_ranks(arguments: Sequence[str], log: Path, count: int) -> list[BasePro
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return [start(arguments, log, **shared, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(count)]
+    return [
+        start(arguments, log, **shared, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(count)
+    ]
 
 
 def wait(process: BaseProcess, timeout: float = 120) -> int:

@@ -36,7 +36,9 @@ MOMENTS = ("step 1", "step 2", "samples", "step after samples", "validation", "s
 Counts = dict[str, dict[str, int]]
 
 
-def count_calls(stage: str, checkpointing: str, distributed: bool, photos: Path, folder: Path) -> Counts:
+def count_calls(
+    stage: str, checkpointing: str, distributed: bool, photos: Path, folder: Path
+) -> Counts:
     """Returns for each of `MOMENTS` the calls of compilable blocks, those that ran a graph, and the graphs there are.
 
     Args:
@@ -102,13 +104,17 @@ def _count(stage: str, checkpointing: str, distributed: bool, photos: Path, fold
             if isinstance(module, hardware.COMPILED):
                 calls.watch(module, name)
 
-    hardware._compile_blocks = compile_and_watch  # within it, before recomputation is put around the blocks
+    hardware._compile_blocks = (
+        compile_and_watch  # within it, before recomputation is put around the blocks
+    )
     settings = HardwareConfig(compile_blocks=True, checkpointing=checkpointing)
     hardware.apply_hardware(task, settings, torch.device("cuda"))
 
     model: Any = task
     if distributed:
-        torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=0, world_size=1)
+        torch.distributed.init_process_group(
+            "gloo", init_method=f"file://{folder}/rendezvous", rank=0, world_size=1
+        )
         model = DistributedDataParallel(task)
 
     # What the loop does around its steps, in bf16 as on a GPU.

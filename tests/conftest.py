@@ -78,7 +78,9 @@ TINY_SD15 = (
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--record-golden` writes the golden losses anew instead of comparing with them."""
-    parser.addoption("--record-golden", action="store_true", help="record tests/training/golden.json anew")
+    parser.addoption(
+        "--record-golden", action="store_true", help="record tests/training/golden.json anew"
+    )
 
 
 @pytest.fixture(scope="session")
@@ -91,7 +93,9 @@ def photos_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("astronaut", "chelsea", "coffee", "rocket"):
         photo = getattr(skimage.data, name)()
         top, left = ((size - PHOTO_SIDE) // 2 for size in photo.shape[:2])
-        Image.fromarray(photo[top : top + PHOTO_SIDE, left : left + PHOTO_SIDE]).save(folder / f"{name}.png")
+        Image.fromarray(photo[top : top + PHOTO_SIDE, left : left + PHOTO_SIDE]).save(
+            folder / f"{name}.png"
+        )
     return folder
 
 
@@ -166,7 +170,9 @@ def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
             if not parameter.any():  # what starts at zero, so that every path matters
                 torch.nn.init.normal_(parameter, std=0.05)
         labels = torch.arange(len(DEGRADATIONS))
-        restorer.prompt_processor.record_prototypes(torch.randn(len(labels), config.image_encoder["embed_dim"]), labels)
+        restorer.prompt_processor.record_prototypes(
+            torch.randn(len(labels), config.image_encoder["embed_dim"]), labels
+        )
     save_model_folder(restorer, UniPCMultistepScheduler(**config.scheduler), folder, torch.float16)
     return folder
 

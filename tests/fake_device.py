@@ -27,7 +27,13 @@ CUDA = torch.device("cuda", 0)
 
 PACKAGE = Path(diffrestorer.__file__).parent
 
-KEPT_ON_DEVICES = (normalisation._constant, unipc_table._table_on, sde._cosine_rates, sde._table_on, tiling._weights)
+KEPT_ON_DEVICES = (
+    normalisation._constant,
+    unipc_table._table_on,
+    sde._cosine_rates,
+    sde._table_on,
+    tiling._weights,
+)
 """Caches of the package that hold tensors."""
 
 aten = torch.ops.aten
@@ -95,10 +101,14 @@ class DeviceTraffic(TorchDispatchMode):
         if kind is not None:
             waits = not (kwargs.get("non_blocking") and self._is_page_locked(inputs[0]))
             first, busy = inputs[0], bool(self.products)
-            kind.append(Operation(_place(), str(function), tuple(first.shape), first.dtype, waits, busy))
+            kind.append(
+                Operation(_place(), str(function), tuple(first.shape), first.dtype, waits, busy)
+            )
         return function(*args, **kwargs)
 
-    def _kind(self, operator: Any, inputs: list[Tensor], kwargs: dict[str, Any]) -> list[Operation] | None:
+    def _kind(
+        self, operator: Any, inputs: list[Tensor], kwargs: dict[str, Any]
+    ) -> list[Operation] | None:
         """The list that an operation belongs to."""
         devices = {tensor.device.type for tensor in inputs}
         if operator is aten._to_copy and kwargs.get("device") is not None:
@@ -149,7 +159,9 @@ def layer_types(networks: Mapping[str, nn.Module]) -> Iterator[dict[str, set[tor
     for name, network in networks.items():
 
         def note(layer: nn.Module, inputs: Any, output: Any, name: str = name) -> None:
-            types[name] |= {leaf.dtype for leaf in tree_leaves((inputs, output)) if isinstance(leaf, Tensor)}
+            types[name] |= {
+                leaf.dtype for leaf in tree_leaves((inputs, output)) if isinstance(leaf, Tensor)
+            }
 
         layers = [module for module in network.modules() if list(module.parameters(recurse=False))]
         hooks += [layer.register_forward_hook(note) for layer in layers]
@@ -165,7 +177,11 @@ def _place() -> str:
     frame = inspect.currentframe()
     while frame is not None and not frame.f_code.co_filename.startswith(f"{PACKAGE}/"):
         frame = frame.f_back
-    return f"{Path(frame.f_code.co_filename).relative_to(PACKAGE)}:{frame.f_lineno}" if frame else "the test"
+    return (
+        f"{Path(frame.f_code.co_filename).relative_to(PACKAGE)}:{frame.f_lineno}"
+        if frame
+        else "the test"
+    )
 
 
 def _forget_constants() -> None:

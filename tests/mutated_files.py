@@ -37,11 +37,15 @@ def tiffs() -> dict[str, bytes]:
         files[f"rgb{name}"] = _tiff(array, photometric="rgb")
         files[f"rgb{name}-be"] = _tiff(array, photometric="rgb", byteorder=">")
         files[f"rgb{name}-big"] = _tiff(array, photometric="rgb", bigtiff=True)
-        files[f"rgb{name}-planar"] = _tiff(np.moveaxis(array, 2, 0), photometric="rgb", planarconfig="separate")
+        files[f"rgb{name}-planar"] = _tiff(
+            np.moveaxis(array, 2, 0), photometric="rgb", planarconfig="separate"
+        )
         files[f"rgb{name}-strips"] = _tiff(array, photometric="rgb", rowsperstrip=5)
         files[f"rgb{name}-tiles"] = _tiff(array, photometric="rgb", tile=(16, 16))
         for compression in ("zlib", "lzw", "packbits"):
-            files[f"rgb{name}-{compression}"] = _tiff(array, photometric="rgb", compression=compression, rowsperstrip=7)
+            files[f"rgb{name}-{compression}"] = _tiff(
+                array, photometric="rgb", compression=compression, rowsperstrip=7
+            )
         files[f"rgb{name}-lzw-2"] = _tiff(array, photometric="rgb", compression="lzw", predictor=2)
         files[f"rgba{name}"] = _tiff(both, photometric="rgb", extrasamples=["unassalpha"])
         files[f"rgba{name}-zlib-2"] = _tiff(
@@ -83,7 +87,11 @@ def pngs() -> dict[str, bytes]:
     files = {mode: _pil(image.convert(mode), "PNG") for mode in ("1", "L", "P", "LA", "RGB", "RGBA")}
     opacity = deep[..., :1][::-1]
     for channels in (1, 2, 3, 4):
-        array = deep[..., :channels] if channels in (1, 3) else np.concatenate((deep[..., : channels - 1], opacity), 2)
+        array = (
+            deep[..., :channels]
+            if channels in (1, 3)
+            else np.concatenate((deep[..., : channels - 1], opacity), 2)
+        )
         files[f"16x{channels}"] = bytes(imagecodecs.png_encode(np.ascontiguousarray(array)))
     return files
 
@@ -106,11 +114,15 @@ def pnms() -> dict[str, bytes]:
     deep, files = picture(), {}
     for largest in (1, 15, 100, 255, 1023, 65_535):
         for magic, array in ((5, deep[..., 0]), (6, deep)):
-            scaled = (array.astype(np.uint32) * largest // 65_535).astype(">u2" if largest > 255 else "u1")
+            scaled = (array.astype(np.uint32) * largest // 65_535).astype(
+                ">u2" if largest > 255 else "u1"
+            )
             header = f"P{magic}\n# a comment\n{WIDTH} {HEIGHT}\n{largest}\n".encode()
             files[f"P{magic}-{largest}"] = header + scaled.tobytes()
             plain = " ".join(map(str, scaled.reshape(-1).tolist()))
-            files[f"P{magic - 3}-{largest}"] = f"P{magic - 3}\n{WIDTH} {HEIGHT}\n{largest}\n{plain}\n".encode()
+            files[f"P{magic - 3}-{largest}"] = (
+                f"P{magic - 3}\n{WIDTH} {HEIGHT}\n{largest}\n{plain}\n".encode()
+            )
     return files
 
 
@@ -131,10 +143,16 @@ def mutate_tiff(data: bytes, rng: np.random.Generator) -> bytes:
         choice = rng.random()
         value = place + (12 if big else 8)
         if choice < 0.7:  # another value, mostly a small one that has a meaning for some tag
-            number = int(rng.choice([0, 1, 2, 3, 4, 5, 6, 7, 8, 16, 24, 32, 33, WIDTH // 2, HEIGHT // 2, 32773, 65535]))
+            number = int(
+                rng.choice(
+                    [0, 1, 2, 3, 4, 5, 6, 7, 8, 16, 24, 32, 33, WIDTH // 2, HEIGHT // 2, 32773, 65535]
+                )
+            )
             struct.pack_into(f"{order}{'H' if kind == 3 else 'I'}", file, value, number)
         elif choice < 0.8:
-            struct.pack_into(f"{order}H", file, place, int(rng.choice([tag + 1, tag - 1, 254, 266, 274, 338, 339])))
+            struct.pack_into(
+                f"{order}H", file, place, int(rng.choice([tag + 1, tag - 1, 254, 266, 274, 338, 339]))
+            )
         elif choice < 0.9:
             struct.pack_into(f"{order}H", file, place + 2, int(rng.integers(0, 14)))
         else:
@@ -153,11 +171,15 @@ def mutate_png(data: bytes, rng: np.random.Generator) -> bytes:
     if choice < 0.6:
         header = chunks[0][1]
         where = int(rng.choice([3, 7, 8, 9, 10, 11, 12]))
-        header[where] = int(rng.choice([0, 1, 2, 3, 4, 6, 8, 16, WIDTH // 2, HEIGHT // 2, rng.integers(256)]))
+        header[where] = int(
+            rng.choice([0, 1, 2, 3, 4, 6, 8, 16, WIDTH // 2, HEIGHT // 2, rng.integers(256)])
+        )
     elif choice < 0.7:
         chunks.pop(int(rng.integers(len(chunks))))
     elif choice < 0.8:
-        chunks.insert(1, [b"tRNS", bytearray(rng.integers(0, 256, int(rng.choice([1, 2, 6, 7])), dtype=np.uint8))])
+        chunks.insert(
+            1, [b"tRNS", bytearray(rng.integers(0, 256, int(rng.choice([1, 2, 6, 7])), dtype=np.uint8))]
+        )
     elif choice < 0.9:
         i, j = rng.integers(len(chunks), size=2)
         chunks[i], chunks[j] = chunks[j], chunks[i]

@@ -24,7 +24,9 @@ def save(path: Path, array: np.ndarray | None = None, **options: object) -> Path
 
 def files_in(folder: Path) -> list[str]:
     """Every file below a folder, hidden ones too."""
-    return sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if not file.is_dir())
+    return sorted(
+        file.relative_to(folder).as_posix() for file in folder.rglob("*") if not file.is_dir()
+    )
 
 
 def claim(path: Path, width: int, height: int) -> Path:

@@ -39,13 +39,22 @@ def write_random_weights(folder: Path, seed: int = 0) -> None:
             inception: models.inception_v3(num_classes=1008, aux_logits=False, init_weights=False),
         }
     for file, network in networks.items():
-        torch.save({key: _random(key, value, generator) for key, value in network.state_dict().items()}, file)
+        torch.save(
+            {key: _random(key, value, generator) for key, value in network.state_dict().items()}, file
+        )
     lpips_layers.write_bytes((files("lpips") / "weights" / "v0.1" / "alex.pth").read_bytes())
-    torch.save({key: torch.rand(1, _DISTS_CHANNELS, 1, 1, generator=generator) for key in ("alpha", "beta")}, dists)
+    torch.save(
+        {key: torch.rand(1, _DISTS_CHANNELS, 1, 1, generator=generator) for key in ("alpha", "beta")},
+        dists,
+    )
     rng = np.random.default_rng(seed)
     spread = rng.standard_normal((36, 36))
     scipy.io.savemat(
-        niqe, {"mu_prisparam": rng.standard_normal((1, 36)), "cov_prisparam": spread @ spread.T / 36 + np.eye(36)}
+        niqe,
+        {
+            "mu_prisparam": rng.standard_normal((1, 36)),
+            "cov_prisparam": spread @ spread.T / 36 + np.eye(36),
+        },
     )
 
 
@@ -57,4 +66,8 @@ def _random(key: str, like: Num[Tensor, "..."], generator: torch.Generator) -> N
         return torch.zeros(1).expand(like.shape)
     if like.ndim == 4:
         return torch.randn(like.shape, generator=generator) * math.sqrt(2 / like[0].numel())
-    return torch.ones(like.shape) if key.endswith(("running_var", "bn.weight")) else torch.zeros(like.shape)
+    return (
+        torch.ones(like.shape)
+        if key.endswith(("running_var", "bn.weight"))
+        else torch.zeros(like.shape)
+    )

@@ -77,11 +77,15 @@ def transformer_block(state: State, name: str, x: Tensor, heads: int, reduction:
     tokens = tokens + linear(state, f"{name}.attn.proj", attend(q, k, v, heads))
 
     hidden = linear(state, f"{name}.mlp.fc1", layer_norm(state, f"{name}.norm2", tokens, 1e-6))
-    hidden = conv(state, f"{name}.mlp.dwconv.dwconv", to_map(hidden, size), padding=1, groups=hidden.shape[-1])
+    hidden = conv(
+        state, f"{name}.mlp.dwconv.dwconv", to_map(hidden, size), padding=1, groups=hidden.shape[-1]
+    )
     return to_map(tokens + linear(state, f"{name}.mlp.fc2", F.gelu(to_tokens(hidden))), size)
 
 
-def blocks(state: State, block: str, norm: str, x: Tensor, count: int, heads: int, reduction: int) -> Tensor:
+def blocks(
+    state: State, block: str, norm: str, x: Tensor, count: int, heads: int, reduction: int
+) -> Tensor:
     for i in range(count):
         x = transformer_block(state, f"{block}.{i}", x, heads, reduction)
     return to_map(layer_norm(state, norm, to_tokens(x), 1e-6), x.shape[-2:])
@@ -105,7 +109,9 @@ def transweather(state: State, images: Tensor) -> Tensor:
 
     def double(name: str, x: Tensor) -> Tensor:
         name = f"convtail.{name}.conv2d"
-        return F.conv_transpose2d(x, state[f"{name}.weight"], state[f"{name}.bias"], stride=2, padding=1)
+        return F.conv_transpose2d(
+            x, state[f"{name}.weight"], state[f"{name}.bias"], stride=2, padding=1
+        )
 
     def dense(level: int, x: Tensor) -> Tensor:
         hidden = conv(state, f"convtail.dense_{level}.0.conv1.conv2d", x, padding=1).relu()
@@ -124,7 +130,9 @@ def transweather(state: State, images: Tensor) -> Tensor:
 # DA-CLIP's controller -----------------------------------------------------------------------------------------------
 
 
-def vision_tower(state: State, tower: str, transformer: str, images: Tensor, heads: int, controls: list[Tensor]):
+def vision_tower(
+    state: State, tower: str, transformer: str, images: Tensor, heads: int, controls: list[Tensor]
+):
     """The embedding and what each block puts out; the last control is added after the first block, and so on."""
     x = conv(state, f"{tower}.conv1", images, stride=state[f"{tower}.conv1.weight"].shape[-1])
     first = state[f"{tower}.class_embedding"].expand(len(x), 1, -1)
@@ -148,7 +156,9 @@ def vision_tower(state: State, tower: str, transformer: str, images: Tensor, hea
 def controller(state: State, images: Tensor, heads: int) -> tuple[Tensor, Tensor]:
     """Content and degradation embeddings of images that CLIP's preprocessing has normalised."""
     inner = "visual_control.transformer"
-    degradation, outputs = vision_tower(state, "visual_control", f"{inner}.transformer", images, heads, [])
+    degradation, outputs = vision_tower(
+        state, "visual_control", f"{inner}.transformer", images, heads, []
+    )
     controls = [linear(state, f"{inner}.zero_modules.{i}", output) for i, output in enumerate(outputs)]
     content, _ = vision_tower(state, "clip.visual", "clip.visual.transformer", images, heads, controls)
     return content, degradation
@@ -182,7 +192,9 @@ def linear_attention(state: State, name: str, x: Tensor) -> Tensor:
     return channel_norm(state, f"{name}.to_out.1", x)
 
 
-def spatial_transformer(state: State, name: str, x: Tensor, content: Tensor, heads: int, groups: int) -> Tensor:
+def spatial_transformer(
+    state: State, name: str, x: Tensor, content: Tensor, heads: int, groups: int
+) -> Tensor:
     size, block = x.shape[-2:], f"{name}.transformer_blocks.0"
     normed = F.group_norm(x, groups, state[f"{name}.norm.weight"], state[f"{name}.norm.bias"], eps=1e-6)
     tokens = to_tokens(conv(state, f"{name}.proj_in", normed))
@@ -193,9 +205,9 @@ def spatial_transformer(state: State, name: str, x: Tensor, content: Tensor, hea
         q = linear(state, f"{attention}.to_q", hidden)
         k, v = (linear(state, f"{attention}.to_{kind}", source) for kind in "kv")
         tokens = tokens + linear(state, f"{attention}.to_out.0", attend(q, k, v, heads))
-    value, gate = linear(state, f"{block}.ff.net.0.proj", layer_norm(state, f"{block}.norm3", tokens, 1e-5)).chunk(
-        2, -1
-    )
+    value, gate = linear(
+        state, f"{block}.ff.net.0.proj", layer_norm(state, f"{block}.norm3", tokens, 1e-5)
+    ).chunk(2, -1)
     tokens = tokens + linear(state, f"{block}.ff.net.2", value * F.gelu(gate))
     return x + conv(state, f"{name}.proj_out", to_map(tokens, size))
 
@@ -206,10 +218,14 @@ def attention(state: State, name: str, x: Tensor, content: Tensor) -> Tensor:
     if f"{name}.fn.fn.to_qkv.weight" in state:
         return x + linear_attention(state, f"{name}.fn.fn", normed)
     width = x.shape[1]
-    return x + spatial_transformer(state, f"{name}.fn.fn", normed, content, max(1, width // 32), min(32, width // 4))
+    return x + spatial_transformer(
+        state, f"{name}.fn.fn", normed, content, max(1, width // 32), min(32, width // 4)
+    )
 
 
-def unet(state: State, x: Tensor, lq: Tensor, steps: Tensor, content: Tensor, degradation: Tensor) -> Tensor:
+def unet(
+    state: State, x: Tensor, lq: Tensor, steps: Tensor, content: Tensor, degradation: Tensor
+) -> Tensor:
     """The noise in x; images are padded by reflection to multiples of two to the number of levels."""
     levels = len({name.split(".")[1] for name in state if name.startswith("downs.")})
     height, width = x.shape[-2:]
@@ -220,7 +236,9 @@ def unet(state: State, x: Tensor, lq: Tensor, steps: Tensor, content: Tensor, de
     angles = steps[:, None] * torch.tensor([10000 ** (-i / (half - 1)) for i in range(half)])
     time = linear(state, "time_mlp.1", torch.cat([angles.sin(), angles.cos()], dim=1))
     time = linear(state, "time_mlp.3", F.gelu(time))
-    mixture = linear(state, "text_mlp.2", F.silu(linear(state, "text_mlp.0", degradation))).softmax(dim=1)
+    mixture = linear(state, "text_mlp.2", F.silu(linear(state, "text_mlp.0", degradation))).softmax(
+        dim=1
+    )
     time = time + linear(state, "prompt_mlp", mixture * state["prompt"])
 
     x = first = conv(state, "init_conv", x, padding=3)

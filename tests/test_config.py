@@ -74,7 +74,9 @@ def combinations() -> list[tuple[str, tuple[str, ...]]]:
     """Every root file with every choice of its groups, each beside every model or method that the root knows."""
     found: list[tuple[str, tuple[str, ...]]] = []
     for root in SCHEMAS:
-        choices = {group: [f"{group}={name}" for name in names] for group, names in groups_of(root).items()}
+        choices = {
+            group: [f"{group}={name}" for name in names] for group, names in groups_of(root).items()
+        }
         found.extend((root, (line,)) for line in choices.pop("hardware", []))
         networks = choices.pop("model", None) or choices.pop("method", None) or []
         found.extend((root, (line,)) for line in networks)
@@ -113,7 +115,9 @@ def test_every_root_has_a_schema_and_a_header() -> None:
     assert set(roots) == set(SCHEMAS)
     for root, text in roots.items():
         assert text.startswith("# "), f"{root}: no header"
-        assert re.search(rf"^#   .*scripts/{root}\.py", text, re.MULTILINE), f"{root}: the header gives no command"
+        assert re.search(rf"^#   .*scripts/{root}\.py", text, re.MULTILINE), (
+            f"{root}: the header gives no command"
+        )
 
 
 @pytest.mark.parametrize(("root", "chosen"), combinations(), ids=lambda value: str(value))
@@ -126,10 +130,14 @@ def test_every_combination_of_groups_composes(root: str, chosen: tuple[str, ...]
         for line in chosen:
             group, name = line.split("=")
             if group == "hardware":
-                assert config.train.hardware.name == (detect_hardware().preset if name == "auto" else name)
+                assert config.train.hardware.name == (
+                    detect_hardware().preset if name == "auto" else name
+                )
             elif group != "ablation":
                 value = getattr(config, group)
-                assert getattr(value, "name", value) == ("photos" if name == "broad" else name)  # read as photos
+                assert getattr(value, "name", value) == (
+                    "photos" if name == "broad" else name
+                )  # read as photos
     else:
         with pytest.raises(ValueError, match=f"not in '{schema.__name__}'"):
             load(root, schema, chosen)
@@ -170,7 +178,9 @@ def test_an_ablation_changes_what_it_names(ablation: str, expected: list[str], t
 
 
 def test_every_ablation_is_tested_above() -> None:
-    names = next(m for m in test_an_ablation_changes_what_it_names.pytestmark if m.name == "parametrize").args[1]
+    names = next(
+        m for m in test_an_ablation_changes_what_it_names.pytestmark if m.name == "parametrize"
+    ).args[1]
     assert {name for name, _ in names} == set(options("ablation"))
 
 
@@ -178,8 +188,16 @@ def test_bare_scripts_are_the_paper_s_run() -> None:
     stage1, decoder = load("train_stage1", Stage1Config), load("train_decoder", DecoderConfig)
     assert (stage1.model.name, stage1.data.name, stage1.data.size) == ("sd15", "paper", 512)
     assert stage1.data.degradations == list(DEGRADATIONS)
-    assert (stage1.train.max_steps, stage1.train.global_batch_size, stage1.train.lr) == (500_000, 16, 1e-5)
-    assert (decoder.train.max_steps, decoder.train.global_batch_size, decoder.train.lr) == (500_000, 4, 1e-5)
+    assert (stage1.train.max_steps, stage1.train.global_batch_size, stage1.train.lr) == (
+        500_000,
+        16,
+        1e-5,
+    )
+    assert (decoder.train.max_steps, decoder.train.global_batch_size, decoder.train.lr) == (
+        500_000,
+        4,
+        1e-5,
+    )
     assert (stage1.model.train_unet, decoder.z0, decoder.model.perceptual) == ("none", "hq", "vgg19")
     assert stage1.model.scheduler["prediction_type"] == "epsilon"
     assert "latent_channels" not in stage1.model.control_encoder
@@ -205,7 +223,9 @@ def test_overrides_are_typed() -> None:
     assert config.model.unet["block_out_channels"] == [8, 8, 16]
     assert config.data.degradations == ["rain", "jpeg"]
     assert config.model.name == "mini"
-    assert load("evaluate", EvaluateConfig, ["model=some/folder"]).model == "some/folder", "no group there"
+    assert load("evaluate", EvaluateConfig, ["model=some/folder"]).model == "some/folder", (
+        "no group there"
+    )
 
 
 @pytest.mark.parametrize(
@@ -224,10 +244,16 @@ def test_overrides_are_typed() -> None:
         ("data.degradations=[dust]", "(data.classes=[...] gives a model classes of its own)"),
         ("data.degradations=[]", "data.degradations is empty"),
         ("data.classes=[]", "data.classes is empty"),
-        ("data.classes=[noise,Sandstorm]", "data.classes=Sandstorm is not valid: a class is named with"),
+        (
+            "data.classes=[noise,Sandstorm]",
+            "data.classes=Sandstorm is not valid: a class is named with",
+        ),
         ("data.classes=[blur+noise]", "data.classes=blur+noise is not valid"),
         ("data.classes=[noise,rain,noise]", "data.classes names noise twice"),
-        ("data.synthesis.noise.sigma=[50,10]", "synthesis.noise.sigma=[50.0, 10.0] is reversed: write [10.0,50.0]"),
+        (
+            "data.synthesis.noise.sigma=[50,10]",
+            "synthesis.noise.sigma=[50.0, 10.0] is reversed: write [10.0,50.0]",
+        ),
         ("data.synthesis.noise.sigma=[-1,10]", "synthesis.noise.sigma=[-1.0, 10.0] is not possible"),
         ("data.synthesis.noise.sigma=10", "data.synthesis.noise.sigma"),
         ("data.synthesis.jpeg.quality=[1.5,3]", "data.synthesis.jpeg.quality"),
@@ -240,7 +266,10 @@ def test_overrides_are_typed() -> None:
         ("output_dir=null", "output_dir"),
         ("train=5", "train"),
         ("train.max_steps", "'train.max_steps' is not of the form key=value"),
-        ("+train.max_steps=3", "train.max_steps has a value already: write train.max_steps=VALUE, without the +"),
+        (
+            "+train.max_steps=3",
+            "train.max_steps has a value already: write train.max_steps=VALUE, without the +",
+        ),
         ("~train.max_steps", "train.max_steps: TrainConfig (DictConfig) does not support deletion"),
         ("seed=1,2", "'seed=1,2' gives several values; a list is written seed=[1,2], a sweep needs -m"),
         ("trian.max_steps=1", "unknown key 'trian.max_steps', did you mean 'train.max_steps'?"),
@@ -249,7 +278,10 @@ def test_overrides_are_typed() -> None:
             "model.unet.dropout=0.1",
             "model.unet.dropout is not set by configs/: write +model.unet.dropout=0.1 to add it",
         ),
-        ("+model.unet.dropuot=0.1", "did you mean 'model.unet.dropout'?; UNet2DConditionModel has no argument"),
+        (
+            "+model.unet.dropuot=0.1",
+            "did you mean 'model.unet.dropout'?; UNet2DConditionModel has no argument",
+        ),
         ("+model.vae.latent_chanels=4", "did you mean 'model.vae.latent_channels'?"),
         ("+model.scheduler.beta_strat=0.1", "did you mean 'model.scheduler.beta_start'?"),
         ("+model.scheduler.solver_order=3", "DDPMScheduler has no argument of that name"),
@@ -257,7 +289,10 @@ def test_overrides_are_typed() -> None:
             "+model.image_encoder.vision_cfg.timm_name=x",
             "did you mean 'model.image_encoder.vision_cfg.timm_model_name'?",
         ),
-        ("model.prompt_processor.semantic_dim=foo", "semantic_dim=foo is not possible: PromptProcessor takes int here"),
+        (
+            "model.prompt_processor.semantic_dim=foo",
+            "semantic_dim=foo is not possible: PromptProcessor takes int here",
+        ),
         ("model.unet.block_out_channels=[a,b]", "UNet2DConditionModel takes tuple[int, ...] here"),
         ("model.control_encoder.modulate=3", "ControlEncoder takes bool here"),
         ("z0=hq", "unknown key 'z0'"),
@@ -271,7 +306,9 @@ def test_wrong_overrides_are_refused(override: str, message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("root", "key", "part", "item"), numeric_fields(), ids=lambda value: value if isinstance(value, str) else ""
+    ("root", "key", "part", "item"),
+    numeric_fields(),
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_every_number_has_a_range_and_what_lies_outside_is_refused(
     root: str, key: str, part: type, item: "dataclasses.Field[Any]"
@@ -287,7 +324,11 @@ def test_every_number_has_a_range_and_what_lies_outside_is_refused(
     kind = get_type_hints(part)[item.name]
     for value in outside:
         held: Any = (
-            {0.5: value} if dict in kinds_of_origin(kind) else [value] if list in kinds_of_origin(kind) else value
+            {0.5: value}
+            if dict in kinds_of_origin(kind)
+            else [value]
+            if list in kinds_of_origin(kind)
+            else value
         )
         with pytest.raises(ValueError, match=re.escape(f"{key}={value} is not possible: it has to be")):
             limits.check(key, value)
@@ -321,7 +362,9 @@ def kinds_of_origin(hint: Any) -> set[Any]:
     ],
 )
 def test_numbers_out_of_range_are_refused_on_the_command_line(root: str, override: str) -> None:
-    with pytest.raises(ValueError, match=rf"^{re.escape(override.split('=')[0])}=.* is not possible: it has to be"):
+    with pytest.raises(
+        ValueError, match=rf"^{re.escape(override.split('=')[0])}=.* is not possible: it has to be"
+    ):
         load(root, SCHEMAS[root], [override])
 
 
@@ -365,14 +408,18 @@ TEXTS = (
 def test_text_is_taken_as_typed(text: str) -> None:
     keys = [key for key in keys_of(Stage1Config) if type_of_key(Stage1Config, key) in (str, str | None)]
     free = [
-        key for key in keys if key.rpartition(".")[2] in ("output_dir", "root", "base", "init", "cache_dir", "clip")
+        key
+        for key in keys
+        if key.rpartition(".")[2] in ("output_dir", "root", "base", "init", "cache_dir", "clip")
     ]
     assert len(free) == 7, free
     config = dataclasses.asdict(load("train_stage1", Stage1Config, [f"{key}={text}" for key in free]))
     assert {key: dict(flatten(config))[key] for key in free} == dict.fromkeys(free, text)
 
 
-@pytest.mark.parametrize("text", [text for text in TEXTS if not set(text) & set(",'\"[{") and text.strip() == text])
+@pytest.mark.parametrize(
+    "text", [text for text in TEXTS if not set(text) & set(",'\"[{") and text.strip() == text]
+)
 def test_text_in_lists_and_sweeps_is_taken_as_typed(text: str) -> None:
     for written in (f"method={text},b", f"method=[{text},b]"):
         assert load("evaluate", EvaluateConfig, [written]).method == [text, "b"]
@@ -382,7 +429,12 @@ def test_text_in_lists_and_sweeps_is_taken_as_typed(text: str) -> None:
 def test_null_and_quotes_keep_their_meaning() -> None:
     overrides = ["base=null", "data.root='runs/lr=1 (b)'", 'output_dir="null"', "init=${output_dir}/x"]
     config = load("train_stage1", Stage1Config, overrides)
-    assert (config.base, config.data.root, config.output_dir, config.init) == (None, "runs/lr=1 (b)", "null", "null/x")
+    assert (config.base, config.data.root, config.output_dir, config.init) == (
+        None,
+        "runs/lr=1 (b)",
+        "null",
+        "null/x",
+    )
 
 
 @pytest.mark.parametrize(
@@ -405,7 +457,9 @@ def test_null_and_quotes_keep_their_meaning() -> None:
         (["--check"], [], ["check=true"]),
     ],
 )
-def test_words_become_options_and_overrides(arguments: list[str], options: list[str], overrides: list[str]) -> None:
+def test_words_become_options_and_overrides(
+    arguments: list[str], options: list[str], overrides: list[str]
+) -> None:
     line = read_command_line(arguments, EvaluateConfig, ("suite", "method"), "check")
     assert (line.options, line.overrides) == (options, overrides)
 
@@ -455,7 +509,9 @@ def test_every_constructor_argument_can_be_set() -> None:
         for argument in constructor_arguments({"model": classes})[f"model.{name}"][1]:
             default = defaults[argument].default
             if default is not inspect.Parameter.empty:
-                expected[f"{name}.{argument}"] = list(default) if isinstance(default, tuple) else default
+                expected[f"{name}.{argument}"] = (
+                    list(default) if isinstance(default, tuple) else default
+                )
     assert len(expected) > 80
     overrides = [f"++model.{key}={json.dumps(value)}" for key, value in expected.items()]
     model = load("train_stage1", Stage1Config, overrides).model
@@ -480,7 +536,9 @@ def test_help_tells_every_key_and_group(root: str) -> None:
     """Each on a line of its own with its default; each field with its meaning and its limits."""
     text = help_text(root, SCHEMAS[root])
     lines = {
-        line.strip().partition("=")[0]: line for line in text.splitlines() if line.startswith("  ") and "=" in line
+        line.strip().partition("=")[0]: line
+        for line in text.splitlines()
+        if line.startswith("  ") and "=" in line
     }
     config = load(root, SCHEMAS[root])
     for key, value in flatten(dataclasses.asdict(config)):  # type: ignore[arg-type]
@@ -511,13 +569,18 @@ def test_differences_name_the_keys(tmp_path: Path) -> None:
     config = load("train_stage1", Stage1Config, ["model=mini", "data=photos"])
     save(config, path)
     assert differences(config, path, ()) == []
-    assert differences(load("train_stage1", Stage1Config, ["model=mini", "data=photos"]), path, ()) == []
+    assert (
+        differences(load("train_stage1", Stage1Config, ["model=mini", "data=photos"]), path, ()) == []
+    )
     other = load(
         "train_stage1",
         Stage1Config,
         ["model=mini", "data=photos", "seed=5", "train.num_workers=9", "model.unet.layers_per_block=2"],
     )
-    assert differences(other, path, ("train.num_workers",)) == ["model.unet.layers_per_block: 1 -> 2", "seed: 0 -> 5"]
+    assert differences(other, path, ("train.num_workers",)) == [
+        "model.unet.layers_per_block: 1 -> 2",
+        "seed: 0 -> 5",
+    ]
     assert "train.num_workers: 4 -> 9" in differences(other, path, ())
     assert _instantiate(OmegaConf.merge(_settable(Stage1Config), OmegaConf.load(path))) == config
 
@@ -531,7 +594,9 @@ def test_a_file_from_before_a_key_existed_means_its_default(tmp_path: Path) -> N
     OmegaConf.save(older, path)
     assert differences(load("train_stage1", Stage1Config, overrides), path, ()) == []
     changed = load("train_stage1", Stage1Config, [*overrides, "data.synthesis.noise.sigma=[10,50]"])
-    assert differences(changed, path, ()) == ["data.synthesis.noise.sigma: [50.0, 50.0] -> [10.0, 50.0]"]
+    assert differences(changed, path, ()) == [
+        "data.synthesis.noise.sigma: [50.0, 50.0] -> [10.0, 50.0]"
+    ]
 
 
 def test_ranges_of_the_synthesis_are_keys() -> None:
@@ -562,7 +627,9 @@ def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     return call
 
 
-def test_run_hands_over_the_typed_config(command: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_run_hands_over_the_typed_config(
+    command: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     arguments = ("--suite", "mixed", "method=a,b", "steps=3", "size=128", "model=x y")
     (config,) = command("evaluate", *arguments, flags=("suite", "method"))
     assert (config.suite, config.method, config.steps) == ("mixed", ["a", "b"], 3)
@@ -573,7 +640,9 @@ def test_run_hands_over_the_typed_config(command: Any, capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize("root", SCHEMAS)
-def test_each_job_of_a_sweep_has_an_output_dir_of_its_own(root: str, command: Any, tmp_path: Path) -> None:
+def test_each_job_of_a_sweep_has_an_output_dir_of_its_own(
+    root: str, command: Any, tmp_path: Path
+) -> None:
     jobs = command(root, "seed=1,2", "-m")
     assert [job.seed for job in jobs] == [1, 2]
     if root == "prepare_data":  # its sets share an `out`
@@ -584,30 +653,49 @@ def test_each_job_of_a_sweep_has_an_output_dir_of_its_own(root: str, command: An
 
 
 def test_jobs_of_a_sweep_may_be_named_by_their_overrides(command: Any) -> None:
-    jobs = command("train_stage1", "-m", "seed=3,4", "output_dir=a b", "hydra.sweep.subdir='seed ${seed}'")
+    jobs = command(
+        "train_stage1", "-m", "seed=3,4", "output_dir=a b", "hydra.sweep.subdir='seed ${seed}'"
+    )
     assert [job.output_dir for job in jobs] == ["a b/seed 3", "a b/seed 4"]
 
 
 def test_a_sweep_goes_over_groups_texts_and_lists(command: Any) -> None:
     jobs = command(
-        "train_stage1", "-m", "model=mini,sd15", "data.root=a (1),b", "data.degradations=[rain],[noise,jpeg]"
+        "train_stage1",
+        "-m",
+        "model=mini,sd15",
+        "data.root=a (1),b",
+        "data.degradations=[rain],[noise,jpeg]",
     )
     assert [(job.model.name, job.data.root, job.data.degradations) for job in jobs] == [
         (model, root, classes)
-        for model, root, classes in product(("mini", "sd15"), ("a (1)", "b"), (["rain"], ["noise", "jpeg"]))
+        for model, root, classes in product(
+            ("mini", "sd15"), ("a (1)", "b"), (["rain"], ["noise", "jpeg"])
+        )
     ]
 
 
-def test_no_job_of_a_sweep_runs_where_one_is_wrong(command: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_job_of_a_sweep_runs_where_one_is_wrong(
+    command: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     seen: list[Any] = []
     with pytest.raises(SystemExit) as end:
         seen = command("train_stage1", "-m", "seed=1,-2")
     assert (end.value.code, seen) == (2, [])
-    assert capsys.readouterr().err == "train_stage1.py: seed=-2 is not possible: it has to be at least 0\n"
+    assert (
+        capsys.readouterr().err == "train_stage1.py: seed=-2 is not possible: it has to be at least 0\n"
+    )
 
 
-def test_cfg_prints_the_configuration_and_runs_nothing(command: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ("+model.unet.dropout=0.1", "+model.image_encoder.vision_cfg.timm_model_name=x", "--cfg", "job")
+def test_cfg_prints_the_configuration_and_runs_nothing(
+    command: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = (
+        "+model.unet.dropout=0.1",
+        "+model.image_encoder.vision_cfg.timm_model_name=x",
+        "--cfg",
+        "job",
+    )
     assert command("train_stage1", *arguments) == []
     printed = yaml.safe_load(capsys.readouterr().out)
     assert printed["model"]["unet"]["dropout"] == 0.1
@@ -624,12 +712,26 @@ def test_configurations_of_one_s_own(command: Any, tmp_path: Path) -> None:
     (tmp_path / "own" / "data").mkdir(parents=True)
     (tmp_path / "own" / "data" / "holiday.yaml").write_text("name: photos\nroot: holiday (1)\n")
     (tmp_path / "own" / "small.yaml").write_text("defaults: [train_stage1, _self_]\nlambda_rec: 0.5\n")
-    arguments = ("--config-dir", str(tmp_path / "own"), "--config-name", "small", "data=holiday", "seed=3")
+    arguments = (
+        "--config-dir",
+        str(tmp_path / "own"),
+        "--config-name",
+        "small",
+        "data=holiday",
+        "seed=3",
+    )
     (config,) = command("train_stage1", *arguments)
-    assert (type(config), config.lambda_rec, config.data.root, config.seed) == (Stage1Config, 0.5, "holiday (1)", 3)
+    assert (type(config), config.lambda_rec, config.data.root, config.seed) == (
+        Stage1Config,
+        0.5,
+        "holiday (1)",
+        3,
+    )
 
 
-def test_a_script_may_load_other_configurations(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_script_may_load_other_configurations(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """As train_mini.py does for its stages, within its own run of Hydra."""
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
     monkeypatch.chdir(tmp_path)
@@ -661,7 +763,9 @@ def test_run_ends_with_one_sentence_and_status_2(
     assert not output.out
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["trian.max_steps=1"], ["model.unet.dropout=x"], ["seed=-1"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["trian.max_steps=1"], ["model.unet.dropout=x"], ["seed=-1"]]
+)
 def test_help_and_refusals_need_no_torch(arguments: list[str]) -> None:
     """A typo is refused at once, not after ten seconds of imports; on a machine with a GPU too."""
     program = (
@@ -673,7 +777,9 @@ def test_help_and_refusals_need_no_torch(arguments: list[str]) -> None:
         "    assert end.code == 2\n"
         "assert not {'torch', 'diffusers', 'numpy'} & set(sys.modules)\n"
     )
-    answer = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    answer = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert answer.returncode == 0, answer.stderr
 
 
@@ -713,16 +819,22 @@ def test_a_later_stage_takes_the_classes_of_its_model() -> None:
     known = ("noise", "sandstorm", "clean")
     unset = load("train_decoder", DecoderConfig).data
     assert (unset.classes, unset.degradations) == (None, None)
-    assert follow_classes(unset, DEGRADATIONS, "mini") == replace(unset, degradations=list(DEGRADATIONS))
+    assert follow_classes(unset, DEGRADATIONS, "mini") == replace(
+        unset, degradations=list(DEGRADATIONS)
+    )
     followed = follow_classes(unset, known, "DIR")
     assert model_classes(followed) == trained_classes(followed) == known
 
     same = load("train_decoder", DecoderConfig, ["data.classes=[noise,sandstorm,clean]"]).data
     assert follow_classes(same, known, "DIR") == followed
-    with pytest.raises(ValueError, match=r"data\.classes=\[noise,sandstorm,clean\] differ .* of DIR, \[noise,rain\]"):
+    with pytest.raises(
+        ValueError, match=r"data\.classes=\[noise,sandstorm,clean\] differ .* of DIR, \[noise,rain\]"
+    ):
         follow_classes(same, ("noise", "rain"), "DIR")
 
     fewer = load("train_decoder", DecoderConfig, ["data.degradations=[sandstorm]"]).data
     assert trained_classes(follow_classes(fewer, known, "DIR")) == ("sandstorm",)
-    with pytest.raises(ValueError, match=r"sandstorm is not valid, did you mean .* choose from noise, .* jpeg$"):
+    with pytest.raises(
+        ValueError, match=r"sandstorm is not valid, did you mean .* choose from noise, .* jpeg$"
+    ):
         follow_classes(fewer, DEGRADATIONS, "DIR")

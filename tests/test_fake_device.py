@@ -16,7 +16,13 @@ from torch._subclasses.fake_tensor import (
 )
 
 from diffrestorer.config.composition import load
-from diffrestorer.config.schema import BaseConfig, DataConfig, DecoderConfig, Stage1Config, StudentConfig
+from diffrestorer.config.schema import (
+    BaseConfig,
+    DataConfig,
+    DecoderConfig,
+    Stage1Config,
+    StudentConfig,
+)
 from diffrestorer.data.pairs import PairBatch, SynthesisedPairs, collate_pairs
 from diffrestorer.inference.choices import Tile
 from diffrestorer.inference.pipeline import DiffRestorerPipeline
@@ -53,7 +59,14 @@ def tasks(
         for z0 in ("hq", "sampled"):
             keys = [*model, *data, EFFICIENTNET, f"stage1={folder}", f"z0={z0}", f"z0_steps={STEPS}"]
             found[name, f"decoder z0={z0}"] = DecoderTask(load("train_decoder", DecoderConfig, keys))
-        keys = [*model, *data, EFFICIENTNET, f"teacher={folder}", "lora_rank=2", "lambda_adversarial=0.5"]
+        keys = [
+            *model,
+            *data,
+            EFFICIENTNET,
+            f"teacher={folder}",
+            "lora_rank=2",
+            "lambda_adversarial=0.5",
+        ]
         found[name, "student"] = StudentTask(load("train_student", StudentConfig, keys))
     base = load("train_base", BaseConfig, [*models["mini"], *data[1:], f"output_dir={folder}/base"])
     for part, task_class in PARTS.items():
@@ -88,7 +101,9 @@ def test_each_kind_of_traffic_is_noted(kind: str) -> None:
     assert all(operation.waits for operation in traffic.copies)
 
 
-@pytest.mark.parametrize("read", [lambda on_gpu: on_gpu[0].item(), Tensor.nonzero, lambda on_gpu: on_gpu[on_gpu > 0]])
+@pytest.mark.parametrize(
+    "read", [lambda on_gpu: on_gpu[0].item(), Tensor.nonzero, lambda on_gpu: on_gpu[on_gpu > 0]]
+)
 def test_no_value_can_be_read(read: Callable[[Tensor], object]) -> None:
     with fake_cuda():
         on_gpu = torch.ones(2, device=CUDA)
@@ -143,9 +158,13 @@ def test_an_image_enters_a_gpu_once(model: str, tile: Tile, tasks: dict[tuple[st
     copies = [(copied.file, copied.busy) for copied in traffic.copies]
     assert copies == [("inference/component_pipeline.py", False)] * 2, traffic.copies
     assert not traffic.returns + traffic.mixed
-    assert all((image.device, image.dtype, image.shape) == (CUDA, torch.float32, lq.shape) for image in images)
+    assert all(
+        (image.device, image.dtype, image.shape) == (CUDA, torch.float32, lq.shape) for image in images
+    )
     assert types == {name: {torch.bfloat16} for name in COMPONENTS}
-    steps = [product.dtype for product in traffic.products if product.file == "inference/unipc_table.py"]
+    steps = [
+        product.dtype for product in traffic.products if product.file == "inference/unipc_table.py"
+    ]
     assert steps == [torch.float32] * STEPS, "the sampler's state"
 
 
@@ -184,13 +203,21 @@ def test_a_training_step_waits_for_nothing(
 
     batch, drawn = traffic.copies[:3], traffic.copies[3:]
     assert {copied.file for copied in batch} == {"data/pairs.py"}, "lq, gt and label"
-    shapes = [f"{copied.file} {str(copied.dtype).removeprefix('torch.')} {copied.shape}" for copied in drawn]
+    shapes = [
+        f"{copied.file} {str(copied.dtype).removeprefix('torch.')} {copied.shape}" for copied in drawn
+    ]
     assert sorted(shapes) == sorted(DRAWN[stage]), drawn
     assert not [copied for copied in traffic.copies if copied.waits]
     assert not traffic.returns + traffic.mixed
     found = [losses.total, *losses.parts.values()]
     assert {(loss.device, loss.dtype) for loss in found} == {(CUDA, torch.float32)}
-    layers = {product.dtype for product in traffic.products if product.file != "inference/unipc_table.py"}
+    layers = {
+        product.dtype for product in traffic.products if product.file != "inference/unipc_table.py"
+    }
     assert torch.bfloat16 in layers, "autocast is on"
-    steps = [product.dtype for product in traffic.products if product.file == "inference/unipc_table.py"]
-    assert steps == [torch.float32] * (STEPS if stage == "decoder z0=sampled" else 0), "the sampler's state"
+    steps = [
+        product.dtype for product in traffic.products if product.file == "inference/unipc_table.py"
+    ]
+    assert steps == [torch.float32] * (STEPS if stage == "decoder z0=sampled" else 0), (
+        "the sampler's state"
+    )

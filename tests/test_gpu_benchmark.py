@@ -18,7 +18,9 @@ def run(tmp_path: Path, *arguments: str) -> tuple[int, dict[str, dict], str]:
         "--output", str(output), "--page", str(tmp_path / "page.md"), *arguments,
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=1500)
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=environment, timeout=1500
+    )
     assert output.is_file(), done.stderr
     return done.returncode, json.loads(output.read_text())["rows"], done.stdout
 

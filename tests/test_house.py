@@ -47,28 +47,40 @@ def refuse(offences: list[str], rule: str) -> None:
         pytest.fail(rule + "\n  " + "\n  ".join(offences), pytrace=False)
 
 
-@pytest.mark.parametrize("command", [("ruff", "check"), ("ruff", "format", "--check"), ("lint-imports",)], ids=str)
+@pytest.mark.parametrize(
+    "command", [("ruff", "check"), ("ruff", "format", "--check"), ("lint-imports",)], ids=str
+)
 def test_linters_find_nothing(command: tuple[str, ...]) -> None:
     """Ruff's rules, and the arrows between rooms: settings in pyproject.toml."""
     program = Path(sys.executable).with_name(command[0])
-    answer = subprocess.run([program, *command[1:]], cwd=ROOT, capture_output=True, text=True, check=False)
+    answer = subprocess.run(
+        [program, *command[1:]], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert answer.returncode == 0, answer.stdout + answer.stderr
 
 
 def test_no_two_modules_share_a_name() -> None:
     names = [file.name for file in syntax_trees() if file.name != "__init__.py"]
-    refuse(sorted({name for name in names if names.count(name) > 1}), "two modules of one name: rename one")
+    refuse(
+        sorted({name for name in names if names.count(name) > 1}), "two modules of one name: rename one"
+    )
 
 
 def test_every_folder_of_modules_is_a_package() -> None:
     folders = {file.parent for file in syntax_trees()}
-    missing = [str(folder.relative_to(ROOT)) for folder in sorted(folders) if not (folder / "__init__.py").exists()]
+    missing = [
+        str(folder.relative_to(ROOT))
+        for folder in sorted(folders)
+        if not (folder / "__init__.py").exists()
+    ]
     refuse(missing, "a folder of modules without __init__.py is left out of the wheel")
 
 
 def test_files_are_short() -> None:
     lengths = {file: len(file.read_text(encoding="utf-8").splitlines()) for file in syntax_trees()}
-    offences = [f"{file.relative_to(ROOT)}: {n} lines" for file, n in lengths.items() if n > MAX_FILE_LINES]
+    offences = [
+        f"{file.relative_to(ROOT)}: {n} lines" for file, n in lengths.items() if n > MAX_FILE_LINES
+    ]
     refuse(offences, f"no file over {MAX_FILE_LINES} lines: split it where its two subjects meet")
 
 
@@ -94,10 +106,14 @@ def test_no_pickles() -> None:
         if isinstance(node, ast.ImportFrom) and node.level == 0:
             modules = [str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)]
         loads = isinstance(node, ast.Call) and ast_text(node.func) == "torch.load"
-        safe = loads and any(w.arg == "weights_only" and ast.unparse(w.value) == "True" for w in node.keywords)
+        safe = loads and any(
+            w.arg == "weights_only" and ast.unparse(w.value) == "True" for w in node.keywords
+        )
         if (loads and not safe) or {"pickle", "cPickle", "dill", "torch.load"} & set(modules):
             offences.append(place(file, node))
-    refuse(offences, "no pickle: weights are safetensors, and foreign ones are read with weights_only=True")
+    refuse(
+        offences, "no pickle: weights are safetensors, and foreign ones are read with weights_only=True"
+    )
 
 
 def test_nothing_is_left_to_do() -> None:
@@ -110,11 +126,15 @@ def test_nothing_is_left_to_do() -> None:
     refuse(offences, "do it now or open an issue")
 
 
-def public_definitions(body: list[ast.stmt], owner: str = "") -> Iterator[tuple[str, FunctionNode | ast.ClassDef]]:
+def public_definitions(
+    body: list[ast.stmt], owner: str = ""
+) -> Iterator[tuple[str, FunctionNode | ast.ClassDef]]:
     """Public functions and classes of a module, and public methods; a module's `forward` is covered by its class."""
     for node in body:
         if isinstance(node, FunctionNode | ast.ClassDef) and not node.name.startswith("_"):
-            repeats = any(ast_text(mark).endswith((".setter", "overload")) for mark in node.decorator_list)
+            repeats = any(
+                ast_text(mark).endswith((".setter", "overload")) for mark in node.decorator_list
+            )
             if not repeats and not (owner and node.name == "forward"):
                 yield owner + node.name, node
             if isinstance(node, ast.ClassDef):
@@ -128,7 +148,9 @@ def test_public_names_have_docstrings() -> None:
         for name, node in public_definitions(tree.body)
         if not ast.get_docstring(node)
     ]
-    refuse(offences, "every public function and class says what it does: shapes, ranges, errors, source")
+    refuse(
+        offences, "every public function and class says what it does: shapes, ranges, errors, source"
+    )
 
 
 def ast_text(node: ast.AST) -> str:
@@ -147,12 +169,16 @@ def bare_tensors(annotation: ast.AST) -> Iterator[ast.AST]:
         yield annotation
     elif isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
         try:
-            yield from bare_tensors(ast.parse(annotation.value, mode="eval").body)  # a quoted annotation
+            yield from bare_tensors(
+                ast.parse(annotation.value, mode="eval").body
+            )  # a quoted annotation
         except SyntaxError:
             return
     elif isinstance(annotation, ast.Subscript) and isinstance(annotation.slice, ast.Tuple):
         first, *others = annotation.slice.elts
-        with_axes = any(isinstance(other, ast.Constant) and isinstance(other.value, str) for other in others)
+        with_axes = any(
+            isinstance(other, ast.Constant) and isinstance(other.value, str) for other in others
+        )
         by_name = ast_text(annotation.value) in ("dict", "Mapping") and ast_text(first) == "str"
         if by_name and ast_text(others[0]) in ("Tensor", "torch.Tensor"):
             return
@@ -197,7 +223,10 @@ def test_tensor_annotations_carry_axes() -> None:
         for annotation in annotations(node)
         if any(bare_tensors(annotation))
     ]
-    refuse(offences, 'a tensor\'s axes stand in its annotation, Float[Tensor, "b 3 h w"]; any shape is "..."')
+    refuse(
+        offences,
+        'a tensor\'s axes stand in its annotation, Float[Tensor, "b 3 h w"]; any shape is "..."',
+    )
 
 
 def test_wrong_shapes_are_refused() -> None:
@@ -242,6 +271,8 @@ def test_help_needs_no_torch() -> None:
         "heavy = {'torch', 'diffusers', 'open_clip', 'gradio'} & set(sys.modules)\n"
         "assert not heavy, f'--help imports {heavy}'\n"
     )
-    answer = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    answer = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert answer.returncode == 0, answer.stderr
     assert "restore" in answer.stdout

@@ -33,10 +33,16 @@ def test_each_equation_and_block_has_one_place() -> None:
             for name in names:
                 places[name].append(place)
     missing = [f"{name} stands nowhere" for name in NAMED if not places[name]]
-    twice = [f"{name} stands {len(p)} times: {'; '.join(p)}" for name, p in places.items() if len(p) > 1]
-    unknown = [f"{name} is not in the paper: {'; '.join(p)}" for name, p in places.items() if name not in NAMED]
+    twice = [
+        f"{name} stands {len(p)} times: {'; '.join(p)}" for name, p in places.items() if len(p) > 1
+    ]
+    unknown = [
+        f"{name} is not in the paper: {'; '.join(p)}" for name, p in places.items() if name not in NAMED
+    ]
     if offences := missing + twice + unknown:
-        pytest.fail("a docstring line `Paper: Eq. 3, DMB` is the map\n  " + "\n  ".join(offences), pytrace=False)
+        pytest.fail(
+            "a docstring line `Paper: Eq. 3, DMB` is the map\n  " + "\n  ".join(offences), pytrace=False
+        )
 
 
 def test_the_map_leads_to_the_right_code() -> None:

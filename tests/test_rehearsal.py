@@ -62,9 +62,16 @@ def test_names_and_shapes_are_the_published_ones(random_sd15: ModuleType) -> Non
         name.replace("mid_block.attentions.0.to_q", "mid_block.attentions.0.query"): shape
         for name, shape in PUBLISHED["vae"].items()
     }
-    for file, published in {"unet": PUBLISHED["unet"], "vae": old_vae, "clip": CLIP, "vgg19": VGG}.items():
+    for file, published in {
+        "unet": PUBLISHED["unet"],
+        "vae": old_vae,
+        "clip": CLIP,
+        "vgg19": VGG,
+    }.items():
         assert {name: shapes[file].get(name) for name in published} == published, file
-        assert sum(map(math.prod, shapes[file].values())) / 1e6 == pytest.approx(MILLIONS[file], abs=0.01), file
+        assert sum(map(math.prod, shapes[file].values())) / 1e6 == pytest.approx(
+            MILLIONS[file], abs=0.01
+        ), file
     assert {file: len(shapes[file]) for file in ("unet", "vae")} == {
         file: NUM_TENSORS[file] for file in ("unet", "vae")
     }
@@ -79,7 +86,9 @@ def test_configurations_are_those_of_model_sd15(random_sd15: ModuleType) -> None
         assert random_sd15.published_config(name, model) == random_sd15.CONFIGS[name]
     shared = sorted({*model.scheduler} & {*random_sd15.CONFIGS["scheduler"]})
     assert len(shared) == 5
-    assert [model.scheduler[key] for key in shared] == [random_sd15.CONFIGS["scheduler"][key] for key in shared]
+    assert [model.scheduler[key] for key in shared] == [
+        random_sd15.CONFIGS["scheduler"][key] for key in shared
+    ]
 
 
 def test_a_tensor_follows_from_its_name(random_sd15: ModuleType) -> None:
@@ -89,7 +98,9 @@ def test_a_tensor_follows_from_its_name(random_sd15: ModuleType) -> None:
     assert torch.equal(tensors["conv_out.weight"], alone["conv_out.weight"])
     assert not torch.equal(tensors["conv_in.weight"], tensors["conv_out.weight"])
     assert torch.equal(tensors["norm.weight"], torch.ones(7))
-    assert tensors["conv_in.weight"].std() == pytest.approx(1 / math.sqrt(3 * 36), rel=0.02), "PyTorch's default"
+    assert tensors["conv_in.weight"].std() == pytest.approx(1 / math.sqrt(3 * 36), rel=0.02), (
+        "PyTorch's default"
+    )
 
 
 @pytest.mark.slow
@@ -99,7 +110,9 @@ def test_a_small_base_is_read_and_computes(
     drawn: list[str] = []
     draw = random_sd15.random_tensors
     monkeypatch.setattr(random_sd15, "VGG_FILE", "vgg.safetensors")
-    monkeypatch.setattr(random_sd15, "random_tensors", lambda file, shapes: drawn.append(file) or draw(file, shapes))
+    monkeypatch.setattr(
+        random_sd15, "random_tensors", lambda file, shapes: drawn.append(file) or draw(file, shapes)
+    )
     random_sd15.write_tiny_files(tmp_path)
     random_sd15.write_tiny_files(tmp_path)
     assert sorted(drawn) == ["image_encoder", "unet", "vae", "vgg19"], "files that are there are kept"
@@ -119,7 +132,9 @@ def test_a_small_base_is_read_and_computes(
 
 def rehearse(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(BENCHMARKS / "rehearsal.py"), "--tiny", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, **environment}
+    )
 
 
 @pytest.mark.soak
@@ -128,10 +143,14 @@ def test_the_whole_way(tmp_path: Path) -> None:
     output = tmp_path / "rehearsal"
     done = rehearse("--output", str(output))
     assert done.returncode == 0, done.stdout + done.stderr
-    stages = {row["stage"]: row for row in json.loads((output / "rehearsal.json").read_text())["stages"]}
+    stages = {
+        row["stage"]: row for row in json.loads((output / "rehearsal.json").read_text())["stages"]
+    }
     assert stages["stage 1, killed"]["status"] == -9
     assert stages["stage 1, resumed"]["note"] == "went on at step 4 of 8"
-    assert all(row["failure"] is None and row["memory"] > 2e8 and row["seconds"] > 1 for row in stages.values())
+    assert all(
+        row["failure"] is None and row["memory"] > 2e8 and row["seconds"] > 1 for row in stages.values()
+    )
     assert not list(output.rglob("*.safetensors")), "weights are deleted at the end"
     assert len(list((output / "restored").glob("*.png"))) == 2
     assert (output / "evaluation" / "index.html").exists()
@@ -161,9 +180,13 @@ def test_a_stage_that_fails_is_named_with_its_last_lines(tmp_path: Path) -> None
         (["--output", "FULL"], "holds files that are no rehearsal's"),
     ],
 )
-def test_what_cannot_be_rehearsed_is_refused(arguments: list[str], sentence: str, tmp_path: Path) -> None:
+def test_what_cannot_be_rehearsed_is_refused(
+    arguments: list[str], sentence: str, tmp_path: Path
+) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
-    done = rehearse("--output", str(tmp_path / "new"), *(str(tmp_path) if a == "FULL" else a for a in arguments))
+    done = rehearse(
+        "--output", str(tmp_path / "new"), *(str(tmp_path) if a == "FULL" else a for a in arguments)
+    )
     assert done.returncode == 1
     assert sentence in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
@@ -190,7 +213,10 @@ def test_a_watched_command_is_measured_and_killed_with_its_children(
     command = [sys.executable, "-c", program]
     found = watch.watch(command, log, folder, folder, (folder / "ready").exists)
     assert found.status == -9
-    assert not psutil.pid_exists(int(log.read_text())) or psutil.Process(int(log.read_text())).status() == "zombie"
+    assert (
+        not psutil.pid_exists(int(log.read_text()))
+        or psutil.Process(int(log.read_text())).status() == "zombie"
+    )
     assert 2e8 < found.memory < 4e8
     assert found.longest_silence >= 1
     assert found.disk == 1_000_000

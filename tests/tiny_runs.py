@@ -33,7 +33,9 @@ def small_files(output: Path) -> list[Path]:
 def damage(path: Path, chance: random.Random) -> str:
     """Damage a file as disks, kills and editors do; returns how."""
     data = bytearray(path.read_bytes())
-    kind = chance.choice(["removed", "emptied", "cut", "flipped", "overwritten", "appended", "replaced by a folder"])
+    kind = chance.choice(
+        ["removed", "emptied", "cut", "flipped", "overwritten", "appended", "replaced by a folder"]
+    )
     place = chance.randrange(len(data)) if data else 0
     if kind == "removed":
         path.unlink()

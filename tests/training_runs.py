@@ -28,10 +28,16 @@ context.set_forkserver_preload(LIBRARIES)
 
 
 def _run_script(
-    script: str, commands: Sequence[Sequence[str]], log: str, file_limit: int | None, environment: Mapping[str, str]
+    script: str,
+    commands: Sequence[Sequence[str]],
+    log: str,
+    file_limit: int | None,
+    environment: Mapping[str, str],
 ) -> None:
     os.environ.update(environment)
-    multiprocessing.set_start_method(None, force=True)  # a script's own: what the fork server left would be inherited
+    multiprocessing.set_start_method(
+        None, force=True
+    )  # a script's own: what the fork server left would be inherited
     if file_limit is not None:  # a full disk, as a process without privileges can have one
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
@@ -43,17 +49,23 @@ def _run_script(
         runpy.run_path(str(ROOT / "scripts" / script), run_name="__main__")
 
 
-def start(script: str, arguments: Sequence[str], log: Path, file_limit: int | None = None) -> BaseProcess:
+def start(
+    script: str, arguments: Sequence[str], log: Path, file_limit: int | None = None
+) -> BaseProcess:
     """Starts `python scripts/SCRIPT ARGUMENTS` in a process of its own; its output goes to `log`.
 
     `file_limit`: no file it writes can grow beyond so many bytes.
     """
-    process = context.Process(target=_run_script, args=(script, [list(arguments)], str(log), file_limit, {}))
+    process = context.Process(
+        target=_run_script, args=(script, [list(arguments)], str(log), file_limit, {})
+    )
     process.start()
     return process
 
 
-def start_ranks(script: str, commands: Sequence[Sequence[str]], log: Path, num_processes: int) -> list[BaseProcess]:
+def start_ranks(
+    script: str, commands: Sequence[Sequence[str]], log: Path, num_processes: int
+) -> list[BaseProcess]:
     """Starts a script with one command after the other on several gloo processes, set up as torchrun sets them up.
 
     Forks start in a second; the launcher's processes, in `run_with_torchrun`, import the libraries anew.
@@ -90,7 +102,13 @@ def run(script: str, arguments: Sequence[str], log: Path) -> None:
 
 def run_with_torchrun(script: str, arguments: Sequence[str], num_processes: int) -> None:
     """Runs a script the way users do on several devices: the real launcher, one gloo rank a process."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}"]
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc_per_node={num_processes}",
+    ]
     done = subprocess.run(
         [*launcher, str(ROOT / "scripts" / script), *arguments],
         env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240, check=False,
@@ -98,7 +116,9 @@ def run_with_torchrun(script: str, arguments: Sequence[str], num_processes: int)
     assert done.returncode == 0, done.stderr
 
 
-def kill_when(process: BaseProcess, path: Path, condition: Callable[[Path], bool], timeout: float = 120) -> None:
+def kill_when(
+    process: BaseProcess, path: Path, condition: Callable[[Path], bool], timeout: float = 120
+) -> None:
     """SIGKILL as soon as `condition(path)` holds; the run must not have ended before."""
     signal_when(process, path, condition, signal.SIGKILL, timeout)
     assert process.exitcode == -signal.SIGKILL
@@ -135,4 +155,8 @@ def losses(output_dir: Path) -> list[dict[str, float]]:
 
 def files_of(folder: Path) -> dict[str, bytes]:
     """Every file below a folder, by relative name."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }

@@ -23,7 +23,9 @@ def main() -> None:
     mark("load")
     pipe.prepare(settings["device"])
     mark("prepare")
-    image = torch.rand(1, 3, settings["side"], settings["side"], generator=torch.Generator().manual_seed(0))
+    image = torch.rand(
+        1, 3, settings["side"], settings["side"], generator=torch.Generator().manual_seed(0)
+    )
 
     def restore() -> torch.Tensor:
         generator = torch.Generator().manual_seed(0)
@@ -33,7 +35,9 @@ def main() -> None:
     mark("first_image")
     if settings["backend"]:
         plain = torch.compile
-        torch.compile = lambda *args, **options: plain(*args, **{"backend": settings["backend"], **options})
+        torch.compile = lambda *args, **options: plain(
+            *args, **{"backend": settings["backend"], **options}
+        )
     pipe.prepare(settings["device"], compile=True)
     mark("")
     compiled = restore()
@@ -41,7 +45,9 @@ def main() -> None:
     restore()
     mark("second_compiled_image")
 
-    seconds = {name: end - start for (_, start), (name, end) in zip(marks, marks[1:], strict=False) if name}
+    seconds = {
+        name: end - start for (_, start), (name, end) in zip(marks, marks[1:], strict=False) if name
+    }
     error = ((compiled - eager).norm() / (eager - eager.mean()).norm()).item()
     seconds["decibels"] = -20 * torch.tensor(max(error, 1e-9)).log10().item()
     print(json.dumps(seconds))

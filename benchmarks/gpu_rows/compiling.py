@@ -40,7 +40,9 @@ def contest(session: Session, report: Report, mode: str, goal: str) -> None:
     taken = session.interleave(runs)
     report.data[f"{steps} steps"] = taken
     gain = spread(ratios(taken["eager"], taken[mode]))
-    report.line(f"batch 1, {steps} steps, {mode}", f"{spread(taken[mode], 1e3)} ms, eager code: {gain}x", goal)
+    report.line(
+        f"batch 1, {steps} steps, {mode}", f"{spread(taken[mode], 1e3)} ms, eager code: {gain}x", goal
+    )
     single = session.interleave({mode: our_run(fast, image, 1)})[mode]
     report.line(f"batch 1, one step, {mode}", f"{spread(single, 1e3)} ms", "G12: <= 40 ms")
     report.data["one step"] = single
@@ -101,7 +103,10 @@ def cold_start(session: Session, report: Report) -> None:
 
     def start() -> dict[str, float]:
         done = subprocess.run(
-            [sys.executable, str(COLD_START), json.dumps(settings)], capture_output=True, text=True, check=False
+            [sys.executable, str(COLD_START), json.dumps(settings)],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if done.returncode:
             raise RuntimeError(done.stderr[-2000:])
@@ -111,8 +116,13 @@ def cold_start(session: Session, report: Report) -> None:
     cold = session.kept["compile_seconds"] if had_cache else start()["first_compiled_image"]
     warm = start()
     report.data.update(cold_compile=cold, warm=warm)
-    report.line("import, load and prepare", f"{warm['import']:.1f} + {warm['load']:.1f} + {warm['prepare']:.1f} s")
-    report.line("first image, eager", f"{warm['first_image']:.2f} s", "G10: a correct eager answer first")
+    report.line(
+        "import, load and prepare",
+        f"{warm['import']:.1f} + {warm['load']:.1f} + {warm['prepare']:.1f} s",
+    )
+    report.line(
+        "first image, eager", f"{warm['first_image']:.2f} s", "G10: a correct eager answer first"
+    )
     ratio = warm["first_compiled_image"] / cold
     report.line(
         "first compiled image, with a cache",

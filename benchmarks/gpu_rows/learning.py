@@ -44,10 +44,14 @@ def stage1(session: Session, report: Report) -> None:
     """Stage 1 beside the plain loop, then by micro batch with and without recomputation."""
     session.release()
     goals = {"same work": "G4: >= 1.3x", "cached": "G4: >= 2x", "memory": "G5: <= 0.75x"}
-    _first_that_fits(session, report, session.sizes.contest_batches, session.stage1, plain_stage1, goals)
+    _first_that_fits(
+        session, report, session.sizes.contest_batches, session.stage1, plain_stage1, goals
+    )
     flops = _count_flops(session, session.stage1)
     report.data["flops_per_sample"] = flops
-    report.line("arithmetic of a sample, forward and backward, encodings cached", f"{flops / 1e12:.2f} TFLOP")
+    report.line(
+        "arithmetic of a sample, forward and backward, encodings cached", f"{flops / 1e12:.2f} TFLOP"
+    )
     _sweep(session, report, session.stage1, flops)
 
 
@@ -55,10 +59,14 @@ def decoder(session: Session, report: Report) -> None:
     """The decoder stage beside the plain loop, then by micro batch with and without recomputation."""
     session.release()
     goals = {"cached": "G6: >= 1.8x"}
-    _first_that_fits(session, report, session.sizes.decoder_contest_batches, session.decoder, plain_decoder, goals)
+    _first_that_fits(
+        session, report, session.sizes.decoder_contest_batches, session.decoder, plain_decoder, goals
+    )
     flops = _count_flops(session, session.decoder)
     report.data["flops_per_sample"] = flops
-    report.line("arithmetic of a sample, forward and backward, encodings cached", f"{flops / 1e12:.2f} TFLOP")
+    report.line(
+        "arithmetic of a sample, forward and backward, encodings cached", f"{flops / 1e12:.2f} TFLOP"
+    )
     _sweep(session, report, session.decoder, flops)
 
 
@@ -100,7 +108,11 @@ def _contest(
     base, peaks = session.allocated(), {}
     plain_task = build()
     if session.on_gpu:  # the example's best flags keep what is frozen in bf16
-        for module in (plain_task.restorer.vae, plain_task.restorer.image_encoder, plain_task.restorer.unet):
+        for module in (
+            plain_task.restorer.vae,
+            plain_task.restorer.image_encoder,
+            plain_task.restorer.unet,
+        ):
             module.to(torch.bfloat16)
     plain = plain_step(plain_task, session.pairs, *rest)
     plain(0)
@@ -113,7 +125,9 @@ def _contest(
         ours = our_step(task, source, *rest)
         ours(0)
         peaks[name] = session.peak(lambda ours=ours: ours(1), plain_only)
-        found = Contest(f"{name}, micro batch {count}", plain, ours, session.sizes.rounds, session.device).run()
+        found = Contest(
+            f"{name}, micro batch {count}", plain, ours, session.sizes.rounds, session.device
+        ).run()
         if name != "same work":  # its weights have moved on since the plain loop's
             found = {key: value for key, value in found.items() if not key.startswith("parity")}
         report.data[name] = {**found, "micro_batch": count}
@@ -126,7 +140,9 @@ def _contest(
         )
         del ours
     report.data["peaks"] = peaks
-    share = f"{gib(peaks['cached'])}, plain {gib(peaks['plain'])}: {peaks['cached'] / peaks['plain']:.2f}x"
+    share = (
+        f"{gib(peaks['cached'])}, plain {gib(peaks['plain'])}: {peaks['cached'] / peaks['plain']:.2f}x"
+    )
     report.line(f"peak memory, micro batch {count}", share, goals.get("memory", ""))
 
 
@@ -156,7 +172,9 @@ def _sweep(session: Session, report: Report, build: Build, flops: int) -> None:
             if checkpointing == "blocks" and count < min(4, max(session.sizes.micro_batches)):
                 continue  # recomputing is for what does not fit without
             name = f"micro batch {count}, checkpointing {checkpointing}"
-            if not session.fits(lambda: _measure(session, report, name, task, pairs, count, flops, base)):  # noqa: B023
+            if not session.fits(
+                lambda: _measure(session, report, name, task, pairs, count, flops, base)
+            ):  # noqa: B023
                 report.line(name, "out of memory")
                 report.data[name] = "out of memory"
                 task.zero_grad(set_to_none=True)
@@ -164,7 +182,14 @@ def _sweep(session: Session, report: Report, build: Build, flops: int) -> None:
 
 
 def _measure(
-    session: Session, report: Report, name: str, task: Task, pairs: Any, count: int, flops: int, base: int
+    session: Session,
+    report: Report,
+    name: str,
+    task: Task,
+    pairs: Any,
+    count: int,
+    flops: int,
+    base: int,
 ) -> None:
     """One micro batch: three steps after one that warms up, and one for the peak."""
     step = our_step(task, pairs, count, session.device, session.autocast)
@@ -175,7 +200,11 @@ def _measure(
     report.data[name] = {"seconds": taken, "peak": peak, "utilisation": utilisation}
     largest = count == max(session.sizes.micro_batches)
     goal = "G13: >= 35 %" if largest and isinstance(task, Stage1Task) else ""
-    report.line(name, f"{spread(rates)} samples/s, {gib(peak)}, {100 * utilisation:.0f} % of the matrix rate", goal)
+    report.line(
+        name,
+        f"{spread(rates)} samples/s, {gib(peak)}, {100 * utilisation:.0f} % of the matrix rate",
+        goal,
+    )
 
 
 def _compiled(session: Session, report: Report, build: Build, counts: Sequence[int]) -> None:
@@ -222,7 +251,9 @@ def _wait(session: Session, report: Report, count: int) -> None:
     task = session.stage1(session.hardware())
     (optimizer,) = task.optimizers()
     batches = StepBatches(0, session.sizes.wait_steps, count, 0, 1)
-    loader = TimedBatches(pair_loader(session.pairs, batches, session.sizes.workers, pin_memory=session.on_gpu))
+    loader = TimedBatches(
+        pair_loader(session.pairs, batches, session.sizes.workers, pin_memory=session.on_gpu)
+    )
     marks = []
     for batch in loader:
         with session.autocast():
@@ -238,5 +269,7 @@ def _wait(session: Session, report: Report, count: int) -> None:
     share = (waited - before) / (end - start)
     report.data.update(share=share, steps=len(marks) - 2, micro_batch=count, seconds=end - start)
     report.line(
-        f"waiting for data, micro batch {count}, {session.sizes.workers} workers", f"{100 * share:.2f} %", "G8: < 2 %"
+        f"waiting for data, micro batch {count}, {session.sizes.workers} workers",
+        f"{100 * share:.2f} %",
+        "G8: < 2 %",
     )

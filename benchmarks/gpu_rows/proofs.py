@@ -61,12 +61,19 @@ def tests(session: Session, report: Report) -> None:
         for name, value in found.items():
             report.line(f"{case.get('name')}: {name}", str(value))
     report.data["tests"] = outcomes
-    counts = {kind: sum(one["outcome"] == kind for one in outcomes.values()) for kind in ("passed", "skipped")}
+    counts = {
+        kind: sum(one["outcome"] == kind for one in outcomes.values()) for kind in ("passed", "skipped")
+    }
     failed = len(outcomes) - sum(counts.values())
     skipped = f" ({reason})" if (reason := _skip_reason(suite)) else ""
-    report.line("pytest tests/gpu", f"{counts['passed']} passed, {failed} failed, {counts['skipped']} skipped{skipped}")
+    report.line(
+        "pytest tests/gpu",
+        f"{counts['passed']} passed, {failed} failed, {counts['skipped']} skipped{skipped}",
+    )
     if failed or process.returncode:
-        raise RuntimeError(f"{failed} tests of tests/gpu failed, pytest's status is {process.returncode}")
+        raise RuntimeError(
+            f"{failed} tests of tests/gpu failed, pytest's status is {process.returncode}"
+        )
 
 
 def _skip_reason(suite: ElementTree.Element) -> str:
@@ -97,7 +104,9 @@ def _prove_step(session: Session, report: Report, name: str, task: Task, on_cpu:
     expected = _losses_and_gradient(on_cpu, batch)
     for key, value in expected[0].items():
         difference = abs(found[0][key] - value) / max(abs(value), 1e-3)
-        report.at_most(f"{name}, loss {key}: relative difference from the CPU", difference, FLOAT32_BOUND)
+        report.at_most(
+            f"{name}, loss {key}: relative difference from the CPU", difference, FLOAT32_BOUND
+        )
     gradient = relative(found[1], expected[1])
     report.at_most(f"{name}, gradient: relative difference from the CPU", gradient, 5 * FLOAT32_BOUND)
 
@@ -111,7 +120,9 @@ def _losses_and_gradient(task: Task, batch: PairBatch) -> tuple[dict[str, float]
     return {name: value.item() for name, value in losses.parts.items()}, torch.cat(gradients)
 
 
-def _prove_pipeline(session: Session, report: Report, restorer: Restorer, on_cpu: Restorer) -> torch.Tensor:
+def _prove_pipeline(
+    session: Session, report: Report, restorer: Restorer, on_cpu: Restorer
+) -> torch.Tensor:
     """Two steps on a small image; return float32's image of the larger size."""
     pipe = session.pipeline(restorer, torch.float32)
     reference = session.pipeline(on_cpu, torch.float32)
@@ -119,11 +130,17 @@ def _prove_pipeline(session: Session, report: Report, restorer: Restorer, on_cpu
     for decoder in ("refined", "sd"):
         found, expected = (restore(one, small, 2, decoder=decoder) for one in (pipe, reference))
         difference = relative(found, expected)
-        report.at_most(f"pipeline, {decoder} decoder: relative difference from the CPU", difference, 2 * FLOAT32_BOUND)
+        report.at_most(
+            f"pipeline, {decoder} decoder: relative difference from the CPU",
+            difference,
+            2 * FLOAT32_BOUND,
+        )
     return restore(pipe, session.images(1, 2, session.sizes.bf16_side), max(session.sizes.steps))
 
 
-def _compare_precisions(session: Session, report: Report, restorer: Restorer, expected: torch.Tensor) -> None:
+def _compare_precisions(
+    session: Session, report: Report, restorer: Restorer, expected: torch.Tensor
+) -> None:
     """TF32 and bf16 against float32, tiles against the whole image."""
     steps = max(session.sizes.steps)
     image = session.images(1, 2, session.sizes.bf16_side)
@@ -145,7 +162,9 @@ def _compare_precisions(session: Session, report: Report, restorer: Restorer, ex
     report.line("tiles against the whole image, random weights", f"{decibels(one, whole):.1f} dB")
 
 
-def restore(pipe: DiffRestorerPipeline, images: torch.Tensor, steps: int, **options: Any) -> torch.Tensor:
+def restore(
+    pipe: DiffRestorerPipeline, images: torch.Tensor, steps: int, **options: Any
+) -> torch.Tensor:
     """Return restored images, float32 on the CPU, from noise of a fixed seed."""
     generator = torch.Generator().manual_seed(0)
     restored = pipe(images, steps, generator, output_type="pt", **options).images

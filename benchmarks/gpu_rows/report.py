@@ -39,7 +39,9 @@ class Report:
 
 def spread(values: Sequence[float], unit: float = 1.0, digits: int = 3) -> str:
     """`median (least - greatest)`, each times `unit`."""
-    low, middle, high = (unit * value for value in (min(values), statistics.median(values), max(values)))
+    low, middle, high = (
+        unit * value for value in (min(values), statistics.median(values), max(values))
+    )
     return f"{middle:.{digits}g} ({low:.{digits}g} - {high:.{digits}g})"
 
 

@@ -33,7 +33,9 @@ def machine(session: Session, report: Report) -> None:
     """The rate of a large matrix product: what utilisation is measured by."""
     rate = matrix_rate(session)
     report.data["matrix_flops_per_second"] = rate
-    report.line(f"matrix product, {session.sizes.matrix} rows, {session.dtype}", f"{rate / 1e12:.3g} TFLOP/s")
+    report.line(
+        f"matrix product, {session.sizes.matrix} rows, {session.dtype}", f"{rate / 1e12:.3g} TFLOP/s"
+    )
 
 
 def our_run(pipe: DiffRestorerPipeline, images: torch.Tensor, steps: int) -> Callable[[int], Any]:
@@ -52,7 +54,9 @@ def peer_run(session: Session, peer: Peer, images: torch.Tensor, steps: int) -> 
     return run
 
 
-def compare(session: Session, report: Report, count: int, steps: int, goal: str, rounds: int | None = None) -> None:
+def compare(
+    session: Session, report: Report, count: int, steps: int, goal: str, rounds: int | None = None
+) -> None:
     """Time a batch of images against diffusers' pipeline, eager, in turn."""
     pipe, peer = session.pipelines()
     images = session.images(count, 10 + count)
@@ -61,7 +65,9 @@ def compare(session: Session, report: Report, count: int, steps: int, goal: str,
     report.data[f"batch {count}, {steps} steps"] = taken
     gain = spread(ratios(taken["peer"], taken["ours"]))
     if count == 1:
-        measured = f"{spread(taken['ours'], 1e3)} ms, diffusers {spread(taken['peer'], 1e3)} ms: {gain}x"
+        measured = (
+            f"{spread(taken['ours'], 1e3)} ms, diffusers {spread(taken['peer'], 1e3)} ms: {gain}x"
+        )
     else:
         ours, others = ([count / seconds for seconds in taken[name]] for name in ("ours", "peer"))
         measured = f"{spread(ours)} images/s, diffusers {spread(others)}: {gain}x"
@@ -82,7 +88,9 @@ def latency(session: Session, report: Report) -> None:
     theirs = peer.run(token, images.to(session.device, session.dtype), 0, first, "pt").float().cpu()
     bound = BF16_BOUND if session.on_gpu else 60.0  # a CPU computes in float32
     report.at_least(
-        "image against diffusers' pipeline", decibels(restore(pipe, images, first, decoder="sd"), theirs), bound
+        "image against diffusers' pipeline",
+        decibels(restore(pipe, images, first, decoder="sd"), theirs),
+        bound,
     )
 
 
@@ -107,7 +115,11 @@ def one_step(session: Session, report: Report) -> None:
     images = session.images(1, 7)
     taken = session.interleave({"ours": our_run(pipe, images, 1)}, 2 * session.sizes.rounds)["ours"]
     report.data["seconds"] = taken
-    report.line(f"{name}, {session.sizes.side}x{session.sizes.side}", f"{spread(taken, 1e3)} ms", "G12: <= 40 ms")
+    report.line(
+        f"{name}, {session.sizes.side}x{session.sizes.side}",
+        f"{spread(taken, 1e3)} ms",
+        "G12: <= 40 ms",
+    )
 
 
 def tiled(session: Session, report: Report) -> None:
@@ -119,29 +131,45 @@ def tiled(session: Session, report: Report) -> None:
     sides = {"whole": sizes.whole, "tiled": sizes.tiled}
     images = {name: session.images(1, 5, side) for name, side in sides.items()}
     tile: Any = "auto" if session.on_gpu else sizes.tile
-    run = {name: (lambda image=image: restore(pipe, image, steps, tile=tile)) for name, image in images.items()}
+    run = {
+        name: (lambda image=image: restore(pipe, image, steps, tile=tile))
+        for name, image in images.items()
+    }
     run["whole"]()  # warm
 
     # Memory and time of each size.
     peaks, seconds = {}, {}
     for name in ("whole", "tiled"):
         session.collect()
-        seconds[name] = session.seconds(lambda name=name: peaks.__setitem__(name, session.peak(run[name], base)))
+        seconds[name] = session.seconds(
+            lambda name=name: peaks.__setitem__(name, session.peak(run[name], base))
+        )
         side = sides[name]
-        report.line(f"{side}x{side}, {steps} steps", f"{seconds[name]:.2f} s, {gib(peaks[name])} beside the weights")
+        report.line(
+            f"{side}x{side}, {steps} steps",
+            f"{seconds[name]:.2f} s, {gib(peaks[name])} beside the weights",
+        )
     goal = "G7: <= 1.10x" if session.on_gpu else "counted on GPUs only"
-    report.line("memory, tiled over whole", f"{(peaks['tiled'] + base) / (peaks['whole'] + base):.2f}x", goal)
+    report.line(
+        "memory, tiled over whole", f"{(peaks['tiled'] + base) / (peaks['whole'] + base):.2f}x", goal
+    )
 
     # Small tiles, several at a time against one by one.
     image = session.images(1, 6, sizes.tile_image)
     batches = {"several": None, "one": 1}
     calls = {
-        name: (lambda number, size=size: restore(pipe, image, steps, tile=sizes.tile, tile_batch_size=size))
+        name: (
+            lambda number, size=size: restore(pipe, image, steps, tile=sizes.tile, tile_batch_size=size)
+        )
         for name, size in batches.items()
     }
     taken = session.interleave(calls, 2)
     gain = spread(ratios(taken["one"], taken["several"]))
-    report.line(f"{sizes.tile_image}x{sizes.tile_image} by tiles of {sizes.tile}, one by one", f"{gain}x", "G7: >= 3x")
+    report.line(
+        f"{sizes.tile_image}x{sizes.tile_image} by tiles of {sizes.tile}, one by one",
+        f"{gain}x",
+        "G7: >= 3x",
+    )
     report.data.update(peaks=peaks, weights=base, seconds=seconds, batches=taken)
 
 
@@ -153,7 +181,9 @@ def evaluation(session: Session, report: Report) -> None:
     images = session.images(4, 8)
 
     def run(number: int) -> torch.Tensor:
-        return runner.restore(images, [f"{index}" for index in range(len(images))], [method])[method.name].images
+        return runner.restore(images, [f"{index}" for index in range(len(images))], [method])[
+            method.name
+        ].images
 
     restored = {}
     for name in ("float32", "tf32", "bfloat16"):
@@ -164,5 +194,9 @@ def evaluation(session: Session, report: Report) -> None:
             restored[name] = run(0)
         rates = [len(images) / seconds for seconds in taken]
         report.data[name] = rates
-        change = "" if name == "float32" else f", {decibels(restored[name], restored['float32']):.1f} dB from float32"
+        change = (
+            ""
+            if name == "float32"
+            else f", {decibels(restored[name], restored['float32']):.1f} dB from float32"
+        )
         report.line(f"evaluation, {name}, batch {len(images)}", f"{spread(rates)} images/s{change}")

@@ -102,14 +102,18 @@ class Session:
         student: model folder of a one-step student, if there is one.
     """
 
-    def __init__(self, device: torch.device, sizes: Sizes, folder: Path, student: str | None = None) -> None:
+    def __init__(
+        self, device: torch.device, sizes: Sizes, folder: Path, student: str | None = None
+    ) -> None:
         self.device, self.sizes, self.folder, self.student = device, sizes, folder, student
         self.on_gpu = device.type == "cuda"
         self.dtype = torch.bfloat16 if self.on_gpu else torch.float32
         self.kept: dict[str, Any] = {}
         self.background: dict[str, subprocess.Popen[str]] = {}
         self.cache = folder / "compiled"
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(self.cache)  # empty: the first compilation is a cold one
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(
+            self.cache
+        )  # empty: the first compilation is a cold one
 
     def keep(self, name: str, build: Callable[[], Any]) -> Any:
         """Return what was built before under this name, or build it."""
@@ -143,7 +147,12 @@ class Session:
 
     def overrides(self) -> list[str]:
         """The command line of sd15, or of its tiny form, with random weights on the prepared pairs."""
-        data = ["data=manifest", f"data.root={self.pairs.root}", f"data.size={self.sizes.side}", "hardware=cpu"]
+        data = [
+            "data=manifest",
+            f"data.root={self.pairs.root}",
+            f"data.size={self.sizes.side}",
+            "hardware=cpu",
+        ]
         return [*self.sizes.overrides, "model.base=none", *data]
 
     def hardware(self, checkpointing: str = "none", compiled: bool = False) -> HardwareConfig:
@@ -163,7 +172,9 @@ class Session:
         with self.device:
             task = Stage1Task(self.config)
             fill_zeros(task)
-        task.scheduler = type(task.scheduler).from_config(task.scheduler.config)  # its tables lie on the CPU, as ever
+        task.scheduler = type(task.scheduler).from_config(
+            task.scheduler.config
+        )  # its tables lie on the CPU, as ever
         return self._set_up(task, hardware)
 
     @property
@@ -220,7 +231,9 @@ class Session:
             self.kept["pipe"], self.kept["peer"] = build()
         return self.kept["pipe"], self.kept["peer"]
 
-    def pipeline(self, restorer: Restorer, dtype: torch.dtype, mode: str = "eager") -> DiffRestorerPipeline:
+    def pipeline(
+        self, restorer: Restorer, dtype: torch.dtype, mode: str = "eager"
+    ) -> DiffRestorerPipeline:
         """Return a prepared pipeline around networks that lie where they shall run.
 
         Args:
@@ -263,7 +276,9 @@ class Session:
         self.synchronise()
         return time.perf_counter() - started
 
-    def interleave(self, runs: dict[str, Callable[[int], Any]], rounds: int | None = None) -> dict[str, list[float]]:
+    def interleave(
+        self, runs: dict[str, Callable[[int], Any]], rounds: int | None = None
+    ) -> dict[str, list[float]]:
         """Return seconds by name: a warm-up each, then rounds in turn; each call gets the round's number."""
         taken: dict[str, list[float]] = {name: [] for name in runs}
         for number in range((rounds or self.sizes.rounds) + 1):
@@ -313,7 +328,10 @@ def fill_zeros(task: Task) -> None:
 @contextmanager
 def float32_products(tf32: bool) -> Iterator[None]:
     """Within it float32 matrix products and convolutions run in TF32, or with all their digits."""
-    before = [backend.fp32_precision == "tf32" for backend in (torch.backends.cuda.matmul, torch.backends.cudnn.conv)]
+    before = [
+        backend.fp32_precision == "tf32"
+        for backend in (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+    ]
     try:
         # These two setters keep torch's old and new flags in step, which torch checks when it compiles.
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32

@@ -11,7 +11,10 @@ def short_table(results: dict[str, Any]) -> str:
         note = f": {row['note']}" if row.get("note") else ""
         seconds = f", {row['seconds']} s" if "seconds" in row else ""
         lines.append(f"== {name} ({row['status']}{seconds}){note[:300]}")
-        lines += [f"   {what}: {measured}{f'   [{goal}]' if goal else ''}" for what, measured, goal in row["lines"]]
+        lines += [
+            f"   {what}: {measured}{f'   [{goal}]' if goal else ''}"
+            for what, measured, goal in row["lines"]
+        ]
         lines += [
             f"   {'ok ' if holds else 'BAD'} {what}: {value:.3g} ({bound})"
             for what, value, bound, holds in row.get("proofs", [])
@@ -38,7 +41,9 @@ def page_section(results: dict[str, Any]) -> str:
             f"| {name} | {what} | {value:.3g}{'' if holds else ', **out of bounds**'} | {bound} |"
             for name, (what, value, bound, holds) in proofs
         ]
-    others = [f"{name}: {row['status']}{_note(row)}" for name, row in rows.items() if row["status"] != "done"]
+    others = [
+        f"{name}: {row['status']}{_note(row)}" for name, row in rows.items() if row["status"] != "done"
+    ]
     if others:
         lines += ["", "Not finished:", "", *(f"- {other}" for other in others)]
     return "\n".join(lines)

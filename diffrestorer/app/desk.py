@@ -81,11 +81,15 @@ class Desk:
         with _told():
             self._stay_with(request)
             if len(paths) > MOST_PHOTOS:
-                raise ValueError(f"{len(paths)} photos are too many: drop up to {MOST_PHOTOS} at a time")
+                raise ValueError(
+                    f"{len(paths)} photos are too many: drop up to {MOST_PHOTOS} at a time"
+                )
             found, pair = self._show(paths[0], {})
         return _choice(paths, paths[0]), found, pair, nothing, gr.Button(interactive=True), {}
 
-    def show(self, paths: list[str] | None, path: str, results: Results, request: gr.Request) -> tuple[Any, Any]:
+    def show(
+        self, paths: list[str] | None, path: str, results: Results, request: gr.Request
+    ) -> tuple[Any, Any]:
         """Show one of several photos beside its result, if it has been restored."""
         if not paths or path not in paths:
             return None, None
@@ -112,7 +116,9 @@ class Desk:
             raise gr.Error("Drop a photo first.", print_exception=False)
         with _told():
             if len(paths) > MOST_PHOTOS:
-                raise ValueError(f"{len(paths)} photos are too many: drop up to {MOST_PHOTOS} at a time")
+                raise ValueError(
+                    f"{len(paths)} photos are too many: drop up to {MOST_PHOTOS} at a time"
+                )
             given = None if degradation == DETECTED else degradation
             options = Options(int(steps), int(seed), decoder, float(fidelity), given)
             options = check_options(self.pipe, options)
@@ -120,7 +126,9 @@ class Desk:
         # One photo at a time. Its visitor may leave at any step.
         results: Results = {}
         for number, path in enumerate(paths):
-            on_step = self._steps(request, progress, (options.steps or 1) * len(paths), number * (options.steps or 1))
+            on_step = self._steps(
+                request, progress, (options.steps or 1) * len(paths), number * (options.steps or 1)
+            )
             try:
                 with _told():
                     results[path] = self._restore(path, options, on_step)
@@ -148,7 +156,9 @@ class Desk:
         if self.visitors.has_left(request.session_hash):
             raise VisitorLeftError
 
-    def _steps(self, request: gr.Request, progress: gr.Progress, total: int, done: int) -> Callable[[int], None]:
+    def _steps(
+        self, request: gr.Request, progress: gr.Progress, total: int, done: int
+    ) -> Callable[[int], None]:
         """Return a function that shows each step, and drops the job when its visitor has left.
 
         Args:
@@ -192,7 +202,9 @@ class Desk:
         folder = self.folder / secrets.token_hex(16)
         folder.mkdir()
         names: set[str] = set()
-        with zipfile.ZipFile(folder / "restored.zip", "w", zipfile.ZIP_STORED) as archive:  # PNG is compressed already
+        with zipfile.ZipFile(
+            folder / "restored.zip", "w", zipfile.ZIP_STORED
+        ) as archive:  # PNG is compressed already
             for number, file in enumerate(files):
                 name = Path(file).name
                 if name in names:
@@ -217,7 +229,9 @@ def _told() -> Iterator[None]:
         raise gr.Error("The page was closed.", print_exception=False) from error
     except Exception as error:  # a bad file, the disk, or a network that fails in one of many ways
         line = reason(error)
-        raise gr.Error(line[:1].upper() + line[1:] + ".", duration=None, print_exception=False) from error
+        raise gr.Error(
+            line[:1].upper() + line[1:] + ".", duration=None, print_exception=False
+        ) from error
 
 
 def _shown(photo: Photo) -> Image.Image:

@@ -104,16 +104,22 @@ class Guard:
             return False
         return True
 
-    async def _upload(self, scope: dict[str, Any], receive: Receive, send: Send, headers: dict[str, str]) -> None:
+    async def _upload(
+        self, scope: dict[str, Any], receive: Receive, send: Send, headers: dict[str, str]
+    ) -> None:
         """Take an upload if there is room for it."""
         stated = headers.get("content-length", "")
         if not stated.isdecimal():
             return await _refuse(send, 411, "An upload must state its length.")
         length = int(stated)
         if length > LARGEST_REQUEST:
-            return await _refuse(send, 413, f"Photos of one upload may have {LARGEST_REQUEST >> 20} MiB together.")
+            return await _refuse(
+                send, 413, f"Photos of one upload may have {LARGEST_REQUEST >> 20} MiB together."
+            )
         if folder_bytes(self._folder) + self._uploading + length > LARGEST_FOLDER:
-            return await _refuse(send, 507, "The server has no room for more photos now; try again in an hour.")
+            return await _refuse(
+                send, 507, "The server has no room for more photos now; try again in an hour."
+            )
         self._uploading += length
         try:
             await self._page(scope, receive, send)

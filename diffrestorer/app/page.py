@@ -28,7 +28,9 @@ def build_page(pipe: Any, folder: Path, visitors: Visitors) -> gr.Blocks:
         visitors: who still waits for jobs.
     """
     desk = Desk(pipe, folder, visitors)
-    with gr.Blocks(title="DiffRestorer", analytics_enabled=False, delete_cache=(300, KEEP_SECONDS)) as page:
+    with gr.Blocks(
+        title="DiffRestorer", analytics_enabled=False, delete_cache=(300, KEEP_SECONDS)
+    ) as page:
         gr.Markdown(_about(pipe.classes))
         results = gr.State({})
         with gr.Row():
@@ -43,7 +45,9 @@ def build_page(pipe: Any, folder: Path, visitors: Visitors) -> gr.Blocks:
                 )
                 gr.Markdown(_limits(), elem_id="limits")
                 sample = gr.Button("Try a sample photo", size="sm", elem_id="sample")
-                found = gr.Label(label="What is wrong with it", show_heading=False, elem_id="degradations")
+                found = gr.Label(
+                    label="What is wrong with it", show_heading=False, elem_id="degradations"
+                )
                 controls = _controls(desk.known(), pipe.default_steps)
                 button = gr.Button("Restore", variant="primary", interactive=False, elem_id="restore")
 
@@ -58,7 +62,11 @@ def build_page(pipe: Any, folder: Path, visitors: Visitors) -> gr.Blocks:
                 download = gr.DownloadButton("Download as PNG", interactive=False, elem_id="download")
 
         # What happens: one job at a time, since the model works on one.
-        alone: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model", "api_visibility": "private"}
+        alone: dict[str, Any] = {
+            "concurrency_limit": 1,
+            "concurrency_id": "model",
+            "api_visibility": "private",
+        }
         looking: dict[str, Any] = {
             "fn": desk.look, "inputs": photos, "outputs": [shown, found, slider, download, button, results], **alone,
         }  # fmt: skip
@@ -100,13 +108,23 @@ def _controls(known: list[str], steps_by_default: int) -> list[gr.components.Com
             [("refined: detail of the degraded photo", "refined"), ("sd: the VAE's own", "sd")],
             value="refined", label="Decoder", elem_id="decoder",
         )  # fmt: skip
-        fidelity = gr.Slider(0, 1, 1, step=0.05, label="Fidelity of the refined decoder", elem_id="fidelity")
+        fidelity = gr.Slider(
+            0, 1, 1, step=0.05, label="Fidelity of the refined decoder", elem_id="fidelity"
+        )
         steps = gr.Slider(
-            1, 50, steps_by_default, step=1, label="Steps: fewer are faster", visible=several, elem_id="steps"
+            1,
+            50,
+            steps_by_default,
+            step=1,
+            label="Steps: fewer are faster",
+            visible=several,
+            elem_id="steps",
         )
         degradation = gr.Dropdown(
             [DETECTED, *known], value=DETECTED, label="Remove", interactive=bool(known), elem_id="degradation",
             info=None if known else "This model's weights hold no class prototypes: it decides itself.",
         )  # fmt: skip
-        seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**32 - 1, visible=several, elem_id="seed")
+        seed = gr.Number(
+            0, label="Seed", precision=0, minimum=0, maximum=2**32 - 1, visible=several, elem_id="seed"
+        )
     return [steps, seed, decoder, fidelity, degradation]

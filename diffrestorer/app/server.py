@@ -23,7 +23,11 @@ footer { display: none !important; }
 
 
 def serve(
-    load: Callable[[], Any], host: str, port: int, on_start: Callable[[str], object], names: Sequence[str] = ()
+    load: Callable[[], Any],
+    host: str,
+    port: int,
+    on_start: Callable[[str], object],
+    names: Sequence[str] = (),
 ) -> None:
     """Serve the page until `KeyboardInterrupt`.
 
@@ -52,8 +56,12 @@ def serve(
 
         with _listen(host, port) as listener:
             visitors = Visitors()
-            page = build_page(load(), Path(folder), visitors).queue(max_size=LONGEST_QUEUE, api_open=False)
-            application = _guard(page, {"localhost", host, socket.gethostname(), *names}, Path(folder), visitors)
+            page = build_page(load(), Path(folder), visitors).queue(
+                max_size=LONGEST_QUEUE, api_open=False
+            )
+            application = _guard(
+                page, {"localhost", host, socket.gethostname(), *names}, Path(folder), visitors
+            )
             server = Server(Config(application, log_level="warning", timeout_graceful_shutdown=1))
             on_start(f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/")
             try:
@@ -65,9 +73,13 @@ def serve(
 def _listen(host: str, port: int) -> socket.socket:
     """Return a socket that listens."""
     try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        return socket.create_server(
+            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
+        )
     except OSError as error:
-        raise ValueError(f"can't listen on {host}, port {port}; choose another with --host or --port") from error
+        raise ValueError(
+            f"can't listen on {host}, port {port}; choose another with --host or --port"
+        ) from error
 
 
 def _guard(page: Any, hosts: set[str], folder: Path, visitors: Any) -> Any:
@@ -77,7 +89,9 @@ def _guard(page: Any, hosts: set[str], folder: Path, visitors: Any) -> Any:
     async def drop(session: str) -> None:
         await page._queue.clean_events(session_hash=session)
 
-    return Guard(_application(page), hosts, folder, visitors, drop, lambda: len(page._queue) >= LONGEST_QUEUE)
+    return Guard(
+        _application(page), hosts, folder, visitors, drop, lambda: len(page._queue) >= LONGEST_QUEUE
+    )
 
 
 def _application(page: Any) -> Any:

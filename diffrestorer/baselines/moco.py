@@ -46,7 +46,9 @@ class KeyQueue(nn.Module):
         """Replace the oldest keys."""
         length, count = len(self.keys), len(keys)
         if length % count:
-            raise ValueError(f"a queue of {length} keys can't take {count} at a time: make it a multiple")
+            raise ValueError(
+                f"a queue of {length} keys can't take {count} at a time: make it a multiple"
+            )
 
         # The position stays on the device. Reading it would make the host wait at every step.
         oldest = self.position + torch.arange(count, device=self.position.device)

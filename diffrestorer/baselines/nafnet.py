@@ -36,7 +36,9 @@ class NAFNet(RegressionBaseline):
     ) -> None:
         super().__init__()
         if len(encoder_blocks) != len(decoder_blocks):
-            raise ValueError(f"encoder_blocks names {len(encoder_blocks)} sizes, decoder_blocks {len(decoder_blocks)}")
+            raise ValueError(
+                f"encoder_blocks names {len(encoder_blocks)} sizes, decoder_blocks {len(decoder_blocks)}"
+            )
         self.network = SpandrelNAFNet(
             width=width,
             enc_blk_nums=list(encoder_blocks),

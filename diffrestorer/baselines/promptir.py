@@ -75,9 +75,18 @@ class PromptIR(RestormerLike):
     """
 
     authors_names = (
-        *((f"network.interactions.{i}.generation.prompts", f"prompt{3 - i}.prompt_param") for i in range(3)),
-        *((f"network.interactions.{i}.generation.mixture.", f"prompt{3 - i}.linear_layer.") for i in range(3)),
-        *((f"network.interactions.{i}.generation.convolution.", f"prompt{3 - i}.conv3x3.") for i in range(3)),
+        *(
+            (f"network.interactions.{i}.generation.prompts", f"prompt{3 - i}.prompt_param")
+            for i in range(3)
+        ),
+        *(
+            (f"network.interactions.{i}.generation.mixture.", f"prompt{3 - i}.linear_layer.")
+            for i in range(3)
+        ),
+        *(
+            (f"network.interactions.{i}.generation.convolution.", f"prompt{3 - i}.conv3x3.")
+            for i in range(3)
+        ),
         *((f"network.interactions.{i}.block.", f"noise_level{3 - i}.") for i in range(3)),
         *((f"network.interactions.{i}.reduce.", f"reduce_noise_level{3 - i}.") for i in range(3)),
         *RestormerLike.authors_names,
@@ -100,7 +109,9 @@ class PromptIR(RestormerLike):
         super().__init__()
         num_doublings = len(num_blocks) - 1
         if num_prompts and not len(prompt_dims) == len(prompt_sizes) == num_doublings:
-            raise ValueError("prompt_dims and prompt_sizes need one entry for each upsampling of the decoder")
+            raise ValueError(
+                "prompt_dims and prompt_sizes need one entry for each upsampling of the decoder"
+            )
 
         # One prompt block before each upsampling. The authors halve the lowest features here already.
         interactions: list[PromptInteraction] = []
@@ -110,7 +121,9 @@ class PromptIR(RestormerLike):
             out_dims.append(feature_dim if i else feature_dim // 2)
             generation = PromptGeneration(feature_dim, prompt_dims[i], prompt_sizes[i], num_prompts)
             interactions.append(
-                PromptInteraction(generation, feature_dim, prompt_dims[i], out_dims[i], prompt_heads, expansion)
+                PromptInteraction(
+                    generation, feature_dim, prompt_dims[i], out_dims[i], prompt_heads, expansion
+                )
             )
         self.network = RestormerNetwork(
             dim, num_blocks, num_heads, num_refinement_blocks, expansion, interactions, out_dims

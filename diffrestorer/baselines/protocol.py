@@ -48,11 +48,15 @@ class Baseline(ModelMixin, ConfigMixin):
         return pad_to_multiple(images, self.multiple)
 
     @abstractmethod
-    def restore_padded(self, lq: Float[Tensor, "b 3 h w"], seed: int, run: Pass) -> Float[Tensor, "b 3 h w"]:
+    def restore_padded(
+        self, lq: Float[Tensor, "b 3 h w"], seed: int, run: Pass
+    ) -> Float[Tensor, "b 3 h w"]:
         """Restore images that `pad` returned; the result may leave [0, 1]."""
 
     @torch.no_grad()
-    def restore(self, lq: Float[Tensor, "b 3 h w"], seed: int = 0, run: Pass = whole) -> Float[Tensor, "b 3 h w"]:
+    def restore(
+        self, lq: Float[Tensor, "b 3 h w"], seed: int = 0, run: Pass = whole
+    ) -> Float[Tensor, "b 3 h w"]:
         """Restore images of any size.
 
         Args:
@@ -92,6 +96,8 @@ class RegressionBaseline(Baseline):
     def forward(self, lq: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
         """Return the restored images, not clamped."""
 
-    def restore_padded(self, lq: Float[Tensor, "b 3 h w"], seed: int, run: Pass) -> Float[Tensor, "b 3 h w"]:
+    def restore_padded(
+        self, lq: Float[Tensor, "b 3 h w"], seed: int, run: Pass
+    ) -> Float[Tensor, "b 3 h w"]:
         """Run the network once; nothing is drawn."""
         return run(self, [lq])

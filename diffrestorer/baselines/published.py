@@ -38,7 +38,9 @@ def load_published(cls: type[Baseline], method: str, path: Path) -> Baseline:
             size's. The first tensors that differ are listed.
     """
     if not cls.authors_names:
-        raise ModelFolderError(f"{path}: the authors' checkpoints of {method} can't be read here; give a model folder")
+        raise ModelFolderError(
+            f"{path}: the authors' checkpoints of {method} can't be read here; give a model folder"
+        )
     theirs = _with_other_parts(cls, method, path, read_state(path))
     try:
         model = cls.of_authors_size(theirs)
@@ -64,7 +66,9 @@ def load_published(cls: type[Baseline], method: str, path: Path) -> Baseline:
         if name not in wanted and not name.startswith(cls.authors_unused):
             differing.append(f"{name} (unexpected)")
     if differing:
-        raise ModelFolderError(f"{path} is not {method}'s: {len(differing)} tensors differ: {', '.join(differing[:5])}")
+        raise ModelFolderError(
+            f"{path} is not {method}'s: {len(differing)} tensors differ: {', '.join(differing[:5])}"
+        )
     model.load_state_dict(state)
     return model.eval()
 
@@ -94,7 +98,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
     tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
     if len(tensors) < len(content):
         other = next(name for name in content if name not in tensors)
-        raise ModelFolderError(f"{path} holds no state dict: {other} is no tensor; give the file with the weights")
+        raise ModelFolderError(
+            f"{path} holds no state dict: {other} is no tensor; give the file with the weights"
+        )
     return {_without_prefixes(name): value for name, value in tensors.items()}
 
 
@@ -113,7 +119,9 @@ def _refuse_text(path: Path) -> None:
             f"{path} is a web page and not weights: its link leads to a page first, so download it with a browser"
         )
     if start.startswith(b"version https://git-lfs"):
-        raise ModelFolderError(f"{path} is a Git LFS pointer and not weights: fetch the file itself with git lfs pull")
+        raise ModelFolderError(
+            f"{path} is a Git LFS pointer and not weights: fetch the file itself with git lfs pull"
+        )
 
 
 def _why_unreadable(path: Path, error: Exception) -> str:
@@ -127,7 +135,9 @@ def _why_unreadable(path: Path, error: Exception) -> str:
     )
 
 
-def _with_other_parts(cls: type[Baseline], method: str, path: Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
+def _with_other_parts(
+    cls: type[Baseline], method: str, path: Path, state: dict[str, Tensor]
+) -> dict[str, Tensor]:
     """Return the tensors of a checkpoint and of its other parts, which are found beside it."""
     missing = {part: mark for part, mark in cls.authors_parts.items() if mark not in state}
     if not missing or len(missing) == len(cls.authors_parts):
@@ -158,7 +168,9 @@ def _neighbours(path: Path) -> list[dict[str, Tensor]]:
     return states
 
 
-def _in_shape(tensor: Shaped[Tensor, "..."] | None, like: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."] | None:
+def _in_shape(
+    tensor: Shaped[Tensor, "..."] | None, like: Shaped[Tensor, "..."]
+) -> Shaped[Tensor, "..."] | None:
     """Return a tensor in the shape of ours, or None. The authors keep some axes of length 1 that we don't."""
     if tensor is None or tensor.squeeze().shape != like.squeeze().shape:
         return None

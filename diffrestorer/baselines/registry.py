@@ -66,7 +66,9 @@ def load_baseline(folder: Path, method: str | None = None) -> Baseline:
     folder = folder / "model" if (folder / "model").is_dir() else folder
     found = find_baseline(folder)
     if found is None:
-        raise ModelFolderError(f"{folder} holds none of the methods {', '.join(BASELINES)} (config.json says which)")
+        raise ModelFolderError(
+            f"{folder} holds none of the methods {', '.join(BASELINES)} (config.json says which)"
+        )
     if method is not None and method != found:
         raise ModelFolderError(f"{folder} holds {found}, not {method}")
     model = load_folder(folder, (BASELINES[found],))

@@ -117,7 +117,9 @@ class RestormerNetwork(nn.Module):
         widths = [dim * 2**level for level in range(len(num_blocks))]
 
         def blocks(width: int, level: int, count: int) -> nn.Sequential:
-            return nn.Sequential(*(TransformerBlock(width, num_heads[level], expansion) for _ in range(count)))
+            return nn.Sequential(
+                *(TransformerBlock(width, num_heads[level], expansion) for _ in range(count))
+            )
 
         # Down: each level has half the size and twice the channels.
         self.embed = nn.Conv2d(3, dim, 3, padding=1, bias=False)
@@ -126,7 +128,11 @@ class RestormerNetwork(nn.Module):
 
         # Up: the skip joins after the upsampling; at full size the joined channels are kept.
         self.interactions = nn.ModuleList(interactions)
-        self.upsamples, self.reductions, self.decoders = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        self.upsamples, self.reductions, self.decoders = (
+            nn.ModuleList(),
+            nn.ModuleList(),
+            nn.ModuleList(),
+        )
         for i, level in enumerate(reversed(range(len(widths) - 1))):
             below = interaction_dims[i] if interactions else widths[level + 1]
             joined = below // 2 + widths[level]

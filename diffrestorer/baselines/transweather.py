@@ -193,7 +193,9 @@ class Blocks(nn.Module):
         num_queries: int = 0,
     ) -> None:
         super().__init__()
-        self.blocks = nn.Sequential(*(Block(dim, num_heads, expansion, reduction, num_queries) for _ in range(count)))
+        self.blocks = nn.Sequential(
+            *(Block(dim, num_heads, expansion, reduction, num_queries) for _ in range(count))
+        )
         self.norm = nn.LayerNorm(dim, eps=BLOCK_EPS)
 
     def forward(self, features: Features) -> Features:
@@ -274,7 +276,9 @@ class TransWeather(RegressionBaseline):
     ) -> None:
         super().__init__()
         if not len(dims) == len(num_heads) == len(reductions) == len(depths) == 4:
-            raise ValueError("dims, num_heads, reductions and depths need an entry for each of four stages")
+            raise ValueError(
+                "dims, num_heads, reductions and depths need an entry for each of four stages"
+            )
         if len(inner_heads) != 3:
             raise ValueError("inner_heads needs an entry for each of three intra-patch blocks")
 
@@ -291,7 +295,9 @@ class TransWeather(RegressionBaseline):
 
         # The transformer decoder.
         self.query_embedding = PatchEmbedding(dims[3], dims[3], 3, 2)
-        self.query_decoder = Blocks(decoder_depth, dims[3], decoder_heads, decoder_expansion, 1, num_queries)
+        self.query_decoder = Blocks(
+            decoder_depth, dims[3], decoder_heads, decoder_expansion, 1, num_queries
+        )
 
         # Only what follows keeps PyTorch's initialisation.
         self.apply(initialise)
@@ -299,7 +305,9 @@ class TransWeather(RegressionBaseline):
         # The convolutional tail: six doublings, from 1/64 to full size.
         widths = [dims[3], dims[2], dims[1], dims[0], tail_dims[0]]
         self.double_lowest = _double(dims[3], dims[3])
-        self.doubles = nn.ModuleList(_double(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.doubles = nn.ModuleList(
+            _double(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)
+        )
         self.residuals = nn.ModuleList(ResidualBlock(width) for width in widths[1:])
         self.double_last = _double(tail_dims[0], tail_dims[1])
         self.output = nn.Conv2d(tail_dims[1], 3, 3, padding=1)

@@ -19,7 +19,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status; `--help`, `--version` and wrong options end in `SystemExit`."""
     run = Run(parse(argv))
     leave_busy_cores()
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, with nothing half done
+    previous = signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # ends like Ctrl-C, with nothing half done
     try:
         return int(import_module(f"diffrestorer.cli.{_COMMANDS[run.arguments.command]}").main(run))
     except StopError as error:
@@ -27,7 +29,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             run.say(f"diffrestorer: {error.sentence}")
         return error.status
     except KeyboardInterrupt:
-        run.say(f"stopped; {run.tally['restored']} restored so far stand" if "output" in run.arguments else "stopped")
+        run.say(
+            f"stopped; {run.tally['restored']} restored so far stand"
+            if "output" in run.arguments
+            else "stopped"
+        )
         return EXIT_STOPPED
     except BrokenPipeError:  # the reader of stdout has gone
         silence_stdout()

@@ -61,8 +61,14 @@ class Run:
             raise
         except OSError as error:
             silence_stdout()
-            restored = f"; {self.tally['restored']} restored so far stand" if "output" in self.arguments else ""
-            raise StopError(f"stdout takes no more ({error.strerror}): stopped{restored}", EXIT_FAILURES) from error
+            restored = (
+                f"; {self.tally['restored']} restored so far stand"
+                if "output" in self.arguments
+                else ""
+            )
+            raise StopError(
+                f"stdout takes no more ({error.strerror}): stopped{restored}", EXIT_FAILURES
+            ) from error
 
     def report(self, job: Job, status: str, **more: Any) -> None:
         """Count a file by its status and tell whoever needs to know.
@@ -90,7 +96,9 @@ class Run:
             sentence = f"the model {arguments.model!r} can't be loaded: {printable(special)} is not a regular file"
             raise StopError(sentence, EXIT_USAGE)
         try:
-            return load_pipeline(arguments.model, arguments.device, arguments.precision, arguments.compile)
+            return load_pipeline(
+                arguments.model, arguments.device, arguments.precision, arguments.compile
+            )
         except ValueError as error:
             raise StopError(str(error), EXIT_USAGE) from error
 

@@ -57,11 +57,16 @@ _ON_DETECT = "examples:\n  diffrestorer detect old.jpg scans/\n  diffrestorer de
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Return the command and its options; `--help`, `--version` and wrong options end in `SystemExit`."""
-    layout: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+    layout: dict[str, Any] = {
+        "formatter_class": argparse.RawDescriptionHelpFormatter,
+        "allow_abbrev": False,
+    }
     parser = argparse.ArgumentParser("diffrestorer", description=_ABOUT, epilog=_EPILOG, **layout)
     parser.add_argument("--version", action="version", version=f"diffrestorer {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    restore = commands.add_parser("restore", help="restore photos", description=_ABOUT, epilog=_ON_RESTORE, **layout)
+    restore = commands.add_parser(
+        "restore", help="restore photos", description=_ABOUT, epilog=_ON_RESTORE, **layout
+    )
     _add_restoring(restore)
     about = "Tells how probable each of the model's degradations is for each photo; restores nothing."
     detect = commands.add_parser("detect", help=about, description=about, epilog=_ON_DETECT, **layout)
@@ -69,19 +74,37 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     # Options that several commands have.
     for command in (restore, detect):
         add = command.add_argument
-        add("inputs", nargs="+", type=Path, metavar="INPUT", help="photos, and folders searched recursively")
-        add("--json", action="store_true", help="one JSON object per file on stdout (default: text for people)")
+        add(
+            "inputs",
+            nargs="+",
+            type=Path,
+            metavar="INPUT",
+            help="photos, and folders searched recursively",
+        )
+        add(
+            "--json",
+            action="store_true",
+            help="one JSON object per file on stdout (default: text for people)",
+        )
         _add_model(command)
     _add_compile(restore)
     about = "Serves a web page: drop a photo, see what is wrong with it, restore, compare, download."
-    app = commands.add_parser("app", help="restore photos on a web page", description=about, epilog=_ON_APP, **layout)
-    app.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)")
+    app = commands.add_parser(
+        "app", help="restore photos on a web page", description=about, epilog=_ON_APP, **layout
+    )
+    app.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on (default: 127.0.0.1, this machine only)",
+    )
     app.add_argument("--port", type=_number(int, 1, 65535), default=7860, help="(default: 7860)")
     name_help = "a further host name of this machine that browsers may ask for, as behind a proxy; may be repeated"
     app.add_argument("--allow-host", action="append", default=[], metavar="NAME", help=name_help)
     _add_model(app)
     _add_compile(app)
-    about = "Asks people which of two restored photos is better: a page of blind pairs, then the ranking."
+    about = (
+        "Asks people which of two restored photos is better: a page of blind pairs, then the ranking."
+    )
     study = commands.add_parser("study", help=about, description=about, epilog=_ON_STUDY, **layout)
     _add_study(study.add_subparsers(dest="action", metavar="ACTION", required=True), layout)
 
@@ -100,10 +123,18 @@ def _add_study(actions: Any, layout: dict[str, Any]) -> None:
     """Add `study make` and `study score`."""
     about = "makes a page of blind pairs from evaluations"
     make = actions.add_parser("make", help=about, description=about, epilog=_ON_STUDY, **layout)
-    make.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="output folders of scripts/evaluate.py")
-    make.add_argument("-o", dest="study", type=Path, required=True, metavar="DIR", help="folder of the study")
-    make.add_argument("--pairs", type=_number(int, 1, 1000), default=40, help="number of pairs (default: 40)")
-    make.add_argument("--seed", type=_number(int, 0, 2**31 - 1), default=0, help="of choice and order (default: 0)")
+    make.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="output folders of scripts/evaluate.py"
+    )
+    make.add_argument(
+        "-o", dest="study", type=Path, required=True, metavar="DIR", help="folder of the study"
+    )
+    make.add_argument(
+        "--pairs", type=_number(int, 1, 1000), default=40, help="number of pairs (default: 40)"
+    )
+    make.add_argument(
+        "--seed", type=_number(int, 0, 2**31 - 1), default=0, help="of choice and order (default: 0)"
+    )
     about = "ranks the methods from the files in DIR/answers"
     score = actions.add_parser("score", help=about, description=about, epilog=_ON_STUDY, **layout)
     score.add_argument("study", type=Path, metavar="DIR", help="folder of the study")
@@ -112,17 +143,31 @@ def _add_study(actions: Any, layout: dict[str, Any]) -> None:
 def _add_restoring(parser: argparse.ArgumentParser) -> None:
     """Add the options of `restore`."""
     add = parser.add_argument
-    add("-o", "--output", type=Path, required=True, metavar="OUT", help="folder for restored photos; made if missing")
+    add(
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        metavar="OUT",
+        help="folder for restored photos; made if missing",
+    )
     steps_help = "denoising steps: fewer are faster (default: as the model says, 20 or a student's one)"
     add("--steps", type=_number(int, 1, 1000), help=steps_help)
-    add("--seed", type=_number(int, 0, 2**64 - 1), default=0, help="of each photo's starting noise (default: 0)")
-    decoder_help = "refined takes detail from the degraded photo, sd is the VAE's own decoder (default: refined)"
-    add("--decoder", choices=("refined", "sd"), default="refined", help=decoder_help)
-    fidelity_help = "how much the refined decoder takes from the degraded photo, from 0 to 1 (default: 1.0)"
-    add("--fidelity", type=_number(float, 0, 1), default=1.0, help=fidelity_help)
-    degradation_help = (
-        f"what to remove, one of the model's classes (mini's: {', '.join(DEGRADATIONS)}; default: what it detects)"
+    add(
+        "--seed",
+        type=_number(int, 0, 2**64 - 1),
+        default=0,
+        help="of each photo's starting noise (default: 0)",
     )
+    decoder_help = (
+        "refined takes detail from the degraded photo, sd is the VAE's own decoder (default: refined)"
+    )
+    add("--decoder", choices=("refined", "sd"), default="refined", help=decoder_help)
+    fidelity_help = (
+        "how much the refined decoder takes from the degraded photo, from 0 to 1 (default: 1.0)"
+    )
+    add("--fidelity", type=_number(float, 0, 1), default=1.0, help=fidelity_help)
+    degradation_help = f"what to remove, one of the model's classes (mini's: {', '.join(DEGRADATIONS)}; default: what it detects)"
     add("--degradation", metavar="CLASS", help=degradation_help)
     tile_help = (
         "auto takes a photo of up to 1024x1024 pixels whole and larger ones by tiles, none takes any whole, a number "
@@ -131,16 +176,30 @@ def _add_restoring(parser: argparse.ArgumentParser) -> None:
     add("--tile", type=_tile, default="auto", metavar="auto|none|PIXELS", help=tile_help)
     batch_help = "photos of one size restored together: faster on a GPU, same results (default: 1)"
     add("--batch-size", type=_number(int, 1, 4096), default=1, help=batch_help)
-    format_help = "of the restored photos; auto is that of the input where it can be written (default: png)"
+    format_help = (
+        "of the restored photos; auto is that of the input where it can be written (default: png)"
+    )
     add("--format", choices=(*FORMATS, AUTO), default="png", help=format_help)
-    add("--overwrite", action="store_true", help="restore again what is in OUT already (default: skip it)")
+    add(
+        "--overwrite",
+        action="store_true",
+        help="restore again what is in OUT already (default: skip it)",
+    )
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     """Add the options that choose the model and how it runs."""
     add = parser.add_argument
-    add("--model", default="mini", help="mini (bundled), a model or training folder, or a hub id (default: mini)")
-    add("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, ... (default: auto)")
+    add(
+        "--model",
+        default="mini",
+        help="mini (bundled), a model or training folder, or a hub id (default: mini)",
+    )
+    add(
+        "--device",
+        default="auto",
+        help="auto (a GPU if there is one), cpu, cuda, cuda:1, ... (default: auto)",
+    )
     precision_help = (
         "what the networks compute in; auto takes bfloat16 on GPUs and on CPUs with AMX, where it is faster, and "
         "float32 elsewhere (default: auto)"
@@ -172,5 +231,7 @@ def _tile(text: str) -> str | int:
     if text in ("auto", "none"):
         return text
     if not text.isdecimal() or int(text) < SMALLEST_TILE:
-        raise argparse.ArgumentTypeError(f"{text} is none of auto, none and a number of at least {SMALLEST_TILE}")
+        raise argparse.ArgumentTypeError(
+            f"{text} is none of auto, none and a number of at least {SMALLEST_TILE}"
+        )
     return int(text)

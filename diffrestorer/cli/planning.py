@@ -52,7 +52,11 @@ def search(run: Run, without: Path | None = None) -> list[tuple[Path, Path]]:
         )
 
         # An INPUT that lies inside OUT is searched all the same.
-        skip = without if without is not None and without.is_relative_to(os.path.realpath(argument)) else None
+        skip = (
+            without
+            if without is not None and without.is_relative_to(os.path.realpath(argument))
+            else None
+        )
         for file in files:
             if skip is None or not Path(os.path.realpath(file.parent)).is_relative_to(skip):
                 found.setdefault((os.path.realpath(file), file.relative_to(argument)), file)
@@ -83,7 +87,9 @@ def plan(run: Run) -> list[Job]:
     real = Path(os.path.realpath(folder))
     for argument in run.arguments.inputs:
         if os.path.isdir(argument) and Path(os.path.realpath(argument)) == real:
-            raise StopError(f"{printable(argument)} is INPUT and OUT; choose another folder for OUT", EXIT_USAGE)
+            raise StopError(
+                f"{printable(argument)} is INPUT and OUT; choose another folder for OUT", EXIT_USAGE
+            )
     found = search(run, real)
 
     # Two inputs with one output name keep their suffix.
@@ -100,7 +106,9 @@ def plan(run: Run) -> list[Job]:
         # Nothing is written over an input, another's result, or (unless asked) an older result.
         job, place = Job(file, output), os.path.realpath(output)
         if place in owners:
-            run.report(job, "failed", reason=f"its output {printable(output)} would replace {owners[place]}")
+            run.report(
+                job, "failed", reason=f"its output {printable(output)} would replace {owners[place]}"
+            )
         elif os.path.lexists(output) and not run.arguments.overwrite:
             run.report(job, "skipped", reason="already there")
         else:

@@ -9,7 +9,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from diffrestorer.cli.job import EXIT_FAILURES, EXIT_USAGE, Job, Run, StopError
 from diffrestorer.cli.planning import plan
@@ -58,7 +65,13 @@ def _restore_all(run: Run, jobs: Sequence[Job], hidden: bool) -> None:
         options = check_options(pipe, options)
     except ValueError as error:
         raise StopError(str(error), EXIT_USAGE) from error
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
     quiet = hidden or not run.console.is_terminal
     with (
         Progress(*columns, console=run.console, redirect_stdout=False, disable=quiet) as progress,
@@ -76,7 +89,13 @@ def _restore_all(run: Run, jobs: Sequence[Job], hidden: bool) -> None:
             many = sum(map(len, waiting.values())) > 4 * batch_size
             for shape in list(waiting) if job is jobs[-1] else full or list(waiting)[:many]:
                 group = waiting.pop(shape)
-                _restore_group(writer, pipe, group, options, lambda n: progress.advance(bar, n / (options.steps or 1)))
+                _restore_group(
+                    writer,
+                    pipe,
+                    group,
+                    options,
+                    lambda n: progress.advance(bar, n / (options.steps or 1)),
+                )
                 done += len(group)
                 progress.update(bar, completed=done)
 
@@ -88,7 +107,9 @@ def _restore_all(run: Run, jobs: Sequence[Job], hidden: bool) -> None:
                 break
     if writer.full:
         folder, count = printable(run.arguments.output), run.tally["restored"]
-        raise StopError(f"{folder} takes no more files: stopped; {count} restored so far stand", EXIT_FAILURES)
+        raise StopError(
+            f"{folder} takes no more files: stopped; {count} restored so far stand", EXIT_FAILURES
+        )
 
 
 def _read_ahead(run: Run, jobs: Sequence[Job], ahead: int) -> Generator[tuple[Job, Photo | None]]:

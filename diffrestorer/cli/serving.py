@@ -8,9 +8,17 @@ def main(run: Run) -> int:
     """Serve the page until Ctrl-C or SIGTERM; return the exit status."""
     host, port, names = run.arguments.host, run.arguments.port, run.arguments.allow_host
     try:
-        serve(run.load, host, port, lambda address: run.say(f"DiffRestorer is at {address} (Ctrl-C ends it)"), names)
+        serve(
+            run.load,
+            host,
+            port,
+            lambda address: run.say(f"DiffRestorer is at {address} (Ctrl-C ends it)"),
+            names,
+        )
     except ImportError as error:
-        raise StopError('the web page needs Gradio: pip install "diffrestorer[app]"', EXIT_USAGE) from error
+        raise StopError(
+            'the web page needs Gradio: pip install "diffrestorer[app]"', EXIT_USAGE
+        ) from error
     except ValueError as error:
         raise StopError(str(error), EXIT_USAGE) from error
     except KeyboardInterrupt:

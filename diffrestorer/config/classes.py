@@ -26,12 +26,18 @@ def check_classes(data: DataConfig) -> None:
     classes, trained = model_classes(data), trained_classes(data)
     check_class_names(classes, "data.classes")
     if not trained:
-        raise ValueError("data.degradations is empty: name at least one degradation, or leave it null for all classes")
+        raise ValueError(
+            "data.degradations is empty: name at least one degradation, or leave it null for all classes"
+        )
     for name in trained:
         if name not in classes:
             raise ValueError(
                 f"data.degradations={name} is not valid{nearest(name, classes)}; choose from {', '.join(classes)}"
-                + ("" if data.classes is not None else " (data.classes=[...] gives a model classes of its own)")
+                + (
+                    ""
+                    if data.classes is not None
+                    else " (data.classes=[...] gives a model classes of its own)"
+                )
             )
 
 
@@ -62,5 +68,7 @@ def follow_classes(data: DataConfig, known: Sequence[str], model: str) -> DataCo
             "keeps the classes of stage 1, so leave data.classes null"
         )
     resolved = resolve_classes(replace(data, classes=list(known)))
-    unchanged = model_classes(data) == tuple(known)  # null stays null, as in runs from before models had classes
+    unchanged = model_classes(data) == tuple(
+        known
+    )  # null stays null, as in runs from before models had classes
     return replace(resolved, classes=data.classes) if unchanged else resolved

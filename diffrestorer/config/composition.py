@@ -120,7 +120,9 @@ def differences(config: Any, path: Path, ignore: Sequence[str]) -> list[str]:
 
     old, new = dict(flatten(saved)), dict(flatten(given))
     compared = [key for key in sorted({*old, *new}) if not key.startswith(tuple(ignore))]
-    return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in compared if old.get(key) != new.get(key)]
+    return [
+        f"{key}: {old.get(key)} -> {new.get(key)}" for key in compared if old.get(key) != new.get(key)
+    ]
 
 
 def git_commit() -> str | None:
@@ -128,7 +130,9 @@ def git_commit() -> str | None:
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
-    answer = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
+    answer = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False
+    )
     return answer.stdout.strip() if answer.returncode == 0 else None
 
 
@@ -176,7 +180,9 @@ def _read_preset(name: str) -> Any:
 OmegaConf.register_new_resolver("preset", preset_value, replace=True)
 
 
-def _run_hydra(root: str, schema: type[Config], main: Callable[[Config], None], line: CommandLine) -> None:
+def _run_hydra(
+    root: str, schema: type[Config], main: Callable[[Config], None], line: CommandLine
+) -> None:
     """Hand the command line to `hydra.main`, and tell its refusals in one sentence."""
 
     def task(composed: DictConfig) -> None:

@@ -161,7 +161,9 @@ def _arguments_of(node: ast.ClassDef) -> Arguments:
         defaults = [*[None] * without_default, *constructor.defaults, *constructor.kw_defaults]
         named = [*constructor.args, *constructor.kwonlyargs]
         pairs = list(zip(named, defaults, strict=True))[1:]
-        return {argument.arg: _with_default(argument.annotation, default) for argument, default in pairs}
+        return {
+            argument.arg: _with_default(argument.annotation, default) for argument, default in pairs
+        }
 
     # The fields of a dataclass, each with its type.
     if any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
@@ -185,12 +187,16 @@ def _fits(value: Any, hint: ast.expr) -> bool:
         case ast.BinOp(left=left, right=right):
             return _fits(value, left) or _fits(value, right)
         case ast.Subscript(value=ast.Name(id="Optional" | "Union" as kind)):
-            return (kind == "Optional" and value is None) or any(_fits(value, inner) for inner in _inner(hint))
+            return (kind == "Optional" and value is None) or any(
+                _fits(value, inner) for inner in _inner(hint)
+            )
         case ast.Subscript(value=ast.Name(id="Literal")):
             return value in [ast.literal_eval(inner) for inner in _inner(hint)]
         case ast.Subscript(value=ast.Name(id=kind)) if kind in LISTS:
             inner = _inner(hint)
-            return isinstance(value, list) and all(any(_fits(item, one) for one in inner) for item in value)
+            return isinstance(value, list) and all(
+                any(_fits(item, one) for one in inner) for item in value
+            )
         case ast.Name(id=kind) if kind in LISTS:
             return isinstance(value, list)
         case ast.Name(id=kind) | ast.Subscript(value=ast.Name(id=kind)) if kind in TYPES:

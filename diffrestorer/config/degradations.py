@@ -7,7 +7,16 @@ import difflib
 import re
 from collections.abc import Iterable, Sequence
 
-DEGRADATIONS: tuple[str, ...] = ("noise", "low_light", "haze", "rain", "raindrop", "snow", "blur", "jpeg")
+DEGRADATIONS: tuple[str, ...] = (
+    "noise",
+    "low_light",
+    "haze",
+    "rain",
+    "raindrop",
+    "snow",
+    "blur",
+    "jpeg",
+)
 """The paper's eight, in the order of their class index: a model's classes unless it was trained on others."""
 
 CLEAN = "clean"
@@ -42,7 +51,9 @@ def check_class_names(classes: Sequence[str], key: str = "classes") -> None:
         raise ValueError(f"{key} is empty: name at least one class")
     for name in classes:
         if not re.fullmatch(r"[a-z0-9_]+", name):
-            raise ValueError(f"{key}={name} is not valid: a class is named with lowercase letters, digits and _")
+            raise ValueError(
+                f"{key}={name} is not valid: a class is named with lowercase letters, digits and _"
+            )
     repeated = [name for name in classes if list(classes).count(name) > 1]
     if repeated:
         raise ValueError(f"{key} names {repeated[0]} twice: name every class once")
@@ -55,7 +66,9 @@ def degradation_index(name: str, classes: Sequence[str] = DEGRADATIONS) -> int:
         ValueError: it is none of them; the message lists them.
     """
     if name not in classes:
-        raise ValueError(f"unknown degradation {name!r}{nearest(name, classes)}; choose one of {', '.join(classes)}")
+        raise ValueError(
+            f"unknown degradation {name!r}{nearest(name, classes)}; choose one of {', '.join(classes)}"
+        )
     return list(classes).index(name)
 
 

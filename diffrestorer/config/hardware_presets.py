@@ -73,7 +73,9 @@ def detect_hardware() -> Detected:
     """Return `cpu`, or the GPU preset for the memory that is free on this process's GPU at the first call."""
     drivers = (shutil.which("nvidia-smi"), Path("/dev/nvidiactl").exists(), Path("/dev/kfd").exists())
     if not any(drivers):
-        return Detected("cpu")  # without importing torch, so that a typo on the command line is refused at once
+        return Detected(
+            "cpu"
+        )  # without importing torch, so that a typo on the command line is refused at once
     import torch
 
     if not torch.cuda.is_available():

@@ -38,7 +38,9 @@ def field_texts(schema: type[Any]) -> Mapping[str, str]:
     return texts
 
 
-def help_page(header: str, groups: Mapping[str, list[str]], schema: type[Any], values: Mapping[str, Any]) -> str:
+def help_page(
+    header: str, groups: Mapping[str, list[str]], schema: type[Any], values: Mapping[str, Any]
+) -> str:
     """Return the page.
 
     Args:

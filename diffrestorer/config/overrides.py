@@ -16,7 +16,17 @@ from hydra.errors import HydraException
 
 from diffrestorer.config.degradations import nearest
 
-HYDRA_OPTIONS = ("help", "cfg", "resolve", "package", "multirun", "config-name", "config-dir", "info", "hydra-help")
+HYDRA_OPTIONS = (
+    "help",
+    "cfg",
+    "resolve",
+    "package",
+    "multirun",
+    "config-name",
+    "config-dir",
+    "info",
+    "hydra-help",
+)
 """Options of Hydra that a misspelt one is compared with."""
 
 SWEEPS = ("choice(", "range(", "interval(", "glob(", "shuffle(", "sort(", "tag(", "extend_list(")
@@ -176,7 +186,9 @@ def _quote_parts(value: str, form: str) -> str:
 
 
 def _is_text(hint: Any) -> bool:
-    return hint is str or (get_origin(hint) in (Union, types.UnionType) and set(get_args(hint)) == {str, type(None)})
+    return hint is str or (
+        get_origin(hint) in (Union, types.UnionType) and set(get_args(hint)) == {str, type(None)}
+    )
 
 
 def _is_list_of_text(hint: Any) -> bool:

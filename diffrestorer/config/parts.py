@@ -30,9 +30,13 @@ class ModelConfig:
     """Class of the VAE."""
     image_encoder_class: str = option("ImageEncoder", choices=("ImageEncoder", "MiniImageEncoder"))
     """Class of the image encoder."""
-    control_encoder_class: str = option("ControlEncoder", choices=("ControlEncoder", "MiniControlEncoder"))
+    control_encoder_class: str = option(
+        "ControlEncoder", choices=("ControlEncoder", "MiniControlEncoder")
+    )
     """Class of the control module's image encoder."""
-    decoder_class: str = option("DegradationAwareDecoder", choices=("DegradationAwareDecoder", "MiniDecoder"))
+    decoder_class: str = option(
+        "DegradationAwareDecoder", choices=("DegradationAwareDecoder", "MiniDecoder")
+    )
     """Class of the Degradation-aware Decoder."""
     vae: dict[str, Any] = field(default_factory=dict)
     """Arguments of the VAE."""

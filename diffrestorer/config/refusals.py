@@ -13,7 +13,11 @@ from diffrestorer.config.overrides import keys_of, parse
 
 
 def explain(
-    error: Exception, overrides: Sequence[str], schema: type[Any], groups: Mapping[str, Sequence[str]], root: str
+    error: Exception,
+    overrides: Sequence[str],
+    schema: type[Any],
+    groups: Mapping[str, Sequence[str]],
+    root: str,
 ) -> str:
     """Return an error of Hydra or OmegaConf in one sentence.
 
@@ -65,7 +69,9 @@ def explain(
     return f"{known_part or root}: {reason}{_nearest_field(cause)}"
 
 
-def _explain_unknown(key: str, line: str, schema: type[Any], groups: Mapping[str, Any], method: str) -> str:
+def _explain_unknown(
+    key: str, line: str, schema: type[Any], groups: Mapping[str, Any], method: str
+) -> str:
     """Return what is wrong with an override of a key that the configuration does not have."""
     arguments: list[str] = []
     for name, (_, known) in constructor_arguments({"method": method}).items():

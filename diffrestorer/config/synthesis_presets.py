@@ -6,12 +6,16 @@ from typing import Any
 from diffrestorer.config.synthesis_ranges import Camera, Synthesis, Varied
 from diffrestorer.config.synthesis_variants import HELD_OUT, TRAINED
 
-_CLASSES = {item.name: type(item.default) for item in fields(Synthesis) if isinstance(item.default, Varied)}
+_CLASSES = {
+    item.name: type(item.default) for item in fields(Synthesis) if isinstance(item.default, Varied)
+}
 
 
 def held_out() -> Synthesis:
     """Return the synthesis that never trains: one variant per class, unlike all those that do."""
-    classes: dict[str, Any] = {name: kind(variants=(HELD_OUT[name],)) for name, kind in _CLASSES.items()}
+    classes: dict[str, Any] = {
+        name: kind(variants=(HELD_OUT[name],)) for name, kind in _CLASSES.items()
+    }
     return Synthesis(**classes)
 
 

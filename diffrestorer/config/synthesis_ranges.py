@@ -50,7 +50,10 @@ class Parameters:
             value = getattr(self, item.name)
             if rule := _rule(item):
                 value = _checked(
-                    f"{self.group}.{_snake_case(type(self).__name__)}.{item.name}", value, rule, item.default
+                    f"{self.group}.{_snake_case(type(self).__name__)}.{item.name}",
+                    value,
+                    rule,
+                    item.default,
                 )
                 object.__setattr__(self, item.name, value)
 
@@ -69,7 +72,10 @@ def at_strength(parameters: AnyParameters, strength: float) -> AnyParameters:
     """
     if not 0.0 <= strength <= 1.0:
         raise ValueError(f"strength={strength} lies outside 0 to 1")
-    narrowed = {item.name: _narrowed(item, getattr(parameters, item.name), strength) for item in fields(parameters)}
+    narrowed = {
+        item.name: _narrowed(item, getattr(parameters, item.name), strength)
+        for item in fields(parameters)
+    }
     return replace(parameters, **narrowed)
 
 
@@ -89,7 +95,9 @@ def _narrowed(item: Field[Any], value: Any, strength: float) -> Any:
 
 
 def _rule(item: Field[Any]) -> Rule | None:
-    return next((mark for mark in getattr(item.type, "__metadata__", ()) if isinstance(mark, Rule)), None)
+    return next(
+        (mark for mark in getattr(item.type, "__metadata__", ()) if isinstance(mark, Rule)), None
+    )
 
 
 def _checked(key: str, value: Any, rule: Rule, default: Any) -> Any:
@@ -97,14 +105,22 @@ def _checked(key: str, value: Any, rule: Rule, default: Any) -> Any:
     is_range, numbers = isinstance(default, tuple), value if isinstance(value, tuple) else (value,)
     kind = type(default[0]) if is_range else type(default)
     text = str(list(value) if isinstance(value, tuple) else value)
-    if len(numbers) != 1 + is_range or not all(isinstance(n, int | float) and math.isfinite(n) for n in numbers):
-        raise ValueError(f"{key}={text} is not {'a range: write [low,high]' if is_range else 'a number'}")
+    if len(numbers) != 1 + is_range or not all(
+        isinstance(n, int | float) and math.isfinite(n) for n in numbers
+    ):
+        raise ValueError(
+            f"{key}={text} is not {'a range: write [low,high]' if is_range else 'a number'}"
+        )
     if any(kind(n) != n for n in numbers):
         raise ValueError(f"{key}={text} has to be of whole numbers")
     if is_range and numbers[0] > numbers[1]:
         raise ValueError(f"{key}={text} is reversed: write [{numbers[1]},{numbers[0]}]")
     if numbers[0] < rule.low or numbers[-1] > rule.high:
-        bounds = f"be at least {rule.low:g}" if rule.high == math.inf else f"lie in {rule.low:g} to {rule.high:g}"
+        bounds = (
+            f"be at least {rule.low:g}"
+            if rule.high == math.inf
+            else f"lie in {rule.low:g} to {rule.high:g}"
+        )
         raise ValueError(f"{key}={text} is not possible: it has to {bounds}")
     return tuple(kind(n) for n in numbers) if is_range else kind(value)
 

@@ -52,4 +52,6 @@ def check_variants(degradation: str, names: Sequence[str], key: str) -> None:
         raise ValueError(f"{key} is not a list of variants: name at least one of {', '.join(known)}")
     for name in names:
         if name not in known:
-            raise ValueError(f"{key}={name} does not exist{nearest(name, known)}; choose from {', '.join(known)}")
+            raise ValueError(
+                f"{key}={name} does not exist{nearest(name, known)}; choose from {', '.join(known)}"
+            )

@@ -69,7 +69,10 @@ def counter_normal(
     device: torch.device | str = "cpu",
 ) -> Float[Tensor, "b ..."]:
     """Draw standard normal noise (len(positions), *shape), each row by its own counter (step, position)."""
-    rows = [counter_rng(seed, stream, step, p).standard_normal(tuple(shape), dtype=np.float32) for p in positions]
+    rows = [
+        counter_rng(seed, stream, step, p).standard_normal(tuple(shape), dtype=np.float32)
+        for p in positions
+    ]
     return to_device(np.stack(rows), device)
 
 

@@ -12,7 +12,12 @@ from PIL import Image, UnidentifiedImageError
 from diffrestorer.data.formats import png, pnm, tiff
 from diffrestorer.data.formats.encoding import FORMATS, encode
 from diffrestorer.data.formats.photo import ImageError, Photo
-from diffrestorer.data.formats.pillow_reader import READS_HEIC, photo_from_pil, quiet_pillow, read_with_pillow
+from diffrestorer.data.formats.pillow_reader import (
+    READS_HEIC,
+    photo_from_pil,
+    quiet_pillow,
+    read_with_pillow,
+)
 from diffrestorer.data.storage import open_regular
 
 __all__ = [
@@ -102,7 +107,10 @@ def _name_foreign(magic: bytes) -> str | None:
     """Return why a file that begins with `magic` cannot be read; None if nothing is known against it."""
     if magic.startswith((b"\xff\x0a", b"\x00\x00\x00\x0cJXL ")):
         return _IS_JXL
-    if magic.startswith((b"FUJIFILMCCD-RAW", b"IIRO", b"IIRS", b"MMOR", b"IIU\x00", b"FOVb")) or magic[8:10] == b"CR":
+    if (
+        magic.startswith((b"FUJIFILMCCD-RAW", b"IIRO", b"IIRS", b"MMOR", b"IIU\x00", b"FOVb"))
+        or magic[8:10] == b"CR"
+    ):
         return _IS_RAW
     brand = magic[8:12] if magic[4:8] == b"ftyp" else b""
     if brand == b"crx ":
@@ -165,7 +173,9 @@ def _check_pillow_tiff(image: Image.Image) -> None:
     bits, colour, planes, extra = (tags.get(tag) for tag in (258, 262, 284, 338))
     deep = bits is not None and 16 in bits
     if deep and (colour == 0 or planes == 2 or (extra and extra[0] == 1)):
-        raise ImageError("Pillow decodes this 16-bit TIFF wrongly; give the path of the file instead of the image")
+        raise ImageError(
+            "Pillow decodes this 16-bit TIFF wrongly; give the path of the file instead of the image"
+        )
 
 
 def write_photo(path: str | Path, photo: Photo, format: str = "png", overwrite: bool = True) -> bool:
@@ -223,7 +233,9 @@ def _take_free_name(temporary: Path, path: str | Path) -> bool:
         os.link(temporary, path)
     except FileExistsError:
         return False
-    except OSError:  # a file system without hard links; two writers at the very same moment: the later one wins
+    except (
+        OSError
+    ):  # a file system without hard links; two writers at the very same moment: the later one wins
         if os.path.lexists(path):
             return False
         os.replace(temporary, path)

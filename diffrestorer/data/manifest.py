@@ -132,7 +132,9 @@ def read_batches(folder: Path, columns: Sequence[str]) -> Iterator[dict[str, lis
     """
     path = folder / MANIFEST
     if not path.is_file():
-        raise ValueError(f"{folder} holds no {MANIFEST}: make it with scripts/prepare_data.py out={folder}")
+        raise ValueError(
+            f"{folder} holds no {MANIFEST}: make it with scripts/prepare_data.py out={folder}"
+        )
     try:
         with pq.ParquetFile(path) as file:
             missing = [name for name in SCHEMA.names if name not in file.schema_arrow.names]
@@ -141,7 +143,9 @@ def read_batches(folder: Path, columns: Sequence[str]) -> Iterator[dict[str, lis
             for batch in file.iter_batches(8192, columns=list(columns)):
                 yield batch.to_pydict()
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path} cannot be read ({str(error).splitlines()[0]}); prepare the folder again") from None
+        raise ValueError(
+            f"{path} cannot be read ({str(error).splitlines()[0]}); prepare the folder again"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -174,7 +178,9 @@ class StoredPair:
         except ImageError as error:
             raise ValueError(f"the pair of {self.lq} cannot be read: {error}") from None
         if pair_hash(*images) != self.sha256:
-            raise ValueError(f"the pair of {self.lq} is not what was prepared; --check finds what is damaged")
+            raise ValueError(
+                f"the pair of {self.lq} is not what was prepared; --check finds what is damaged"
+            )
         return images[0], images[1] if self.gt else None
 
 
@@ -239,7 +245,9 @@ def verify(folder: Path, advance: Callable[[int], None] = lambda rows: None) -> 
     return table
 
 
-def _agrees(folder: Path, open_once: Callable[[Path], np.ndarray], lq: str, gt: str | None, sha256: str) -> bool:
+def _agrees(
+    folder: Path, open_once: Callable[[Path], np.ndarray], lq: str, gt: str | None, sha256: str
+) -> bool:
     """Return whether a pair is there and has its checksum."""
     try:
         if "#" not in lq:

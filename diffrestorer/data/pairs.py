@@ -63,7 +63,9 @@ class PairBatch:
     def _map(self, move: Callable[[Any], Any]) -> "PairBatch":
         """Return the batch with `move` applied to each tensor."""
         encodings = {name: move(value) for name, value in self.encodings.items()}
-        return PairBatch(move(self.lq), move(self.gt), move(self.label), self.step, self.positions, encodings)
+        return PairBatch(
+            move(self.lq), move(self.gt), move(self.label), self.step, self.positions, encodings
+        )
 
 
 @dataclass(frozen=True)
@@ -168,14 +170,18 @@ class SynthesisedPairs(Dataset[Pair]):
 
     def fixed(self, index: int) -> Pair:
         """Return one pair of a set that no epoch reorders: photo number `index` by name, with the next class each."""
-        return self._pair(self.paths[index], self.degradations[index % len(self.degradations)], 0, index)
+        return self._pair(
+            self.paths[index], self.degradations[index % len(self.degradations)], 0, index
+        )
 
     def _pair(self, path: Path, degradation: str, step: int, position: int) -> Pair:
         """Make a pair: crop, vary, then degrade."""
         photo = self._read(path)
         gt = crop(photo, self.size, self.views, counter_rng(self.seed, "crop", step, position))
         gt = vary(gt, degradation, self.views, counter_rng(self.seed, "view", step, position))
-        lq = degrade(gt, degradation, counter_rng(self.seed, "degradation", step, position), self.synthesis)
+        lq = degrade(
+            gt, degradation, counter_rng(self.seed, "degradation", step, position), self.synthesis
+        )
         return Pair(lq, gt, degradation_index(degradation, self.classes), step, position)
 
     def _read(self, path: Path) -> np.ndarray:
@@ -194,7 +200,9 @@ class SynthesisedPairs(Dataset[Pair]):
     @lru_cache(maxsize=2)  # noqa: B019 - the dataset lives as long as the run
     def _order(self, epoch: int) -> np.ndarray:
         """Return the random order of an epoch's (photo, class) pairs."""
-        return counter_rng(self.seed, "order", epoch).permutation(len(self.paths) * len(self.degradations))
+        return counter_rng(self.seed, "order", epoch).permutation(
+            len(self.paths) * len(self.degradations)
+        )
 
 
 @lru_cache(maxsize=256)
@@ -274,20 +282,26 @@ def collate_pairs(pairs: Sequence[Pair]) -> PairBatch:
         label=torch.tensor([pair.label for pair in pairs]),
         step=pairs[0].step,
         positions=tuple(pair.position for pair in pairs),
-        encodings={name: torch.stack([pair.encodings[name] for pair in pairs]) for name in pairs[0].encodings},
+        encodings={
+            name: torch.stack([pair.encodings[name] for pair in pairs]) for name in pairs[0].encodings
+        },
     )
 
 
 def _stack(images: Sequence[np.ndarray]) -> UInt8[Tensor, "b 3 h w"]:
     """Stack images (h, w, 3) into one tensor; in a worker, in memory that the main process shares."""
-    return default_collate([torch.from_numpy(image.transpose(2, 0, 1)) for image in images]).contiguous()
+    return default_collate(
+        [torch.from_numpy(image.transpose(2, 0, 1)) for image in images]
+    ).contiguous()
 
 
 def pair_loader(
     dataset: Dataset[Pair], batches: Iterable[list[Any]], num_workers: int, pin_memory: bool = False
 ) -> DataLoader[PairBatch]:
     """Return a loader of this process's batches; the number of workers changes nothing but the speed."""
-    cv2.setNumThreads(0)  # OpenCV's thread pool does not survive the fork into workers: they would wait for it forever
+    cv2.setNumThreads(
+        0
+    )  # OpenCV's thread pool does not survive the fork into workers: they would wait for it forever
     return DataLoader(
         dataset,  # type: ignore[arg-type] # of Pair; collate_pairs makes PairBatch of them
         batch_sampler=batches,

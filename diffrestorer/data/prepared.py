@@ -21,7 +21,9 @@ from diffrestorer.data.pairs import Pair, SynthesisedPairs, augment, check_data
 _OPEN_SHARDS = 512  # each holds a file descriptor, of which a process usually has 1024
 
 
-def open_pairs(config: DataConfig, seed: int, global_batch_size: int) -> "SynthesisedPairs | PreparedPairs":
+def open_pairs(
+    config: DataConfig, seed: int, global_batch_size: int
+) -> "SynthesisedPairs | PreparedPairs":
     """Return the training pairs that a configuration asks for: prepared ones, or photos degraded on the fly.
 
     `data=photos` takes a prepared folder as well: it is recognised by its manifest.
@@ -29,7 +31,9 @@ def open_pairs(config: DataConfig, seed: int, global_batch_size: int) -> "Synthe
     Raises:
         ValueError: see the two classes.
     """
-    prepared = config.name != "photos" or (config.root is not None and (Path(config.root) / MANIFEST).is_file())
+    prepared = config.name != "photos" or (
+        config.root is not None and (Path(config.root) / MANIFEST).is_file()
+    )
     return (PreparedPairs if prepared else SynthesisedPairs)(config, seed, global_batch_size)
 
 
@@ -55,7 +59,9 @@ class PreparedPairs(Dataset[Pair]):
 
     def __init__(self, config: DataConfig, seed: int, global_batch_size: int) -> None:
         if not config.root:
-            raise ValueError("data.root is not set: give data.root=FOLDER that scripts/prepare_data.py made")
+            raise ValueError(
+                "data.root is not set: give data.root=FOLDER that scripts/prepare_data.py made"
+            )
         check_data(config)
 
         # Settings that would change nothing are refused.
@@ -64,7 +70,9 @@ class PreparedPairs(Dataset[Pair]):
                 "data.synthesis says how photos are degraded; prepared pairs are: give it to prepare_data.py"
             )
         if config.views != Views():
-            raise ValueError("data.views says what is seen of photos; prepared pairs are what prepare_data.py made")
+            raise ValueError(
+                "data.views says what is seen of photos; prepared pairs are what prepare_data.py made"
+            )
 
         # The rows of the manifest, whose pairs must be as large as the crop.
         self.root = Path(config.root)
@@ -93,11 +101,15 @@ class PreparedPairs(Dataset[Pair]):
                     continue
                 shard, row = split_address(lq)
                 if (shard, row, degradation) != expected:
-                    runs.append((shards.setdefault(shard, len(shards)), labels[degradation], row, count))
+                    runs.append(
+                        (shards.setdefault(shard, len(shards)), labels[degradation], row, count)
+                    )
                 expected = (shard, row + 1, degradation)
                 count += 1
         if not count:
-            raise ValueError(f"{self.root / MANIFEST} has no training pairs of {', '.join(sorted(labels))}")
+            raise ValueError(
+                f"{self.root / MANIFEST} has no training pairs of {', '.join(sorted(labels))}"
+            )
         self.shards = list(shards)
         self.shard_of, self.labels, self.first_rows, self.starts = np.array(runs).T
 
@@ -125,8 +137,12 @@ class PreparedPairs(Dataset[Pair]):
     def fingerprint(self) -> str:
         """Return a digest of the manifest (with every pair's checksum), the classes and the crop; no pixel is read."""
         digest = hashlib.sha256(f"{sorted(set(self.labels.tolist()))} {self.size} ".encode())
-        if self.classes != DEGRADATIONS:  # of the eight, the digest is that of runs before models had classes
-            digest.update(f"{' '.join(self.classes)} {self.num_pairs - self.num_stored} clean ".encode())
+        if (
+            self.classes != DEGRADATIONS
+        ):  # of the eight, the digest is that of runs before models had classes
+            digest.update(
+                f"{' '.join(self.classes)} {self.num_pairs - self.num_stored} clean ".encode()
+            )
         digest.update((self.root / MANIFEST).read_bytes())
         return digest.hexdigest()
 

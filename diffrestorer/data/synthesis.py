@@ -100,7 +100,9 @@ def _apply(image: Image, degradation: str, rng: np.random.Generator, parameters:
 
 def _check_depth(depth: NDArray[np.floating], image: Image) -> Field:
     if depth.shape != image.shape[:2]:
-        raise ValueError(f"the depth is of shape {depth.shape}, the image of {image.shape[:2]}: they have to agree")
+        raise ValueError(
+            f"the depth is of shape {depth.shape}, the image of {image.shape[:2]}: they have to agree"
+        )
     if not (np.isfinite(depth).all() and depth.min() >= 0.0 and depth.max() > 0.0):
         raise ValueError("the depth has to be finite, nowhere negative and somewhere positive")
     return np.asarray(depth, np.float32)

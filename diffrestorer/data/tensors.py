@@ -42,14 +42,18 @@ def _as_tensor(image: ImageInput) -> ImageTensor:
         array = as_photo(image).pixels if isinstance(image, Image.Image) else image
         scale = _FULL_SCALE.get(array.dtype.name)
         if scale is None:
-            raise ValueError(f"an image array must be uint8, uint16 or floats in [0, 1], not {array.dtype}")
+            raise ValueError(
+                f"an image array must be uint8, uint16 or floats in [0, 1], not {array.dtype}"
+            )
         if array.ndim != 3 or array.shape[2] != 3:
             raise ValueError(f"an image array must be (height, width, 3), not {array.shape}")
         tensor = torch.from_numpy(array.astype(np.float32)).div_(scale).permute(2, 0, 1)
 
     # Whatever it came from: three channels of floats in [0, 1].
     if tensor.ndim != 3 or tensor.shape[0] != 3 or not tensor.is_floating_point():
-        raise ValueError(f"an image tensor must be floats (3, height, width), not {tensor.dtype} {tuple(tensor.shape)}")
+        raise ValueError(
+            f"an image tensor must be floats (3, height, width), not {tensor.dtype} {tuple(tensor.shape)}"
+        )
     if not tensor.numel():
         raise ValueError(f"an image must have pixels, and this one is {tuple(tensor.shape)}")
     low, high = (value.item() for value in tensor.aminmax())
@@ -58,10 +62,14 @@ def _as_tensor(image: ImageInput) -> ImageTensor:
     return tensor
 
 
-def from_tensor(image: Float[Tensor, "3 h w"], output_type: OutputType) -> Image.Image | np.ndarray | ImageTensor:
+def from_tensor(
+    image: Float[Tensor, "3 h w"], output_type: OutputType
+) -> Image.Image | np.ndarray | ImageTensor:
     """Convert a float image in [0, 1] to PIL (which may overwrite it), to an array (h, w, 3), or return it as it is."""
     if output_type == "pt":
         return image
     if output_type == "np":
         return image.permute(1, 2, 0).numpy()
-    return Image.fromarray(image.mul_(255).round_().to(torch.uint8).permute(1, 2, 0).contiguous().numpy())
+    return Image.fromarray(
+        image.mul_(255).round_().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+    )

@@ -30,7 +30,11 @@ def crop(photo: Pixels, size: int, views: Views, rng: np.random.Generator) -> Pi
     # Only scales that the photo allows, in equal shares of octaves: a 4K photo is seen from near and far alike.
     lowest = size / min(photo.shape[:2])
     low, high = (max(scale, lowest) for scale in views.scale)
-    scale = low if views.scale[0] == views.scale[1] else math.exp(rng.uniform(math.log(low), math.log(high)))
+    scale = (
+        low
+        if views.scale[0] == views.scale[1]
+        else math.exp(rng.uniform(math.log(low), math.log(high)))
+    )
     side = min(round(size / scale), *photo.shape[:2])
     top, left = (rng.integers(length - side + 1) for length in photo.shape[:2])
     square = photo[top : top + side, left : left + side]
@@ -85,7 +89,11 @@ def tone(image: Pixels, degradation: str, views: Views, rng: np.random.Generator
         views: the ranges.
         rng: the only source of randomness.
     """
-    kinds = [name for name, rival in (("dark", "low_light"), ("pale", "haze"), ("tint", "")) if rival != degradation]
+    kinds = [
+        name
+        for name, rival in (("dark", "low_light"), ("pale", "haze"), ("tint", ""))
+        if rival != degradation
+    ]
     kind = kinds[rng.integers(len(kinds))]
 
     # Linear light by its colour; the green channel keeps its brightness.
@@ -116,9 +124,13 @@ def _write_on(image: Pixels, rng: np.random.Generator) -> Pixels:
     """Write a line or more of random letters and digits somewhere, in one colour."""
     side = image.shape[0]
     alphabet = list(string.ascii_letters + string.digits)
-    words = ["".join(rng.choice(alphabet, rng.integers(*_LETTERS))) for _ in range(rng.integers(*_WORDS))]
+    words = [
+        "".join(rng.choice(alphabet, rng.integers(*_LETTERS))) for _ in range(rng.integers(*_WORDS))
+    ]
     font = ImageFont.load_default(size=max(8.0, side * rng.uniform(*_LETTER_HEIGHT)))
     canvas = Image.fromarray(image)
     corner = tuple(side * rng.uniform(0.0, 0.7, 2))
-    ImageDraw.Draw(canvas).text(corner, rng.choice([" ", "\n"]).join(words), tuple(rng.integers(0, 256, 3)), font)
+    ImageDraw.Draw(canvas).text(
+        corner, rng.choice([" ", "\n"]).join(words), tuple(rng.integers(0, 256, 3)), font
+    )
     return np.array(canvas)

@@ -9,7 +9,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffrestorer.inference.devices import choose_dtype, find_device, place
-from diffrestorer.inference.model_folder import find_model, no_loading_bar, plain_components, write_model_card
+from diffrestorer.inference.model_folder import (
+    find_model,
+    no_loading_bar,
+    plain_components,
+    write_model_card,
+)
 from diffrestorer.inference.one_step import OneStepScheduler
 from diffrestorer.models.backbones import PATCH, ImageEncoder
 from diffrestorer.models.components import COMPONENTS, check_finite, check_model_folder, read_older_form
@@ -93,7 +98,10 @@ class ComponentPipeline(DiffusionPipeline):
         older = read_older_form(folder)
         dtype = kwargs.get("dtype", kwargs.get("torch_dtype"))
         if isinstance(dtype, torch.dtype):
-            older = {name: part.to(dtype) if isinstance(part, ModelMixin) else part for name, part in older.items()}
+            older = {
+                name: part.to(dtype) if isinstance(part, ModelMixin) else part
+                for name, part in older.items()
+            }
 
         with no_loading_bar():
             pipeline = super().from_pretrained(folder, **{"use_safetensors": True, **older, **kwargs})
@@ -114,7 +122,10 @@ class ComponentPipeline(DiffusionPipeline):
         write_model_card(written.restorer, Path(save_directory))
 
     def prepare(
-        self, device: str | torch.device = "auto", dtype: torch.dtype | None = None, compile: bool = False
+        self,
+        device: str | torch.device = "auto",
+        dtype: torch.dtype | None = None,
+        compile: bool = False,
     ) -> Any:
         """Move the networks to a device in the layout that is fastest there; return the pipeline.
 
@@ -132,7 +143,9 @@ class ComponentPipeline(DiffusionPipeline):
             self.control_network.compile()
         return self
 
-    def enable_group_offload(self, *args: Any, offload_type: str = "block_level", **kwargs: Any) -> None:
+    def enable_group_offload(
+        self, *args: Any, offload_type: str = "block_level", **kwargs: Any
+    ) -> None:
         """Offload groups of layers, as diffusers does; layer by layer the image encoder stays on the device."""
         if offload_type == "leaf_level":
             excluded = kwargs.pop("exclude_modules", None) or []

@@ -38,10 +38,14 @@ def free_memory() -> int:
     # The limits of the control groups, if there are any.
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         _, kinds, path = line.split(":", 2)
-        old = kinds == "memory"  # version 1 of control groups; in version 2 all kinds are one, without a name
+        old = (
+            kinds == "memory"
+        )  # version 1 of control groups; in version 2 all kinds are one, without a name
         root = Path("/sys/fs/cgroup", kinds)
         for group in (root, root / path.lstrip("/")) if old or not kinds else ():
-            with suppress(OSError, ValueError):  # there is no such group in here, or it has no limit ("max")
+            with suppress(
+                OSError, ValueError
+            ):  # there is no such group in here, or it has no limit ("max")
                 limit = int((group / ("memory.limit_in_bytes" if old else "memory.max")).read_text())
                 used = int((group / ("memory.usage_in_bytes" if old else "memory.current")).read_text())
                 statistics = (group / "memory.stat").read_text().split()

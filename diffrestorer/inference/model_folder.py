@@ -35,7 +35,9 @@ def find_model(name: str | Path) -> Path:
         return Path(DiffusionPipeline.download(str(name)))
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise ModelFolderError(f"no model at {name!r}: it is no folder, and as a hub id: {reason}") from None
+        raise ModelFolderError(
+            f"no model at {name!r}: it is no folder, and as a hub id: {reason}"
+        ) from None
 
 
 @contextmanager
@@ -67,7 +69,10 @@ def save_model_folder(
     """
     # The scheduler, and the index that names every part's class.
     folder.mkdir(parents=True, exist_ok=True)
-    index: dict[str, Any] = {"_class_name": "DiffRestorerPipeline", "_diffusers_version": diffusers.__version__}
+    index: dict[str, Any] = {
+        "_class_name": "DiffRestorerPipeline",
+        "_diffusers_version": diffusers.__version__,
+    }
     index["scheduler"] = _class_entry(scheduler)
     index["relative_prediction"] = networks.relative_prediction
     scheduler.save_config(folder / "scheduler")
@@ -80,7 +85,9 @@ def save_model_folder(
         elif rest is not None:
             component = load_component(rest / name)
         else:
-            raise ValueError(f"a model folder needs its {name}: there is none, and no folder to take it from")
+            raise ValueError(
+                f"a model folder needs its {name}: there is none, and no folder to take it from"
+            )
         index[name] = _class_entry(component)
         save_component(component, folder / name, dtype)
         rows.append(_card_row(name, component))
@@ -91,7 +98,9 @@ def save_model_folder(
 
 def plain_components(components: Mapping[str, Any]) -> dict[str, Any]:
     """Return a pipeline's components as a model folder holds them: LoRA adapters merged into copies of the weights."""
-    adapted = {name for name, component in components.items() if getattr(component, "peft_config", None)}
+    adapted = {
+        name for name, component in components.items() if getattr(component, "peft_config", None)
+    }
     return {name: merged(part) if name in adapted else part for name, part in components.items()}
 
 

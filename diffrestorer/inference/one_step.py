@@ -41,9 +41,13 @@ class OneStepScheduler(SchedulerMixin, ConfigMixin):
         tau: int = 200,
     ) -> None:
         if not 0 <= tau < num_train_timesteps:
-            raise ValueError(f"tau={tau} is not a timestep: choose one from 0 to {num_train_timesteps - 1}")
+            raise ValueError(
+                f"tau={tau} is not a timestep: choose one from 0 to {num_train_timesteps - 1}"
+            )
         if prediction_type not in ("epsilon", "sample", "v_prediction"):
-            raise ValueError(f"prediction_type={prediction_type}: choose epsilon, sample or v_prediction")
+            raise ValueError(
+                f"prediction_type={prediction_type}: choose epsilon, sample or v_prediction"
+            )
         schedule = DDPMScheduler(num_train_timesteps, beta_start, beta_end, beta_schedule)
         self.alpha_bar = schedule.alphas_cumprod[tau].item()
         self.timesteps = torch.tensor([tau])
@@ -96,7 +100,9 @@ class OneStepScheduler(SchedulerMixin, ConfigMixin):
             estimate = of_sample * sample.float() + estimate
         return SchedulerOutput(estimate) if return_dict else (estimate,)
 
-    def scale_model_input(self, sample: Float[Tensor, "b l h w"], timestep: int | None = None) -> Float[Tensor, "..."]:
+    def scale_model_input(
+        self, sample: Float[Tensor, "b l h w"], timestep: int | None = None
+    ) -> Float[Tensor, "..."]:
         """Return the latents as they are."""
         return sample
 

@@ -15,7 +15,9 @@ from diffrestorer.inference.memory import free_memory
 LARGEST_PHOTO = 200_000_000  # pixels, width x height; a larger one is refused by its header
 DECODE_BYTES = 64  # per pixel: its file, the decoded and the float image, with a margin
 CANVAS_BYTES = 64  # per pixel, whatever the tiles; measured: 57
-RESTORE_BYTES = 28  # per pixel and channel of the VAE's widest full-size features; measured: 23 (mini) to 26 (sd15)
+RESTORE_BYTES = (
+    28  # per pixel and channel of the VAE's widest full-size features; measured: 23 (mini) to 26 (sd15)
+)
 SMALLER_TILES = (512, 256)  # sides in pixels, where memory does not suffice for the usual ones
 
 
@@ -63,7 +65,9 @@ def load_pipeline(model: str, device: str, precision: Precision = "auto", compil
         target = find_device(device)
         torch.zeros(1, device=target).item()
     except Exception as error:  # torch raises several kinds, with hints for its developers
-        raise ValueError(f"device {device!r} can't be used on this machine; try --device cpu") from error
+        raise ValueError(
+            f"device {device!r} can't be used on this machine; try --device cpu"
+        ) from error
     try:
         pipe = DiffRestorerPipeline.from_pretrained(model)
     except Exception as error:  # a ModelFolderError, or what only the loading of a whole model finds
@@ -147,7 +151,11 @@ def reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}"
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    full = isinstance(error, MemoryError) or "out of memory" in line.lower() or "can't allocate memory" in line
+    full = (
+        isinstance(error, MemoryError)
+        or "out of memory" in line.lower()
+        or "can't allocate memory" in line
+    )
     return "there is not enough memory for it" if full else line
 
 
@@ -174,7 +182,9 @@ def _tiles_that_fit(pipe: Any, photos: Sequence[Photo], tile: Tile) -> tuple[Til
     for choice, need in zip(choices, needs, strict=True):
         if need <= free:
             return choice
-    raise ImageError(f"restoring it takes about {min(needs) / 1e6:.0f} MB of memory, {free / 1e6:.0f} MB are free")
+    raise ImageError(
+        f"restoring it takes about {min(needs) / 1e6:.0f} MB of memory, {free / 1e6:.0f} MB are free"
+    )
 
 
 def _memory_needed(pipe: Any, photos: Sequence[Photo], tile: Tile, tile_batch_size: int | None) -> int:
@@ -184,7 +194,13 @@ def _memory_needed(pipe: Any, photos: Sequence[Photo], tile: Tile, tile_batch_si
     height, width = photos[0].pixels.shape[:2]
     side, size = tile_side(tile, height, width, 1), len(photos) * height * width
     # Photos that need tiles go one by one, their tiles in batches of 1024x1024 pixels; overlaps make them up to twice.
-    batch = 0 if side is None else tile_batch_size * side**2 if tile_batch_size else max(side**2, WHOLE_PIXELS)
+    batch = (
+        0
+        if side is None
+        else tile_batch_size * side**2
+        if tile_batch_size
+        else max(side**2, WHOLE_PIXELS)
+    )
     at_once = size if side is None else min(2 * height * width, batch)
     return at_once * RESTORE_BYTES * int(pipe.vae.config.block_out_channels[1]) + size * CANVAS_BYTES
 

@@ -80,9 +80,19 @@ class DiffRestorerPipeline(ComponentPipeline):
             own = [generator[i] for i in indices] if isinstance(generator, Sequence) else generator
             lq, size = self._take_batch(images, indices)
             sampled = self.sample(
-                lq, num_inference_steps, own, degradation, tile, tile_batch_size, on_step, size, callback_on_step_end
+                lq,
+                num_inference_steps,
+                own,
+                degradation,
+                tile,
+                tile_batch_size,
+                on_step,
+                size,
+                callback_on_step_end,
             )
-            probabilities[indices] = sampled.condition.prompts.degradation_logits.float().softmax(dim=-1).cpu()
+            probabilities[indices] = (
+                sampled.condition.prompts.degradation_logits.float().softmax(dim=-1).cpu()
+            )
             outputs = self._outputs(sampled, decoder, fidelity, output_type)
             for output, index in zip(outputs, indices, strict=True):
                 restored[index] = output
@@ -141,7 +151,12 @@ class DiffRestorerPipeline(ComponentPipeline):
 
         # The noise is copied before the device is busy: the host waits for the copy.
         padded = pad_to_multiple(self._to_device(lq), self._multiple)
-        shape = (len(padded), self.unet.config.in_channels, padded.shape[-2] // PATCH, padded.shape[-1] // PATCH)
+        shape = (
+            len(padded),
+            self.unet.config.in_channels,
+            padded.shape[-2] // PATCH,
+            padded.shape[-1] // PATCH,
+        )
         noise = draw_noise(shape, generator, self._execution_device)
         prompts = self._read_prompts(padded[..., :height, :width], degradation)
 
@@ -157,8 +172,12 @@ class DiffRestorerPipeline(ComponentPipeline):
                         on_step(len(padded))
 
                 edit = self._after_step(steps, count, callback_on_step_end)
-                latents = run_scheduler(self.scheduler, steps, condition, noise, predict, edit, generator)
-            return SampledLatents(latents, condition, padded, height, width, side, batch_size, tile == "auto")
+                latents = run_scheduler(
+                    self.scheduler, steps, condition, noise, predict, edit, generator
+                )
+            return SampledLatents(
+                latents, condition, padded, height, width, side, batch_size, tile == "auto"
+            )
 
         return until_it_fits(run, self._sides(side, padded, tile == "auto"), tile_batch_size)
 
@@ -175,7 +194,9 @@ class DiffRestorerPipeline(ComponentPipeline):
             stages = Stages.over(self.restorer, lq, self._multiple, side, batch_size)
             return stages.decode(latents, lq, condition, refined, fidelity)
 
-        images = until_it_fits(run, self._sides(sampled.side, lq, sampled.shrink), sampled.tile_batch_size)
+        images = until_it_fits(
+            run, self._sides(sampled.side, lq, sampled.shrink), sampled.tile_batch_size
+        )
         return images[..., : sampled.height, : sampled.width].clamp_(0, 1)
 
     def _take_batch(
@@ -189,7 +210,9 @@ class DiffRestorerPipeline(ComponentPipeline):
             images[index] = None
         return pad_to_multiple(batch, self._multiple), batch.shape[-2:]
 
-    def _after_step(self, steps: int, count: Callable[[], object], callback: StepCallback | None) -> Edit:
+    def _after_step(
+        self, steps: int, count: Callable[[], object], callback: StepCallback | None
+    ) -> Edit:
         """Return what runs after each call of the networks: progress, and the caller's callback."""
         order = self.scheduler.order
 
@@ -199,7 +222,9 @@ class DiffRestorerPipeline(ComponentPipeline):
             # Some schedulers call the networks more than once per step.
             if index % order == 0 and index // order < steps:
                 count()
-            changed = callback(self, index, timestep, {"latents": latents}) if callback is not None else {}
+            changed = (
+                callback(self, index, timestep, {"latents": latents}) if callback is not None else {}
+            )
             return changed.get("latents", latents)
 
         return edit
@@ -228,9 +253,15 @@ class DiffRestorerPipeline(ComponentPipeline):
         """Return the side of the largest tile, None for whole images, and refuse several images that need tiles."""
         side = tile_side(tile, height, width, self._multiple)
         if side is not None and count > 1:
-            raise ValueError(f"images of {width}x{height} pixels are restored by tiles: sample them one by one")
+            raise ValueError(
+                f"images of {width}x{height} pixels are restored by tiles: sample them one by one"
+            )
         return side
 
     def _sides(self, side: int | None, lq: Float[Tensor, "b 3 h w"], shrink: bool) -> list[int | None]:
         """Return the tile sides to try, one after the other where memory falls short."""
-        return [side, *smaller_sides(side, lq.shape[-2:], self._multiple)] if shrink and len(lq) == 1 else [side]
+        return (
+            [side, *smaller_sides(side, lq.shape[-2:], self._multiple)]
+            if shrink and len(lq) == 1
+            else [side]
+        )

@@ -15,7 +15,9 @@ from diffrestorer.models.restorer import Conditioning, Restorer
 Generator = torch.Generator | Sequence[torch.Generator] | None
 
 
-def draw_noise(shape: Sequence[int], generator: Generator, device: torch.device) -> Float[Tensor, "b l h8 w8"]:
+def draw_noise(
+    shape: Sequence[int], generator: Generator, device: torch.device
+) -> Float[Tensor, "b l h8 w8"]:
     """Draw the noise that sampling starts from.
 
     Args:
@@ -23,7 +25,9 @@ def draw_noise(shape: Sequence[int], generator: Generator, device: torch.device)
         device: where the noise is used. It is drawn on the generator's own.
     """
     sources = list(generator) if isinstance(generator, Sequence) else [generator] * shape[0]
-    noise = [torch.randn(shape[1:], generator=own, device=own.device if own else "cpu") for own in sources]
+    noise = [
+        torch.randn(shape[1:], generator=own, device=own.device if own else "cpu") for own in sources
+    ]
     return torch.stack(noise).to(device)
 
 
@@ -54,7 +58,9 @@ def sample_latents(
         noise: a teacher's start; a student starts from the degraded image's latents instead.
     """
 
-    def predict(latents: Float[Tensor, "b l h8 w8"], timestep: Real[Tensor, "..."]) -> Float[Tensor, "b l h8 w8"]:
+    def predict(
+        latents: Float[Tensor, "b l h8 w8"], timestep: Real[Tensor, "..."]
+    ) -> Float[Tensor, "b l h8 w8"]:
         return restorer.denoise(latents, timestep, condition)
 
     return run_scheduler(scheduler, num_inference_steps, condition, noise, predict)
@@ -85,7 +91,9 @@ def run_scheduler(
         return _run_steps(scheduler, num_steps, noise, predict, edit, generator)
 
     start = condition.encoded.latents if isinstance(scheduler, OneStepScheduler) else noise
-    return sampling_table(scheduler, num_steps, noise.device, torch.float32).sample(start, predict, edit)
+    return sampling_table(scheduler, num_steps, noise.device, torch.float32).sample(
+        start, predict, edit
+    )
 
 
 def _run_steps(
@@ -108,7 +116,9 @@ def _run_steps(
     for index, timestep in enumerate(scheduler.timesteps):
         scaled = scheduler.scale_model_input(latents, timestep)
         output = predict(scaled.to(noise.dtype), timestep).to(latents.dtype)
-        with torch.autocast(noise.device.type, enabled=False):  # it would round the latents in a training step
+        with torch.autocast(
+            noise.device.type, enabled=False
+        ):  # it would round the latents in a training step
             latents = scheduler.step(output, timestep, latents, **options, return_dict=False)[0]
         latents = edit(index, timestep, latents)
     return latents.to(noise.dtype)

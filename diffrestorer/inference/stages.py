@@ -28,7 +28,12 @@ class Stages:
 
     @classmethod
     def over(
-        cls, restorer: Restorer, lq: Float[Tensor, "b 3 h w"], multiple: int, side: int | None, batch_size: int | None
+        cls,
+        restorer: Restorer,
+        lq: Float[Tensor, "b 3 h w"],
+        multiple: int,
+        side: int | None,
+        batch_size: int | None,
     ) -> "Stages":
         """Return the stages for padded images, taken whole or by tiles.
 
@@ -51,7 +56,9 @@ class Stages:
         def encode(lq: Float[Tensor, "t 3 h w"]) -> Float[Tensor, "t l h8 w8"]:
             return encode_image(networks.vae, lq).latents
 
-        def control(lq: Float[Tensor, "t 3 h w"], latents: Float[Tensor, "t l h8 w8"]) -> Float[Tensor, "t c h8 w8"]:
+        def control(
+            lq: Float[Tensor, "t 3 h w"], latents: Float[Tensor, "t l h8 w8"]
+        ) -> Float[Tensor, "t c h8 w8"]:
             embedding = prompts.degradation_embedding.expand(len(lq), -1)
             return networks.control_network.enter(networks.control_encoder(lq, embedding, latents))
 
@@ -66,7 +73,9 @@ class Stages:
         """
         grid, networks = self.grid, self.restorer
 
-        def predict(noisy: Float[Tensor, "b l h8 w8"], timestep: Real[Tensor, ""]) -> Float[Tensor, "b l h8 w8"]:
+        def predict(
+            noisy: Float[Tensor, "b l h8 w8"], timestep: Real[Tensor, ""]
+        ) -> Float[Tensor, "b l h8 w8"]:
             if grid is None:
                 return networks.denoise(noisy, timestep, condition)
 
@@ -105,9 +114,13 @@ class Stages:
 
         # The decoder refines with the encoder's features: too large to keep for the whole image, they are computed
         # again for each tile.
-        def refine(latents: Float[Tensor, "t l h8 w8"], lq: Float[Tensor, "t 3 h w"]) -> Float[Tensor, "t 3 h w"]:
+        def refine(
+            latents: Float[Tensor, "t l h8 w8"], lq: Float[Tensor, "t 3 h w"]
+        ) -> Float[Tensor, "t 3 h w"]:
             embedding = condition.prompts.degradation_embedding.expand(len(lq), -1)
-            return networks.decoder(latents, encode_image(networks.vae, lq).features, embedding, fidelity)
+            return networks.decoder(
+                latents, encode_image(networks.vae, lq).features, embedding, fidelity
+            )
 
         if refined:
             return self.grid.run_shared(refine, [latents, lq], self._cells)

@@ -105,7 +105,9 @@ class Grid:
     batch_size: int | None = None
 
     @classmethod
-    def over(cls, size: Sequence[int], side: int, multiple: int, cell: int, batch_size: int | None = None) -> "Grid":
+    def over(
+        cls, size: Sequence[int], side: int, multiple: int, cell: int, batch_size: int | None = None
+    ) -> "Grid":
         """Return the tiles over an image, none longer than `side`.
 
         Args:
@@ -132,7 +134,9 @@ class Grid:
                 blended = torch.zeros(1, outputs.shape[1], *size, device=outputs.device)
 
             # Every tile is added with weights that sum up to 1.
-            for tile, output, weights in zip(tiles, outputs, self._weights(tiles, scale, outputs.device), strict=True):
+            for tile, output, weights in zip(
+                tiles, outputs, self._weights(tiles, scale, outputs.device), strict=True
+            ):
                 self._crop(blended, tile).addcmul_(output.float(), weights)
         assert blended is not None, "a grid has tiles"
         return blended.to(outputs.dtype)
@@ -159,7 +163,9 @@ class Grid:
 
     def _batches(self) -> Iterator[Sequence[tuple[int, int]]]:
         tiles = list(itertools.product(range(len(self.rows.starts)), range(len(self.columns.starts))))
-        size = self.batch_size or max(1, WHOLE_PIXELS // (self.rows.side * self.columns.side * self.cell**2))
+        size = self.batch_size or max(
+            1, WHOLE_PIXELS // (self.rows.side * self.columns.side * self.cell**2)
+        )
         return (tiles[i : i + size] for i in range(0, len(tiles), size))
 
     def _crop(self, canvas: Canvas, tile: tuple[int, int]) -> Canvas:
@@ -176,13 +182,19 @@ class Grid:
         rows, columns = _weights(self.rows, scale, device), _weights(self.columns, scale, device)
         return torch.stack([rows[i][:, None] * columns[j] for i, j in tiles])
 
-    def _spread_crops(self, canvases: Sequence[Canvas], multiple: int) -> list[Float[Tensor, "t _ _ _"]]:
+    def _spread_crops(
+        self, canvases: Sequence[Canvas], multiple: int
+    ) -> list[Float[Tensor, "t _ _ _"]]:
         """Return `CROPS` x `CROPS` crops of each canvas, evenly spread; together about a tile's area."""
 
         def spread(axis: Axis) -> Axis:
             side = min(max(axis.side // CROPS // multiple * multiple, SMALLEST_CROP), axis.side)
             steps, count = (axis.length - side) // multiple, CROPS if axis.length > side else 1
-            return Axis(axis.length, side, tuple(round(i * steps / max(1, count - 1)) * multiple for i in range(count)))
+            return Axis(
+                axis.length,
+                side,
+                tuple(round(i * steps / max(1, count - 1)) * multiple for i in range(count)),
+            )
 
         crops = Grid(spread(self.rows), spread(self.columns))
         tiles = list(itertools.product(range(len(crops.rows.starts)), range(len(crops.columns.starts))))
@@ -232,7 +244,9 @@ class _SharedGroupNorm(TorchFunctionMode):
         scale = (variance + eps).rsqrt().repeat_interleave(len(weight) // num_groups) * weight
         shift = bias - mean.repeat_interleave(len(weight) // num_groups) * scale
         shape = (-1, *[1] * (input.ndim - 2))
-        return torch.addcmul(shift.to(input.dtype).view(shape), input, scale.to(input.dtype).view(shape))
+        return torch.addcmul(
+            shift.to(input.dtype).view(shape), input, scale.to(input.dtype).view(shape)
+        )
 
 
 def _pooled_moments(features: Float[Tensor, "t c *n"], num_groups: int) -> Float[Tensor, "2 g"]:
@@ -259,7 +273,9 @@ def tile_side(tile: Tile, height: int, width: int, multiple: int) -> int | None:
     if tile == "auto":
         return None if height * width <= WHOLE_PIXELS else AUTO_SIDE
     if isinstance(tile, str) or tile < 4 * multiple:
-        raise ValueError(f"tile must be 'auto', 'none' or a number of pixels of at least {4 * multiple}, not {tile!r}")
+        raise ValueError(
+            f"tile must be 'auto', 'none' or a number of pixels of at least {4 * multiple}, not {tile!r}"
+        )
     side = tile // multiple * multiple
     return None if max(height, width) <= side else side
 
@@ -291,7 +307,9 @@ def smaller_sides(side: int | None, size: Sequence[int], multiple: int) -> list[
 
 
 def until_it_fits(
-    run: Callable[[int | None, int | None], Result], sides: Sequence[int | None], batch_size: int | None = None
+    run: Callable[[int | None, int | None], Result],
+    sides: Sequence[int | None],
+    batch_size: int | None = None,
 ) -> Result:
     """Return what `run` returns for the first of the tile sides for which memory suffices.
 
@@ -307,6 +325,10 @@ def until_it_fits(
             return run(side, 1 if i else batch_size)
         except (MemoryError, RuntimeError) as error:  # a GPU's torch.OutOfMemoryError is a RuntimeError
             text = str(error).lower()
-            if not (isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text):
+            if not (
+                isinstance(error, MemoryError)
+                or "out of memory" in text
+                or "can't allocate memory" in text
+            ):
                 raise
     return run(sides[-1], 1 if len(sides) > 1 else batch_size)

@@ -26,7 +26,9 @@ Edit = Callable[[int, Real[Tensor, ""], Float[Tensor, "b l h w"]], Float[Tensor,
 """Called after a step with its index, its timestep and the new latents; returns the latents to go on with."""
 
 
-def keep(index: int, timestep: Real[Tensor, ""], latents: Float[Tensor, "b l h w"]) -> Float[Tensor, "b l h w"]:
+def keep(
+    index: int, timestep: Real[Tensor, ""], latents: Float[Tensor, "b l h w"]
+) -> Float[Tensor, "b l h w"]:
     """Return the latents as they are: the edit of a run without a callback."""
     return latents
 
@@ -46,7 +48,9 @@ class SamplingTable:
     timesteps: Int[Tensor, " n"]
     coefficients: Float[Tensor, "n r r"]
 
-    def sample(self, start: Float[Tensor, "b l h w"], predict: Predict, edit: Edit = keep) -> Float[Tensor, "b l h w"]:
+    def sample(
+        self, start: Float[Tensor, "b l h w"], predict: Predict, edit: Edit = keep
+    ) -> Float[Tensor, "b l h w"]:
         """Run the reverse diffusion. The state is float32 at least; nothing waits for the device.
 
         Args:
@@ -60,7 +64,9 @@ class SamplingTable:
         for index, (timestep, matrix) in enumerate(zip(self.timesteps.unbind(), matrices, strict=True)):
             latents = state[SAMPLE].view(start.shape)
             state[OUTPUT] = predict(latents.to(start.dtype), timestep).flatten()
-            with torch.autocast(start.device.type, enabled=False):  # it would round the state in a training step
+            with torch.autocast(
+                start.device.type, enabled=False
+            ):  # it would round the state in a training step
                 state = matrix @ state
 
             latents = state[SAMPLE].view(start.shape)
@@ -103,7 +109,11 @@ def sampling_table(
 
 @functools.lru_cache(maxsize=32)
 def _table_on(
-    compute: Callable[[str, int], SamplingTable], config: str, num_steps: int, device: torch.device, dtype: torch.dtype
+    compute: Callable[[str, int], SamplingTable],
+    config: str,
+    num_steps: int,
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> SamplingTable:
     """Return the table kept on a device: copied there for each image, it would wait for the device each time."""
     table = compute(config, num_steps)
@@ -136,7 +146,8 @@ def _unipc_table(config: str, num_steps: int) -> SamplingTable:
         if matrices:
             scheduler.last_sample = units[CORRECTED]
         scheduler.model_outputs = [
-            None if output is None else unit for output, unit in zip(scheduler.model_outputs, units[3:], strict=True)
+            None if output is None else unit
+            for output, unit in zip(scheduler.model_outputs, units[3:], strict=True)
         ]
 
         # One step of it gives the rows of the matrix: the new sample, and the memory it keeps.

@@ -42,7 +42,9 @@ class OneTokenAttnProcessor(AttnProcessor2_0):
         return constant.expand(-1, hidden_states.shape[1], -1)
 
 
-def install_one_token_attention(network: nn.Module, replaced: tuple[type, ...] = (AttnProcessor2_0,)) -> None:
+def install_one_token_attention(
+    network: nn.Module, replaced: tuple[type, ...] = (AttnProcessor2_0,)
+) -> None:
     """Give a network's cross-attention the one-token processor. Training and inference both call this.
 
     Args:

@@ -37,7 +37,9 @@ class EncodedImage:
     features: tuple[Float[Tensor, "b _ _ _"], ...] | None
 
 
-def encode_posterior(vae: AutoencoderKL, images: Float[Tensor, "b 3 h w"]) -> DiagonalGaussianDistribution:
+def encode_posterior(
+    vae: AutoencoderKL, images: Float[Tensor, "b 3 h w"]
+) -> DiagonalGaussianDistribution:
     """Encode images in [0, 1] (sides multiples of 8) to the distribution of their unscaled latents, in float32.
 
     A VAE in half precision, its own or autocast's, gives rounded moments. They leave it as float32: schedulers compute
@@ -55,7 +57,10 @@ def encode_image(vae: AutoencoderKL, images: Float[Tensor, "b 3 h w"]) -> Encode
     encoder = vae.encoder
     taps = (encoder.mid_block, encoder.down_blocks[2].resnets[-1], encoder.down_blocks[1].resnets[-1])
     features: dict[nn.Module, Float[Tensor, "b _ _ _"]] = {}
-    hooks = [tap.register_forward_hook(lambda tap, _, output: features.__setitem__(tap, output)) for tap in taps]
+    hooks = [
+        tap.register_forward_hook(lambda tap, _, output: features.__setitem__(tap, output))
+        for tap in taps
+    ]
     try:
         posterior = encode_posterior(vae, images)
     finally:
@@ -112,7 +117,9 @@ class ImageEncoder(ModelMixin, ConfigMixin):
         Of ViT-L/14 these are blocks 6, 12, 18 and 24, of a timm tower its last four stages.
         """
         tower = getattr(self.visual, "transformer", None)
-        indices = 4 if tower is None else [len(tower.resblocks) * quarter // 4 - 1 for quarter in range(1, 5)]
+        indices = (
+            4 if tower is None else [len(tower.resblocks) * quarter // 4 - 1 for quarter in range(1, 5)]
+        )
         visual: Any = self.visual
         found = visual.forward_intermediates(
             self.prepare(images), indices=indices, intermediates_only=True, output_fmt="NCHW"
@@ -128,7 +135,9 @@ class ImageEncoder(ModelMixin, ConfigMixin):
 
 
 def degradation_similarity(
-    image_embeddings: Float[Tensor, "b d"], text_embeddings: Float[Tensor, "n d"], logit_scale: float = 1.0
+    image_embeddings: Float[Tensor, "b d"],
+    text_embeddings: Float[Tensor, "n d"],
+    logit_scale: float = 1.0,
 ) -> Float[Tensor, "b n"]:
     """Return the softmax over the cosine similarities of CLIP's image and text embeddings.
 

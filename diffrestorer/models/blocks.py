@@ -18,7 +18,12 @@ class ResBlock(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, stride: int = 1, num_groups: int = 32, zero_init: bool = False
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: int = 1,
+        num_groups: int = 32,
+        zero_init: bool = False,
     ) -> None:
         super().__init__()
         self.norm1 = nn.GroupNorm(num_groups, in_channels, eps=1e-6)
@@ -95,7 +100,9 @@ class DegradationAwareRefinementBlock(nn.Module):
         lq_channels: of the encoder's features z_lq, at the same height and width.
     """
 
-    def __init__(self, channels: int, lq_channels: int, degradation_dim: int, num_groups: int = 32) -> None:
+    def __init__(
+        self, channels: int, lq_channels: int, degradation_dim: int, num_groups: int = 32
+    ) -> None:
         super().__init__()
         self.merge = nn.Conv2d(channels + lq_channels, channels, 3, padding=1)
         for parameter in self.merge.parameters():

@@ -20,7 +20,12 @@ from diffrestorer.config.schema import ModelConfig
 from diffrestorer.models.backbones import ImageEncoder
 from diffrestorer.models.control import ControlEncoder, ControlNetwork
 from diffrestorer.models.decoder import DegradationAwareDecoder
-from diffrestorer.models.mini import MiniControlEncoder, MiniDecoder, MiniImageEncoder, PatchAutoencoderKL
+from diffrestorer.models.mini import (
+    MiniControlEncoder,
+    MiniDecoder,
+    MiniImageEncoder,
+    PatchAutoencoderKL,
+)
 from diffrestorer.models.prompt_processor import PromptProcessor
 
 COMPONENTS: dict[str, tuple[type[ModelMixin], ...]] = {
@@ -78,7 +83,9 @@ def check_networks(components: Mapping[str, ModelMixin], prefix: str) -> None:
             raise ValueError(f"{prefix}: {key} ({width(key)}) must equal {other} ({width(other)})")
     control, unet = width("control_encoder.block_out_channels"), width("unet.block_out_channels")
     if control[-1] != unet[0]:
-        raise ValueError(f"{prefix}: control_encoder's last width ({control[-1]}) must equal unet's first ({unet[0]})")
+        raise ValueError(
+            f"{prefix}: control_encoder's last width ({control[-1]}) must equal unet's first ({unet[0]})"
+        )
 
 
 def component_class(component: str, name: str) -> type[Any]:
@@ -89,7 +96,9 @@ def component_class(component: str, name: str) -> type[Any]:
     """
     classes = {cls.__name__: cls for cls in COMPONENTS[component]}
     if name not in classes:
-        raise ValueError(f"model.{component}_class={name} is unknown; choose one of {', '.join(classes)}")
+        raise ValueError(
+            f"model.{component}_class={name} is unknown; choose one of {', '.join(classes)}"
+        )
     return classes[name]
 
 
@@ -154,7 +163,9 @@ def load_weights(component: ModelMixin, folder: Path) -> None:
             weights |= component.classifier_of(source)
         component.load_state_dict({name: weights[name] for name in component.state_dict()})
     except (KeyError, RuntimeError) as error:
-        raise ModelFolderError(f"{folder} is of other sizes than this run's {folder.name}: {error}") from None
+        raise ModelFolderError(
+            f"{folder} is of other sizes than this run's {folder.name}: {error}"
+        ) from None
 
 
 def load_folder(folder: Path, classes: Sequence[type[ModelMixin]]) -> ModelMixin:
@@ -181,9 +192,13 @@ def check_model_folder(folder: Path) -> None:
     index = _read_json(folder / "model_index.json")
     missing = [name for name in COMPONENTS if name not in index]
     if missing:
-        raise ModelFolderError(f"{folder / 'model_index.json'} is not Diff-Restorer's: it lacks {', '.join(missing)}")
+        raise ModelFolderError(
+            f"{folder / 'model_index.json'} is not Diff-Restorer's: it lacks {', '.join(missing)}"
+        )
     _read_json(folder / "scheduler" / "scheduler_config.json")
-    components = {name: _empty_component(folder / name, classes) for name, classes in COMPONENTS.items()}
+    components = {
+        name: _empty_component(folder / name, classes) for name, classes in COMPONENTS.items()
+    }
     for name, component in components.items():
         _check_weights(folder / name / WEIGHTS_NAME, component.state_dict())
     try:
@@ -236,7 +251,9 @@ def check_finite(folder: Path, components: Mapping[str, ModelMixin]) -> None:
     for name, component in components.items():
         for key, value in component.state_dict().items():
             if value.is_floating_point() and not torch.isfinite(value.sum(dtype=torch.float64)):
-                raise ModelFolderError(f"{folder / name}: {key} holds numbers that are not finite (NaN or infinity)")
+                raise ModelFolderError(
+                    f"{folder / name}: {key} holds numbers that are not finite (NaN or infinity)"
+                )
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -265,7 +282,9 @@ def _empty_component(folder: Path, classes: Sequence[type[ModelMixin]]) -> Model
         with torch.device("meta"):
             return build_component(by_name[config["_class_name"]], arguments, str(path))
     except Exception as error:  # a wrong value may break the construction anywhere
-        raise ModelFolderError(f"{path} does not describe a usable {config['_class_name']}: {error}") from None
+        raise ModelFolderError(
+            f"{path} does not describe a usable {config['_class_name']}: {error}"
+        ) from None
 
 
 def _current_form(config: dict[str, Any]) -> dict[str, Any]:

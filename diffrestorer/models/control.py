@@ -46,7 +46,9 @@ class ControlEncoder(ModelMixin, ConfigMixin):
         for i, out_channels in enumerate(block_out_channels):
             stride = 1 if i == 0 else 2
             self.blocks.append(
-                DegradationModulationBlock(channels, out_channels, degradation_dim, stride, norm_num_groups, modulate)
+                DegradationModulationBlock(
+                    channels, out_channels, degradation_dim, stride, norm_num_groups, modulate
+                )
             )
             channels = out_channels
 
@@ -73,7 +75,9 @@ class ControlDecoder(ModelMixin, ConfigMixin):
     """
 
     @register_to_config
-    def __init__(self, block_out_channels: Sequence[int] = (64, 128, 256, 320), norm_num_groups: int = 32) -> None:
+    def __init__(
+        self, block_out_channels: Sequence[int] = (64, 128, 256, 320), norm_num_groups: int = 32
+    ) -> None:
         super().__init__()
         widths = list(reversed(block_out_channels))
         self.blocks = nn.ModuleList(
@@ -111,12 +115,16 @@ class ControlNetwork(ControlNetModel):
     def __init__(self, *args: Any, zero_convolution: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.controlnet_cond_embedding = nn.Identity()
-        self.zero_conv_in = _zero_convolution(self.config.block_out_channels[0]) if zero_convolution else None
+        self.zero_conv_in = (
+            _zero_convolution(self.config.block_out_channels[0]) if zero_convolution else None
+        )
         self.register_to_config(zero_convolution=zero_convolution)
 
     # diffusers takes the arguments that a saved config may hold from the signature.
     _inherited = inspect.signature(ControlNetModel.__init__)
-    _own = inspect.Parameter("zero_convolution", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=bool)
+    _own = inspect.Parameter(
+        "zero_convolution", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=bool
+    )
     __init__.__signature__ = _inherited.replace(  # type: ignore[attr-defined]
         parameters=[*_inherited.parameters.values(), _own]
     )

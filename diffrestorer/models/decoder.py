@@ -58,7 +58,9 @@ class DegradationAwareDecoder(ModelMixin, ConfigMixin):
             norm_num_groups=norm_num_groups,
             mid_block_add_attention=mid_block_add_attention,
         )
-        self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 1) if use_post_quant_conv else None
+        self.post_quant_conv = (
+            nn.Conv2d(latent_channels, latent_channels, 1) if use_post_quant_conv else None
+        )
 
         # Decoder features after the mid block (1/8), the first (1/4) and the second up block (1/2), beside the
         # encoder's features of those sizes: see `encode_image`.
@@ -114,7 +116,9 @@ class DegradationAwareDecoder(ModelMixin, ConfigMixin):
             lq_features: of the degraded image, from `encode_image`: its VAE encoder's at 1/8, 1/4 and 1/2.
             fidelity: weight of the refinement in [0, 1].
         """
-        features = self.decode_features(self.unscale(latents), lq_features, degradation_embedding, fidelity)
+        features = self.decode_features(
+            self.unscale(latents), lq_features, degradation_embedding, fidelity
+        )
         return self.to_pixels(features).float() / 2 + 0.5
 
     def unscale(self, latents: Float[Tensor, "b l h8 w8"]) -> Float[Tensor, "b l h8 w8"]:

@@ -24,18 +24,24 @@ def add_lora(unet: UNet2DConditionModel, rank: int) -> None:
     try:
         from peft import LoraConfig
     except ImportError:
-        raise ValueError("model.train_unet=lora needs peft: pip install 'diffrestorer[lora]'; or take all") from None
+        raise ValueError(
+            "model.train_unet=lora needs peft: pip install 'diffrestorer[lora]'; or take all"
+        ) from None
     if rank < 1:
         raise ValueError(f"lora_rank={rank} must be at least 1")
 
     # diffusers' own method puts them in.
     unet.requires_grad_(False)
-    unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=TARGETS))
+    unet.add_adapter(
+        LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=TARGETS)
+    )
 
 
 def merged(network: ModelMixin) -> ModelMixin:
     """Return a plain copy of a network with its adapters added to the weights; the given one is left as it is."""
-    network = copy.deepcopy(getattr(network, "_orig_mod", network))  # torch.compile puts a module around it
+    network = copy.deepcopy(
+        getattr(network, "_orig_mod", network)
+    )  # torch.compile puts a module around it
     if getattr(network, "peft_config", None):
         network.fuse_lora()
         network.unload_lora()

@@ -51,7 +51,10 @@ def dct_patch_basis(num_components: int) -> Float[Tensor, "k 3 8 8"]:
     order = [(0, frequencies[0]), (1, frequencies[0]), (2, frequencies[0])]
     order += [(0, frequency) for frequency in frequencies[1:]]
 
-    patches = [torch.einsum("c,h,w->chw", colour[c], cosine[u], cosine[v]) for c, (u, v) in order[:num_components]]
+    patches = [
+        torch.einsum("c,h,w->chw", colour[c], cosine[u], cosine[v])
+        for c, (u, v) in order[:num_components]
+    ]
     return torch.stack(patches).float()
 
 
@@ -100,12 +103,19 @@ class PatchAutoencoderKL(AutoencoderKL):
         super().__init__(*args, **kwargs)
         shared = {
             name: self.config[name]
-            for name in ("block_out_channels", "layers_per_block", "norm_num_groups", "mid_block_add_attention")
+            for name in (
+                "block_out_channels",
+                "layers_per_block",
+                "norm_num_groups",
+                "mid_block_add_attention",
+            )
         }
         self.encoder = PatchEncoder(
             self.config.latent_channels, down_block_types=self.config.down_block_types, **shared
         )
-        self.decoder = PatchDecoder(self.config.latent_channels, up_block_types=self.config.up_block_types, **shared)
+        self.decoder = PatchDecoder(
+            self.config.latent_channels, up_block_types=self.config.up_block_types, **shared
+        )
 
     def extra_features(self, sample: Float[Tensor, "b 3 h w"]) -> tuple[Float[Tensor, "b 3 h w"], ...]:
         """Return what `MiniDecoder` refines with besides the encoder's features, for images in [-1, 1].
@@ -271,7 +281,9 @@ class MiniDecoder(DegradationAwareDecoder):
             weight = self.detail_weight(degradation_embedding)[..., None, None]
             images = images + fidelity * weight * lq_features[3]
         if self.pixel_refinement is not None:
-            images = images + fidelity * self.pixel_refinement(images, lq_features[4], degradation_embedding)
+            images = images + fidelity * self.pixel_refinement(
+                images, lq_features[4], degradation_embedding
+            )
         return images.float() / 2 + 0.5
 
 
@@ -293,11 +305,15 @@ class PixelRefinement(nn.Module):
         self.conv_in = nn.Conv2d(2 * 3 * 4, channels[0], 3, padding=1)
 
         def block(in_channels: int, out_channels: int, stride: int = 1) -> DegradationModulationBlock:
-            return DegradationModulationBlock(in_channels, out_channels, degradation_dim, stride, norm_num_groups)
+            return DegradationModulationBlock(
+                in_channels, out_channels, degradation_dim, stride, norm_num_groups
+            )
 
         # A block per level on the way down and, but for the coarsest, on the way up.
         pairs = list(zip(channels[:-1], channels[1:], strict=True))
-        self.down = nn.ModuleList([block(channels[0], channels[0]), *(block(fine, wide, 2) for fine, wide in pairs)])
+        self.down = nn.ModuleList(
+            [block(channels[0], channels[0]), *(block(fine, wide, 2) for fine, wide in pairs)]
+        )
         self.widen = nn.ModuleList(nn.Conv2d(wide, 4 * fine, 1) for fine, wide in pairs)
         self.up = nn.ModuleList(block(fine, fine) for fine, _ in pairs)
         self.conv_out = nn.Conv2d(channels[0], 3 * 4, 3, padding=1)

@@ -21,6 +21,8 @@ def normalise(
 
 
 @functools.lru_cache(maxsize=32)
-def _constant(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Float[Tensor, "c 1 1"]:
+def _constant(
+    values: tuple[float, ...], device: torch.device, dtype: torch.dtype
+) -> Float[Tensor, "c 1 1"]:
     with torch.inference_mode(False):  # or a later training step could not use what an evaluation made
         return torch.tensor(values, dtype=dtype, device=device).view(-1, 1, 1)

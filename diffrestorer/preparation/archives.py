@@ -28,7 +28,9 @@ def list_files(root: Path, unpacked: Path) -> dict[str, Path]:
         ValueError: `root` is missing or can't be listed; an archive is damaged or unsafe.
     """
     if not root.exists():
-        raise ValueError(f"root={root} does not exist; give the folder (or the archive) of the downloads")
+        raise ValueError(
+            f"root={root} does not exist; give the folder (or the archive) of the downloads"
+        )
     if root.is_file():
         suffix = _archive_suffix(root.name)
         if suffix is None:
@@ -57,7 +59,9 @@ def _walk(folder: Path, unpacked: Path) -> dict[str, Path]:
                 raise ValueError(f"{path} is not a regular file; remove it")
             if (suffix := _archive_suffix(name)) is not None:
                 members = _walk(unpack(path, unpacked), unpacked)
-                files |= {f"{relative[: -len(suffix)]}/{member}": file for member, file in members.items()}
+                files |= {
+                    f"{relative[: -len(suffix)]}/{member}": file for member, file in members.items()
+                }
             elif path.suffix.lower() in IMAGE_SUFFIXES:
                 files[relative] = path
     return files
@@ -65,7 +69,9 @@ def _walk(folder: Path, unpacked: Path) -> dict[str, Path]:
 
 def _archive_suffix(name: str) -> str | None:
     """Return the suffix by which a file is an archive; None if it is none."""
-    return next((name[-len(suffix) :] for suffix in ARCHIVE_SUFFIXES if name.lower().endswith(suffix)), None)
+    return next(
+        (name[-len(suffix) :] for suffix in ARCHIVE_SUFFIXES if name.lower().endswith(suffix)), None
+    )
 
 
 def _is_visible(name: str) -> bool:
@@ -135,7 +141,9 @@ def _safe_name(archive: Path, name: str, link: bool) -> str:
     if link:
         raise ValueError(f"{archive} holds a link or special file ({name!r}), which is refused")
     if path.is_absolute() or ".." in path.parts or "\0" in name or (len(name) > 1 and name[1] == ":"):
-        raise ValueError(f"{archive} holds {name!r}, a name that leads out of its folder, which is refused")
+        raise ValueError(
+            f"{archive} holds {name!r}, a name that leads out of its folder, which is refused"
+        )
     return path.as_posix()
 
 
@@ -149,7 +157,9 @@ def _is_wanted(name: str) -> bool:
 def _write(archive: Path, folder: Path, name: str, size: int, content: BufferedIOBase) -> None:
     """Write a member, no more of it than the `size` it states."""
     if size > (free := free_bytes(folder)):
-        raise ValueError(f"{archive} does not fit on the disk: {name} needs {size:,} bytes, {free:,} are free")
+        raise ValueError(
+            f"{archive} does not fit on the disk: {name} needs {size:,} bytes, {free:,} are free"
+        )
 
     # A member that states a small size and holds more (a bomb) is stopped there.
     file = folder / name
@@ -160,4 +170,6 @@ def _write(archive: Path, folder: Path, name: str, size: int, content: BufferedI
             output.write(block)
             left -= len(block)
     if left or content.read(1):
-        raise ValueError(f"{archive} is damaged or cut off: {name} has another size than stated; download it again")
+        raise ValueError(
+            f"{archive} is damaged or cut off: {name} has another size than stated; download it again"
+        )

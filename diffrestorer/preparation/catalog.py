@@ -55,7 +55,9 @@ class Part:
         found = None if pattern is None else re.search(rf"(?:^|/){pattern}$", path, re.IGNORECASE)
         if found is None:
             return None
-        return "/".join(found[group].lower() for group in ("scene", "key") if group in found.groupdict())
+        return "/".join(
+            found[group].lower() for group in ("scene", "key") if group in found.groupdict()
+        )
 
 
 @dataclass(frozen=True)
@@ -102,13 +104,16 @@ def _rain1400(folder: str, split: str, published: int) -> Part:
 def _raindrop(folder: str, split: str, published: int, *more: Product) -> Part:
     """Return a split of Raindrop."""
     lq, gt = (
-        rf"{folder}/(?:{folder}/)?{kind}/(?P<key>\d+)_{end}{_ANY}" for kind, end in (("data", "rain"), ("gt", "clean"))
+        rf"{folder}/(?:{folder}/)?{kind}/(?P<key>\d+)_{end}{_ANY}"
+        for kind, end in (("data", "rain"), ("gt", "clean"))
     )
     layout = f"{folder}/data/0_rain.png, {folder}/gt/0_clean.png"
     return Part(folder, split, published, (Product("raindrop"), *more), layout, lq, gt)
 
 
-def _snow100k(folder: str, name: str, split: str, published: int, *more: Product, sample: int | None = None) -> Part:
+def _snow100k(
+    folder: str, name: str, split: str, published: int, *more: Product, sample: int | None = None
+) -> Part:
     """Return a split of Snow100K."""
     lq, gt = (rf"{folder}/{kind}/(?P<key>[^/]+){_ANY}" for kind in ("synthetic", "gt"))
     layout = f"{name}/synthetic/beautiful_smile_00003.jpg, {name}/gt/beautiful_smile_00003.jpg"
@@ -118,7 +123,10 @@ def _snow100k(folder: str, name: str, split: str, published: int, *more: Product
 def _realsnow(folder: str, split: str, published: int) -> Part:
     """Return a split of RealSnow."""
     start = rf"realsnow[^/]*/(?:[^/]+/)*{folder}(?:ing)?/"
-    lq, gt = rf"{start}(?:input|snow)/(?P<key>[^/]+){_ANY}", rf"{start}(?:gt|target)/(?P<key>[^/]+){_ANY}"
+    lq, gt = (
+        rf"{start}(?:input|snow)/(?P<key>[^/]+){_ANY}",
+        rf"{start}(?:gt|target)/(?P<key>[^/]+){_ANY}",
+    )
     layout = f"RealSnow/{folder}ing/input/NAME.png, RealSnow/{folder}ing/gt/NAME.png"
     return Part(folder, split, published, _carried("snow"), layout, lq, gt)
 
@@ -271,7 +279,9 @@ def training_share(degradation: str, haze: str) -> dict[str, int]:
         entry.name: part.published
         for entry in CATALOG.values()
         for part in entry.parts
-        if part.split == "train" and part.name not in unused and degradation in {p.degradation for p in part.products}
+        if part.split == "train"
+        and part.name not in unused
+        and degradation in {p.degradation for p in part.products}
     }
 
 

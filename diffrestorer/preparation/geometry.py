@@ -47,7 +47,9 @@ def draw_geometry(
     # Further copies are also turned, mirrored, and half of them slanted a little.
     turns, flip = int(rng.integers(4)), int(rng.integers(2))
     affine = rng.random() < 0.5
-    angle, shear = (round(float(rng.uniform(-limit, limit)), 2) if affine else 0.0 for limit in (10.0, 0.1))
+    angle, shear = (
+        round(float(rng.uniform(-limit, limit)), 2) if affine else 0.0 for limit in (10.0, 0.1)
+    )
     return Geometry((top, left, high, wide), turns, flip, angle, shear)
 
 
@@ -57,7 +59,9 @@ def apply_geometry(image: np.ndarray, geometry: Geometry, size: int) -> np.ndarr
     image = image[top : top + high, left : left + wide]
     if image.shape[:2] != (size, size):
         smaller = high * wide >= size * size
-        image = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_CUBIC)
+        image = cv2.resize(
+            image, (size, size), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_CUBIC
+        )
 
     # Quarter turns and mirroring are exact; the affine map interpolates, so it comes last.
     image = np.rot90(image, geometry.turns)
@@ -67,5 +71,7 @@ def apply_geometry(image: np.ndarray, geometry: Geometry, size: int) -> np.ndarr
         matrix = cv2.getRotationMatrix2D((middle, middle), geometry.angle, 1.0)
         matrix[0, 1] += geometry.shear
         matrix[0, 2] -= geometry.shear * middle
-        image = cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101)
+        image = cv2.warpAffine(
+            image, matrix, (size, size), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101
+        )
     return np.asarray(image, np.uint8)

@@ -68,7 +68,9 @@ def take(sets: Iterable[DataSet], files: dict[str, Path], haze: str) -> list[Fou
     for entry in sets:
         for part in (part for part in entry.parts if part.name not in unused):
             test = next((other for other in entry.parts if other.name == part.apart_from), None)
-            kept_for_test = {key for name in files if test and (key := test.key("lq", name)) is not None}
+            kept_for_test = {
+                key for name in files if test and (key := test.key("lq", name)) is not None
+            }
             found.append(_pair(entry.name, part, files, kept_for_test))
     return found
 
@@ -88,7 +90,9 @@ def _pair(set_name: str, part: Part, files: dict[str, Path], kept_for_test: set[
         name = "_".join(filter(None, (scene, path.stem)))
         other = seen.setdefault((kind, name.lower() if kind == "lq" else key), file)
         if other != file:
-            raise ValueError(f"{set_name} is there twice: {other} and {file} are the same image; remove one")
+            raise ValueError(
+                f"{set_name} is there twice: {other} and {file} are the same image; remove one"
+            )
         if kind == "lq":
             lq[key].append(Source(name, path, None))
         else:
@@ -102,7 +106,9 @@ def _pair(set_name: str, part: Part, files: dict[str, Path], kept_for_test: set[
         pairs = [source for sources in lq.values() for source in sources]
     else:
         pairs = [replace(source, gt=gt[key].gt) for key in lq.keys() & gt.keys() for source in lq[key]]
-        unpaired = [f"{source.lq} has no clean partner" for key in lq.keys() - gt.keys() for source in lq[key]]
+        unpaired = [
+            f"{source.lq} has no clean partner" for key in lq.keys() - gt.keys() for source in lq[key]
+        ]
         unpaired += [f"{gt[key].gt} has no degraded partner" for key in gt.keys() - lq.keys()]
 
     # Scenes of the test part must not be trained on.
@@ -144,7 +150,15 @@ def count_table(found: Iterable[Found]) -> Table:
         count, published = len(entry.pairs), entry.part.published
         difference = "" if count == published else f"{count - published:+,}"
         others = (f"{number:,}" if number else "" for number in (len(entry.unpaired), entry.left_out))
-        table.add_row(entry.set, entry.part.name, entry.part.split, f"{count:,}", f"{published:,}", difference, *others)
+        table.add_row(
+            entry.set,
+            entry.part.name,
+            entry.part.split,
+            f"{count:,}",
+            f"{published:,}",
+            difference,
+            *others,
+        )
     return table
 
 
@@ -157,7 +171,9 @@ def refuse_incomplete(found: Sequence[Found], allow_incomplete: bool) -> None:
     missing = [entry for entry in found if not entry.pairs]
     if missing and (not allow_incomplete or len(missing) == len(found)):
         names = "; ".join(f"{entry.set}: {entry.part.name} ({entry.part.layout})" for entry in missing)
-        further = "" if len(missing) == len(found) else "; allow_incomplete=true goes on with what is there"
+        further = (
+            "" if len(missing) == len(found) else "; allow_incomplete=true goes on with what is there"
+        )
         raise ValueError(f"no pairs found of {names}{further}")
 
     # Files without partner hint at an archive that was unpacked in part.

@@ -83,7 +83,9 @@ def write(root: str | None, out: Path) -> str:
                 file.write(photo)
             credits[name] = credit
     if not credits:
-        raise ValueError(f"root={root} holds none of {', '.join(f'{name}.rcc' for name in PHOTO_ACTIVITIES)}")
+        raise ValueError(
+            f"root={root} holds none of {', '.join(f'{name}.rcc' for name in PHOTO_ACTIVITIES)}"
+        )
     _write_credits(train, credits)
 
     # Photos to evaluate, out of Python packages.
@@ -99,7 +101,9 @@ def write(root: str | None, out: Path) -> str:
 
 def _write_credits(folder: Path, credits: dict[str, Credit]) -> None:
     """Write the authors, licences and sources of a folder's photos."""
-    rows = [[name, credit.author, credit.licence, credit.source] for name, credit in sorted(credits.items())]
+    rows = [
+        [name, credit.author, credit.licence, credit.source] for name, credit in sorted(credits.items())
+    ]
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([["file", "author", "licence", "source"], *rows])
     with whole_file(folder / "credits.csv") as file:
@@ -117,7 +121,9 @@ def _eval_photo(name: str, package: str) -> np.ndarray | None:
         return None
     import skimage.data
 
-    photo = skimage.data.stereo_motorcycle()[0] if name == "motorcycle" else getattr(skimage.data, name)()
+    photo = (
+        skimage.data.stereo_motorcycle()[0] if name == "motorcycle" else getattr(skimage.data, name)()
+    )
     return np.ascontiguousarray(photo[..., :3])
 
 
@@ -129,7 +135,9 @@ def _resource_files(root: Path) -> Iterator[tuple[str, bytes]]:
                 yield path.stem, path.read_bytes()
         return
     if not root.is_file():
-        raise ValueError(f"root={root} does not exist; give gcompris-qt-data's .deb or the folder of its .rcc files")
+        raise ValueError(
+            f"root={root} does not exist; give gcompris-qt-data's .deb or the folder of its .rcc files"
+        )
     try:
         with tarfile.open(fileobj=io.BytesIO(_deb_data(root))) as package:
             for member in package:
@@ -139,7 +147,9 @@ def _resource_files(root: Path) -> Iterator[tuple[str, bytes]]:
                     assert content is not None
                     yield path.stem, content.read()
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
-        raise ValueError(f"{root} cannot be unpacked ({error}); give the folder of its .rcc files instead") from None
+        raise ValueError(
+            f"{root} cannot be unpacked ({error}); give the folder of its .rcc files instead"
+        ) from None
 
 
 def _deb_data(path: Path) -> bytes:
@@ -182,8 +192,13 @@ def read_credits(readme: str) -> dict[str, Credit]:
     """Return the credit of each file that a README of GCompris names."""
     credits = {}
     for paragraph in re.split(r"\n\s*\n", readme):
-        fields = {key.lower(): value.strip() for key, value in re.findall(r"^(\w+):[ \t]*(.*)$", paragraph, re.M)}
-        credit = Credit(fields.get("copyright", ""), fields.get("license", ""), fields.get("source", ""))
+        fields = {
+            key.lower(): value.strip()
+            for key, value in re.findall(r"^(\w+):[ \t]*(.*)$", paragraph, re.M)
+        }
+        credit = Credit(
+            fields.get("copyright", ""), fields.get("license", ""), fields.get("source", "")
+        )
         for file in paragraph.partition("Files:")[2].split():
             credits[file] = credit
     return credits
@@ -210,7 +225,14 @@ def read_resources(data: bytes) -> Iterator[tuple[str, bytes]]:
 
 
 def _read_node(
-    data: bytes, tree: int, contents: int, names: int, node_size: int, node: int, parent: str, depth: int
+    data: bytes,
+    tree: int,
+    contents: int,
+    names: int,
+    node_size: int,
+    node: int,
+    parent: str,
+    depth: int,
 ) -> Iterator[tuple[str, bytes]]:
     """Yield path and content of the files at and below a node of the tree."""
     place = tree + node * node_size

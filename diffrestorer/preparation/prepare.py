@@ -94,7 +94,9 @@ def _check_config(config: PrepareConfig) -> None:
     known = (*DEGRADATIONS, *MIXTURES, CLEAN)
     if unknown := [name for name in config.degradations if name not in known]:
         near = nearest(unknown[0], known)
-        raise ValueError(f"degradations={unknown[0]} is not valid{near}; choose from {', '.join(known)}")
+        raise ValueError(
+            f"degradations={unknown[0]} is not valid{near}; choose from {', '.join(known)}"
+        )
 
     # Folders that the command needs.
     if config.check and config.root is None and config.out is None:
@@ -122,17 +124,23 @@ def _inspect_all(config: PrepareConfig, found: Sequence[Found], console: Console
     sources = [source for entry in found for source in entry.pairs]
     runs = [sources[i : i + _INSPECTED_AT_ONCE] for i in range(0, len(sources), _INSPECTED_AT_ONCE)]
     with _progress(console, "reading", len(sources)) as advance:
-        problems = run_all([(partial(inspect, run), len(run)) for run in runs], config.num_workers, advance)
+        problems = run_all(
+            [(partial(inspect, run), len(run)) for run in runs], config.num_workers, advance
+        )
     _report(problems, config.skip_unreadable, console)
     console.print(f"{len(sources):,} pairs found, paired by name and read")
 
 
-def _find(config: PrepareConfig, unpacked: Path, prepared: Sequence[Path], console: Console) -> list[Found]:
+def _find(
+    config: PrepareConfig, unpacked: Path, prepared: Sequence[Path], console: Console
+) -> list[Found]:
     """Find, print and validate what is at `root`; its images must not overlap with those of `prepared` folders."""
     assert config.root is not None
     if config.set == "photos":
         if any(folder.resolve().is_relative_to(Path(config.root).resolve()) for folder in prepared):
-            raise ValueError(f"out={prepared[0]} lies in root={config.root}: its images would be taken for photos")
+            raise ValueError(
+                f"out={prepared[0]} lies in root={config.root}: its images would be taken for photos"
+            )
         found = [take_photos(Path(config.root), config.split, clean=CLEAN in config.degradations)]
     else:
         found = take(choose(config.set), list_files(Path(config.root), unpacked), config.haze)
@@ -162,12 +170,19 @@ def _make(config: PrepareConfig, out: Path, console: Console) -> None:
     _check_disk(out, groups, settings, console)
 
     # What an interrupted run left half done is removed; whole shards are kept.
-    for leftover in (*out.glob("pairs/*/*/*/.*.tmp"), *out.glob("pairs/*/*/*/*/.*.tmp"), *out.glob(".*.tmp")):
+    for leftover in (
+        *out.glob("pairs/*/*/*/.*.tmp"),
+        *out.glob("pairs/*/*/*/*/.*.tmp"),
+        *out.glob(".*.tmp"),
+    ):
         leftover.unlink()
     shards = [shard for group in groups for shard in group.shards(settings.size)]
 
     # Shards are made in parallel, then gathered in the manifest.
-    tasks = [(partial(make_shard, out, shard, settings, config.skip_unreadable), len(shard.pairs)) for shard in shards]
+    tasks = [
+        (partial(make_shard, out, shard, settings, config.skip_unreadable), len(shard.pairs))
+        for shard in shards
+    ]
     try:
         with _progress(console, "preparing", sum(len(group.pairs) for group in groups)) as advance:
             problems = run_all(tasks, config.num_workers, advance)
@@ -187,7 +202,9 @@ def _report(problems: Sequence[Problems], skip_unreadable: bool, console: Consol
     mismatched = sorted({line for each in problems for line in each.mismatched})
     unreadable = sorted({line for each in problems for line in each.unreadable})
     if mismatched:
-        raise ValueError(f"{len(mismatched):,} pairs are no pairs: {'; '.join(mismatched[:5])}; repair or remove them")
+        raise ValueError(
+            f"{len(mismatched):,} pairs are no pairs: {'; '.join(mismatched[:5])}; repair or remove them"
+        )
     if unreadable and not skip_unreadable:
         raise ValueError(
             f"{len(unreadable):,} images cannot be read: {'; '.join(unreadable[:5])}; skip_unreadable=true leaves "
@@ -231,7 +248,9 @@ def plan_groups(found: Sequence[Found], config: PrepareConfig) -> list[Group]:
     return groups
 
 
-def _budget(name: str, degradation: str, available: int, trained: set[tuple[str, str]], config: PrepareConfig) -> int:
+def _budget(
+    name: str, degradation: str, available: int, trained: set[tuple[str, str]], config: PrepareConfig
+) -> int:
     """Return a set's part of a class's training pairs; the parts of all sets add up to the budget."""
     if name == "photos":
         return config.budget or available
@@ -239,16 +258,23 @@ def _budget(name: str, degradation: str, available: int, trained: set[tuple[str,
     share = training_share(degradation, config.haze)
     if config.allow_incomplete:
         share = {other: pairs for other, pairs in share.items() if (other, degradation) in trained}
-    before = sum(pairs for other, pairs in share.items() if list(share).index(other) < list(share).index(name))
+    before = sum(
+        pairs for other, pairs in share.items() if list(share).index(other) < list(share).index(name)
+    )
     start, end = (budget * pairs // sum(share.values()) for pairs in (before, before + share[name]))
     if start == end:
-        raise ValueError(f"budget={config.budget} leaves {name} without a pair of {degradation}; give a larger one")
+        raise ValueError(
+            f"budget={config.budget} leaves {name} without a pair of {degradation}; give a larger one"
+        )
     return end - start
 
 
 def _claim(out: Path, groups: Sequence[Group], settings: Settings) -> None:
     """Record what each group's folder holds, and refuse a folder that holds something else."""
-    plans = [(out / group.folder / "plan.json", json.dumps(group_record(group, settings)).encode()) for group in groups]
+    plans = [
+        (out / group.folder / "plan.json", json.dumps(group_record(group, settings)).encode())
+        for group in groups
+    ]
     for file, record in plans:
         if file.exists() and file.read_bytes() != record:
             raise ValueError(
@@ -266,7 +292,12 @@ def _check_disk(out: Path, groups: Sequence[Group], settings: Settings, console:
     need = sum(group.num_images for group in groups) * settings.size * settings.size * 3
 
     # What an interrupted run has made already is not needed again.
-    files = (file for group in groups for file in (out / group.folder).rglob("*") if file.suffix in (".npy", ".png"))
+    files = (
+        file
+        for group in groups
+        for file in (out / group.folder).rglob("*")
+        if file.suffix in (".npy", ".png")
+    )
     there = min(sum(file.stat().st_size for file in files), need)
     free = free_bytes(out)
     pairs = sum(len(group.pairs) for group in groups)
@@ -284,6 +315,11 @@ def _check_disk(out: Path, groups: Sequence[Group], settings: Settings, console:
 @contextmanager
 def _progress(console: Console, task: str, total: int) -> Iterator[Callable[[int], None]]:
     """Show a progress bar; yield a function that advances it."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console) as progress:
         yield partial(progress.advance, progress.add_task(task, total=total))

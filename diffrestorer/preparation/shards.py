@@ -117,7 +117,11 @@ def plan(sources: Sequence[Source], number: int, seed: int, stream: str) -> tupl
     rounds, rest = divmod(number, len(sources))
     times = np.full(len(sources), rounds)
     times[counter_rng(seed, f"sample {stream}").permutation(len(sources))[:rest]] += 1
-    return tuple(Planned(source, copy) for source, count in zip(sources, times, strict=True) for copy in range(count))
+    return tuple(
+        Planned(source, copy)
+        for source, count in zip(sources, times, strict=True)
+        for copy in range(count)
+    )
 
 
 def file_names(pairs: Sequence[Planned]) -> tuple[str, ...]:
@@ -134,7 +138,12 @@ def file_names(pairs: Sequence[Planned]) -> tuple[str, ...]:
 
 def group_record(group: Group, settings: Settings) -> dict[str, Any]:
     """Return what identifies a group's content: settings, steps, and its pairs by name and file sizes."""
-    paths = {path for planned in group.pairs for path in (planned.source.lq, planned.source.gt) if path is not None}
+    paths = {
+        path
+        for planned in group.pairs
+        for path in (planned.source.lq, planned.source.gt)
+        if path is not None
+    }
     sizes: dict[Path | None, int | None] = {None: None} | {path: path.stat().st_size for path in paths}
     pairs = [[p.source.name, p.copy, sizes[p.source.lq], sizes[p.source.gt]] for p in group.pairs]
     return {**asdict(settings), "steps": list(group.steps), "pairs": pairs}
@@ -166,7 +175,9 @@ def make_shard(out: Path, shard: Group, settings: Settings, skip_unreadable: boo
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
             start = file.tell()
-            rows, clean = _make_rows(shard, settings, problems, partial(_write_to_array, file, start, shard))
+            rows, clean = _make_rows(
+                shard, settings, problems, partial(_write_to_array, file, start, shard)
+            )
             file.truncate(start + math.prod(shape))
     else:
         for side in _SIDES:
@@ -176,7 +187,11 @@ def make_shard(out: Path, shard: Group, settings: Settings, skip_unreadable: boo
     # The record makes the shard count, so it comes last.
     if problems.mismatched or (problems.unreadable and not skip_unreadable):
         return problems
-    record = {"rows": rows, "clean": [[*asdict(image).values()] for image in clean], "left_out": problems.unreadable}
+    record = {
+        "rows": rows,
+        "clean": [[*asdict(image).values()] for image in clean],
+        "left_out": problems.unreadable,
+    }
     with whole_file(record_file) as file:
         file.write(json.dumps(record).encode())
     return problems
@@ -193,7 +208,9 @@ def _write_to_array(
     return [address(name, place, side) for side in range(2)], pair_hash(pixels)
 
 
-def _write_png(out: Path, shard: Group, place: int, images: Sequence[np.ndarray]) -> tuple[list[str], str]:
+def _write_png(
+    out: Path, shard: Group, place: int, images: Sequence[np.ndarray]
+) -> tuple[list[str], str]:
     """Write test images, uncompressed, so that a file's length does not tell its class."""
     names = [f"{shard.folder}/{side}/{shard.names[place]}.png" for side in _SIDES[: len(images)]]
     for name, image in zip(names, images, strict=True):
@@ -225,11 +242,24 @@ def _make_rows(
         # The row of the manifest; a source's clean image is recorded once, with its first copy.
         names, sha256 = write(place, images)
         lq, gt = (*names, None)[:2]
-        values = (lq, gt, shard.degradation, shard.split, shard.set, settings.seed, augmentation, sha256)
+        values = (
+            lq,
+            gt,
+            shard.degradation,
+            shard.split,
+            shard.set,
+            settings.seed,
+            augmentation,
+            sha256,
+        )
         rows.append(dict(zip(SCHEMA.names, values, strict=True)))
         if planned.copy == 0:
             path = source.reference
-            clean.append(CleanImage(f"{shard.set} {source.name}", shard.split, path.stat().st_size, file_hash(path)))
+            clean.append(
+                CleanImage(
+                    f"{shard.set} {source.name}", shard.split, path.stat().st_size, file_hash(path)
+                )
+            )
     return rows, clean
 
 
@@ -244,7 +274,9 @@ def _make_pair(
     source = planned.source
     originals = read_pair(source)
     shape = originals[0].shape
-    geometry = draw_geometry(shape[:2], planned.copy, group.split == "train", settings.size, settings.fit, rng)
+    geometry = draw_geometry(
+        shape[:2], planned.copy, group.split == "train", settings.size, settings.fit, rng
+    )
 
     # Both images go through one geometry, then the degraded one through the synthesis.
     images = [apply_geometry(image, geometry, settings.size) for image in originals]
@@ -256,7 +288,9 @@ def _make_pair(
     words = {name: value for name, value in asdict(geometry).items() if name != "window" and value}
     if geometry.window != (0, 0, *shape[:2]):
         words = {"crop": ",".join(map(str, geometry.window)), **words}
-    return [lq, images[-1]] if source.gt else [lq], " ".join(f"{name}={value}" for name, value in words.items())
+    return [lq, images[-1]] if source.gt else [lq], " ".join(
+        f"{name}={value}" for name, value in words.items()
+    )
 
 
 def inspect(sources: Sequence[Source]) -> Problems:
@@ -283,13 +317,16 @@ def read_pair(source: Source) -> list[np.ndarray]:
     images = [_read(path) for path in paths]
     if len({image.shape for image in images}) > 1:
         shapes = " and ".join(
-            f"{path} {image.shape[1]}x{image.shape[0]}" for path, image in zip(paths, images, strict=True)
+            f"{path} {image.shape[1]}x{image.shape[0]}"
+            for path, image in zip(paths, images, strict=True)
         )
         raise SizeError(f"a pair differs in size: {shapes}")
     return images
 
 
-@lru_cache(maxsize=4)  # copies of a source, and the versions of one clean image, come one after the other
+@lru_cache(
+    maxsize=4
+)  # copies of a source, and the versions of one clean image, come one after the other
 def _read(path: Path) -> np.ndarray:
     """Read an image's 8-bit pixels; a failure names the file."""
     try:

@@ -13,7 +13,9 @@ Result = TypeVar("Result")
 
 
 def run_all(
-    tasks: Sequence[tuple[Callable[[], Result], int]], num_workers: int | None, advance: Callable[[int], None]
+    tasks: Sequence[tuple[Callable[[], Result], int]],
+    num_workers: int | None,
+    advance: Callable[[int], None],
 ) -> list[Result]:
     """Run every task and return the results in the order of the tasks.
 
@@ -34,8 +36,12 @@ def run_all(
         return results
 
     # Each result is awaited as it comes, so that the first failure ends the run.
-    context = multiprocessing.get_context("forkserver")  # a fork of this process would inherit its threads' locks
-    context.set_forkserver_preload(["diffrestorer.preparation.shards"])  # imported once instead of by every worker
+    context = multiprocessing.get_context(
+        "forkserver"
+    )  # a fork of this process would inherit its threads' locks
+    context.set_forkserver_preload(
+        ["diffrestorer.preparation.shards"]
+    )  # imported once instead of by every worker
     with ProcessPoolExecutor(workers, context, initializer=_start_worker) as pool:
         futures = {pool.submit(task): items for task, items in tasks}
         try:

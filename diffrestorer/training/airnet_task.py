@@ -42,7 +42,9 @@ class AirNetEncoderTask(BaselineTask):
         assert isinstance(model, AirNet)
         super().__init__(config, model)
         if config.patch_size > config.data.size:
-            raise ValueError(f"patch_size={config.patch_size} must fit into the crop, data.size={config.data.size}")
+            raise ValueError(
+                f"patch_size={config.patch_size} must fit into the crop, data.size={config.data.size}"
+            )
         if config.patch_size > config.window_size:
             raise ValueError(
                 f"patch_size={config.patch_size} must fit into the window, window_size={config.window_size}"
@@ -93,7 +95,9 @@ class AirNetEncoderTask(BaselineTask):
         window = min(self.config.window_size, side)
         crops = []
         for image, position in zip(images, batch.positions, strict=True):
-            corner = counter_rng(seed, "window", batch.step, position).integers(side - window + 1, size=2)
+            corner = counter_rng(seed, "window", batch.step, position).integers(
+                side - window + 1, size=2
+            )
             inside = counter_rng(seed, view, batch.step, position).integers(window - size + 1, size=2)
             top, left = corner + inside
             crops.append(image[:, top : top + size, left : left + size])
@@ -112,7 +116,9 @@ class AirNetEncoderTask(BaselineTask):
         # The positive is in column 0. Keys of all processes join the queue.
         logits = self.queue.logits(query, keys, self.config.temperature)
         self.queue.push(gather(keys))
-        return F.cross_entropy(logits.float(), torch.zeros(len(logits), dtype=torch.int64, device=logits.device))
+        return F.cross_entropy(
+            logits.float(), torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
+        )
 
     def forward(self, batch: PairBatch) -> Losses:
         lq = to_unit(batch.lq)
@@ -134,9 +140,13 @@ class AirNetTask(AirNetEncoderTask):
             self.model.load_state_dict(load_pretrained(config).state_dict())
             path = Path(config.output_dir) / PRETRAINING / "model" / CONTRAST
             if not path.is_file():
-                raise ValueError(f"{path} is missing: remove {path.parent.parent} and train the first phase again")
+                raise ValueError(
+                    f"{path} is missing: remove {path.parent.parent} and train the first phase again"
+                )
             self.carried = load_file(path)
-            self.queue.load_state_dict({name: self.carried[f"queue.{name}"] for name in ("keys", "position")})
+            self.queue.load_state_dict(
+                {name: self.carried[f"queue.{name}"] for name in ("keys", "position")}
+            )
 
     def _choose_what_trains(self) -> None:
         self.model.requires_grad_(True)
@@ -150,7 +160,9 @@ class AirNetTask(AirNetEncoderTask):
             if keys:
                 # The moments lie where the parameter does, the number of steps stays on the host.
                 state = {key: self.carried[f"{key}.{name}"] for key in keys}
-                moments = {key: value.to(parameter.device) for key, value in state.items() if key != "step"}
+                moments = {
+                    key: value.to(parameter.device) for key, value in state.items() if key != "step"
+                }
                 optimizer.state[parameter] = {**state, **moments}
         return [optimizer]
 

@@ -21,7 +21,9 @@ class WeightAverage:
 
     def __init__(self, task: nn.Module, decay: float) -> None:
         if not 0 < decay < 1:
-            raise ValueError(f"train.ema_decay={decay} must lie between 0 and 1, such as 0.9999; null: no average")
+            raise ValueError(
+                f"train.ema_decay={decay} must lie between 0 and 1, such as 0.9999; null: no average"
+            )
 
         self.names: list[str] = []
         self.parameters: list[nn.Parameter] = []

@@ -29,6 +29,8 @@ def train_baseline(config: BaselineConfig) -> None:
     output_dir = Path(config.output_dir)
     if config.pretraining.max_steps:
         if config.method not in FIRST_PHASES:
-            raise ValueError(f"pretraining.max_steps: {config.method} has no first phase; {', '.join(FIRST_PHASES)} do")
+            raise ValueError(
+                f"pretraining.max_steps: {config.method} has no first phase; {', '.join(FIRST_PHASES)} do"
+            )
         train(FIRST_PHASES[config.method], first_phase(config), output_dir / PRETRAINING)
     train(PHASES.get(config.method, RegressionTask), config, output_dir)

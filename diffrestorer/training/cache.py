@@ -145,7 +145,9 @@ def open_cache(
     # Refuse what can't be cached.
     modules, settings = task.encoders()
     if not modules:
-        raise ValueError(f"train.cache_dir: {type(task).__name__} has no frozen encoders to cache; leave it null")
+        raise ValueError(
+            f"train.cache_dir: {type(task).__name__} has no frozen encoders to cache; leave it null"
+        )
     if not isinstance(pairs, PreparedPairs) or pairs.num_variants is None:
         raise ValueError(
             "train.cache_dir needs pairs that are the same in every epoch: prepare them (scripts/prepare_data.py) at "
@@ -154,7 +156,12 @@ def open_cache(
     # The name follows from the content.
     task.to(accelerator.device)
     names = sorted(task.encode(collate_pairs([pairs.fixed(0)]).to(accelerator.device)))
-    key = {"format": FORMAT, "pairs": pairs.fingerprint(), "encoders": _weights_digest(modules), "settings": settings}
+    key = {
+        "format": FORMAT,
+        "pairs": pairs.fingerprint(),
+        "encoders": _weights_digest(modules),
+        "settings": settings,
+    }
     key.update(_later_keys(accelerator.mixed_precision, names))
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     cache = EncodingCache(root / name, pairs.num_variants)
@@ -188,7 +195,9 @@ def _build(
     for chunk in chunks:
         if cache.chunk(chunk).exists():
             folder = cache.chunk(chunk)
-            log.warning("cache %s is damaged: it does not match its checksum; computing it again", folder)
+            log.warning(
+                "cache %s is damaged: it does not match its checksum; computing it again", folder
+            )
     if chunks:
         log.info("encoding %d variants of the pairs into %s", pairs.num_variants, cache.folder)
 
@@ -229,7 +238,9 @@ def _encode(
 
     for name, value in encodings.items():
         if not value.isfinite().all():
-            raise ValueError(f"{name} of the pairs {variants[0]} to {variants[-1]} is not finite: check the encoders")
+            raise ValueError(
+                f"{name} of the pairs {variants[0]} to {variants[-1]} is not finite: check the encoders"
+            )
     return encodings
 
 

@@ -261,7 +261,9 @@ def verify(checkpoint: Path) -> None:
         digests = read_state(checkpoint)["sha256"]
         for name, digest in digests.items():
             if name not in KEPT and _digest(checkpoint / name) != digest:
-                raise CheckpointError(f"checkpoint {checkpoint} is damaged: {name} does not match its checksum")
+                raise CheckpointError(
+                    f"checkpoint {checkpoint} is damaged: {name} does not match its checksum"
+                )
     except CheckpointError:
         raise
     except (OSError, ValueError) as error:
@@ -279,7 +281,9 @@ def trained_state(task: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in task.state_dict().items() if name not in frozen}
 
 
-def _host_copy(tensor: Float[Tensor, "..."] | Int[Tensor, "..."]) -> Float[Tensor, "..."] | Int[Tensor, "..."]:
+def _host_copy(
+    tensor: Float[Tensor, "..."] | Int[Tensor, "..."],
+) -> Float[Tensor, "..."] | Int[Tensor, "..."]:
     return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 

@@ -54,7 +54,9 @@ class ControllerTask(BaselineTask):
         with torch.no_grad():
             controller.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
         scale = controller.logit_scale.exp()
-        content, degradation = (F.normalize(embedding, dim=-1) for embedding in controller(to_unit(batch.lq)))
+        content, degradation = (
+            F.normalize(embedding, dim=-1) for embedding in controller(to_unit(batch.lq))
+        )
 
         # The clean images of all processes, and which of them are this process's.
         with torch.no_grad():
@@ -67,7 +69,9 @@ class ControllerTask(BaselineTask):
         content_loss = F.cross_entropy(scale * content @ wanted.T, own)
         classes = F.normalize(controller.class_embeddings, dim=-1)
         degradation_loss = F.cross_entropy(scale * degradation @ classes.T, batch.label)
-        return Losses(content_loss + degradation_loss, {"content": content_loss, "degradation": degradation_loss})
+        return Losses(
+            content_loss + degradation_loss, {"content": content_loss, "degradation": degradation_loss}
+        )
 
 
 class IRSDETask(BaselineTask):
@@ -82,7 +86,9 @@ class IRSDETask(BaselineTask):
 
     def __init__(self, config: BaselineConfig) -> None:
         model = (
-            load_pretrained(config) if config.pretraining.max_steps else build_baseline(config.method, config.network)
+            load_pretrained(config)
+            if config.pretraining.max_steps
+            else build_baseline(config.method, config.network)
         )
         assert isinstance(model, DaClip)
         super().__init__(config, model.train())
@@ -95,7 +101,9 @@ class IRSDETask(BaselineTask):
             content, degradation = self.model.controller(lq)
 
         # A step from 1 to T and noise for each image, drawn by counter.
-        generators = [counter_rng(seed, "timestep", batch.step, position) for position in batch.positions]
+        generators = [
+            counter_rng(seed, "timestep", batch.step, position) for position in batch.positions
+        ]
         drawn = [int(generator.integers(sde.num_steps)) + 1 for generator in generators]
         steps = to_device(np.array(drawn), lq.device)
         noise = counter_normal(lq.shape[1:], seed, "noise", batch.step, batch.positions, lq.device)

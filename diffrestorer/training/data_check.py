@@ -156,7 +156,9 @@ def _read_photo_file(path: Path, stamp: tuple[int, ...]) -> DataFile:
         return DataFile(stamp, problem=str(error))
 
 
-def _shard_reader(dataset: PreparedPairs, known: Mapping[str, DataFile]) -> Callable[[Path, tuple[int, ...]], DataFile]:
+def _shard_reader(
+    dataset: PreparedPairs, known: Mapping[str, DataFile]
+) -> Callable[[Path, tuple[int, ...]], DataFile]:
     """Return a function that opens a shard, and compares one that changed since the run began with the manifest."""
     # The manifest is read when the first shard needs it.
     checksums: dict[str, dict[int, str]] = {}
@@ -190,7 +192,9 @@ def _pair_checksums(root: Path) -> dict[str, dict[int, str]]:
     return found
 
 
-def _refuse_unreadable(root: Path, files: Mapping[str, DataFile], skip: bool, log: logging.Logger) -> None:
+def _refuse_unreadable(
+    root: Path, files: Mapping[str, DataFile], skip: bool, log: logging.Logger
+) -> None:
     """Raise, or log, which files cannot be read."""
     bad = [f"{root / name}: {file.problem}" for name, file in files.items() if file.problem]
     if not bad:
@@ -248,7 +252,9 @@ def _refuse_changed(
                 f"or changed: {changed}): restore them, choose another output_dir, or give "
                 "train.allow_changed_data=true"
             )
-        log.warning("the training data changed since this run began; going on, as train.allow_changed_data=true says")
+        log.warning(
+            "the training data changed since this run began; going on, as train.allow_changed_data=true says"
+        )
     write_sealed(path, now)
 
 

@@ -28,7 +28,12 @@ from diffrestorer.models.components import (
 from diffrestorer.models.prompt_processor import VisualPrompts
 from diffrestorer.models.restorer import DecodingNetworks, Restorer
 from diffrestorer.training.discriminator import PatchDiscriminator
-from diffrestorer.training.losses import decoder_loss, discriminator_hinge_loss, generator_hinge_loss, psnr_loss
+from diffrestorer.training.losses import (
+    decoder_loss,
+    discriminator_hinge_loss,
+    generator_hinge_loss,
+    psnr_loss,
+)
 from diffrestorer.training.perceptual import PerceptualLoss
 from diffrestorer.training.task import Losses, Task, adamw, to_unit
 
@@ -72,7 +77,9 @@ class DecoderTask(Task):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         if not config.stage1:
-            raise ValueError("stage1 is not set: give stage1=OUTPUT_DIR of train_stage1.py (or a model folder)")
+            raise ValueError(
+                "stage1 is not set: give stage1=OUTPUT_DIR of train_stage1.py (or a model folder)"
+            )
         self.config = config
 
         # Everything of stage 1 is frozen.
@@ -127,7 +134,9 @@ class DecoderTask(Task):
         return stage1, {"seed": self.config.seed, "z0_steps": self.config.z0_steps}
 
     @torch.no_grad()
-    def _inputs(self, batch: PairBatch) -> tuple[Float[Tensor, "b l h8 w8"], EncodedImage, VisualPrompts]:
+    def _inputs(
+        self, batch: PairBatch
+    ) -> tuple[Float[Tensor, "b l h8 w8"], EncodedImage, VisualPrompts]:
         """Return z_0, the degraded image's features, and its prompts."""
         encoded_lq = encode_image(self.restorer.vae, to_unit(batch.lq))
         encodings = batch.encodings or self._encode(batch, encoded_lq)
@@ -151,7 +160,9 @@ class DecoderTask(Task):
         # The discriminator may join later than the rest.
         started = float(batch.step >= config.discriminator_start)
         lambda_adversarial = started * config.lambda_adversarial
-        total = decoder_loss(pixel, perceptual, adversarial, config.lambda_perceptual, lambda_adversarial)
+        total = decoder_loss(
+            pixel, perceptual, adversarial, config.lambda_perceptual, lambda_adversarial
+        )
         parts = {
             "pixel": pixel,
             "perceptual": perceptual,
@@ -182,7 +193,9 @@ class DecoderTask(Task):
         settings = self.config.train
         optimizers = [adamw(self.restorer.decoder.parameters(), settings)]
         if self.discriminator is not None:
-            optimizers.append(adamw(self.discriminator.parameters(), settings, self.config.discriminator_lr))
+            optimizers.append(
+                adamw(self.discriminator.parameters(), settings, self.config.discriminator_lr)
+            )
         return optimizers
 
     def save_model(self, folder: Path, dtype: torch.dtype) -> None:

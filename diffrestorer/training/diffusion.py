@@ -20,7 +20,9 @@ class NoisySample:
     target: Float[Tensor, "b l h w"]
 
 
-def add_noise(scheduler: DDPMScheduler, latents: Float[Tensor, "b l h w"], seed: int, batch: PairBatch) -> NoisySample:
+def add_noise(
+    scheduler: DDPMScheduler, latents: Float[Tensor, "b l h w"], seed: int, batch: PairBatch
+) -> NoisySample:
     """Return z_t = sqrt(a_t) z_0 + sqrt(1 - a_t) e for t uniform in [0, 1000) and normal e.
 
     Both are drawn by (seed, step, position). The target is e, z_0 or the velocity, as the scheduler's
@@ -36,7 +38,9 @@ def add_noise(scheduler: DDPMScheduler, latents: Float[Tensor, "b l h w"], seed:
         ValueError: the type of prediction is unknown.
     """
     # Noise and timesteps depend on the sample's place in the run alone, so that any division of a batch draws the same.
-    noise = counter_normal(latents.shape[1:], seed, "noise", batch.step, batch.positions, latents.device)
+    noise = counter_normal(
+        latents.shape[1:], seed, "noise", batch.step, batch.positions, latents.device
+    )
     drawn = []
     for position in batch.positions:
         rng = counter_rng(seed, "timestep", batch.step, position)
@@ -51,5 +55,7 @@ def add_noise(scheduler: DDPMScheduler, latents: Float[Tensor, "b l h w"], seed:
         case "v_prediction":
             target = scheduler.get_velocity(latents, noise, timesteps)
         case other:
-            raise ValueError(f"model.scheduler.prediction_type={other}: choose epsilon, sample or v_prediction")
+            raise ValueError(
+                f"model.scheduler.prediction_type={other}: choose epsilon, sample or v_prediction"
+            )
     return NoisySample(scheduler.add_noise(latents, noise, timesteps), timesteps, target)

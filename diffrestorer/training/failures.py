@@ -8,7 +8,13 @@ from torch import distributed
 
 from diffrestorer.data.storage import NO_SPACE
 
-LOST_CONNECTION = ("gloo", "Connection closed by peer", "Connection reset by peer", "NCCL", "Broken pipe")
+LOST_CONNECTION = (
+    "gloo",
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "NCCL",
+    "Broken pipe",
+)
 """Texts of the errors that a process gets when another one of its run is gone."""
 
 
@@ -84,5 +90,7 @@ def explain_data(error: Exception, sources: Sequence[Path], has_workers: bool) -
     if from_worker:
         sentence = sentence.partition(": ")[2] or sentence
     if "no such file" in sentence:
-        return ValueError(f"{sentence}: bring it back, or give train.allow_changed_data=true to go on without it")
+        return ValueError(
+            f"{sentence}: bring it back, or give train.allow_changed_data=true to go on without it"
+        )
     return ValueError(f"{sentence}: mend that file, or give data.skip_unreadable=true")

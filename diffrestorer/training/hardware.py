@@ -44,7 +44,9 @@ def check_precision(mixed_precision: str, device: torch.device) -> str | None:
             return None
         name = torch.cuda.get_device_name(device)
         if mixed_precision == "bf16":
-            raise ValueError(f"{name} has no bf16: take train.mixed_precision=no (float32) or hardware=auto")
+            raise ValueError(
+                f"{name} has no bf16: take train.mixed_precision=no (float32) or hardware=auto"
+            )
         return f"training in float32: {name} has no bf16"
 
     # CPUs compute it well with AMX, passably with AVX512-BF16.
@@ -117,7 +119,9 @@ def _compile_blocks(task: nn.Module) -> None:
     from torch._dynamo import config as dynamo  # takes a second to import
 
     dynamo.recompile_limit = max(dynamo.recompile_limit, MAX_GRAPHS)
-    dynamo.optimize_ddp = False  # it splits graphs to overlap communication: a block is small enough by itself
+    dynamo.optimize_ddp = (
+        False  # it splits graphs to overlap communication: a block is small enough by itself
+    )
 
     blocks: list[nn.Module] = [module for module in task.modules() if isinstance(module, COMPILED)]
     kinds = {type(block) for block in blocks}
@@ -127,7 +131,9 @@ def _compile_blocks(task: nn.Module) -> None:
         block.forward = partial(_forward, step, compiled[type(block)], block)
 
 
-def _forward(step: _Step, compiled: Callable[..., Any], block: nn.Module, *args: Any, **kwargs: Any) -> Any:
+def _forward(
+    step: _Step, compiled: Callable[..., Any], block: nn.Module, *args: Any, **kwargs: Any
+) -> Any:
     """Run a block's compiled forward in a training step (frozen encoders, too) and in recomputations, else its own."""
     if step.running or torch.is_grad_enabled():
         return compiled(block, *args, **kwargs)
@@ -141,10 +147,14 @@ def _recompute_blocks(task: nn.Module) -> None:
         elif isinstance(module, ControlEncoder | ControlDecoder):
             _recompute(module.blocks)
         elif isinstance(module, DegradationAwareDecoder):
-            _recompute([module.decoder.mid_block, *module.decoder.up_blocks, *(module.refinement or ())])
+            _recompute(
+                [module.decoder.mid_block, *module.decoder.up_blocks, *(module.refinement or ())]
+            )
 
 
 def _recompute(blocks: Iterable[nn.Module]) -> None:
     # Nothing in a block is drawn at random, so there is no generator's state to keep.
     for block in blocks:
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+        block.forward = partial(
+            checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False
+        )

@@ -72,7 +72,9 @@ def check_launcher(environment: Mapping[str, str], mixed_precision: str) -> None
         )
     for name, engine in UNUSED.items():
         if environment.get(name, "false").lower() in ("true", "1", "yes", "on", "y", "t"):
-            raise ValueError(f"the launcher asks for {engine} ({name}), which training here does not use: leave it out")
+            raise ValueError(
+                f"the launcher asks for {engine} ({name}), which training here does not use: leave it out"
+            )
 
     # For several processes on a machine without several GPUs it sets the address of a meeting and starts one process.
     launched = "ACCELERATE_MIXED_PRECISION" in environment

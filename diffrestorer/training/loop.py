@@ -15,7 +15,13 @@ from diffrestorer.data.pairs import Pair, PairBatch, StepBatches, pair_loader
 from diffrestorer.data.prepared import open_pairs
 from diffrestorer.training.averaging import WeightAverage
 from diffrestorer.training.cache import open_cache
-from diffrestorer.training.checkpoint import CheckpointWriter, copies_of, take_snapshot, trained_state, write_folder
+from diffrestorer.training.checkpoint import (
+    CheckpointWriter,
+    copies_of,
+    take_snapshot,
+    trained_state,
+    write_folder,
+)
 from diffrestorer.training.data_check import check_data
 from diffrestorer.training.failures import explain_data, explain_files, explain_lost_processes
 from diffrestorer.training.hardware import apply_hardware, check_precision
@@ -27,7 +33,12 @@ from diffrestorer.training.record import prepare_output, restore_records, run_lo
 from diffrestorer.training.resuming import load_newest
 from diffrestorer.training.schedule import choose_micro_batch, set_learning_rates
 from diffrestorer.training.sheets import save_sheet
-from diffrestorer.training.step_memory import count_memory, count_saved_bytes, explain_out_of_memory, peak_memory
+from diffrestorer.training.step_memory import (
+    count_memory,
+    count_saved_bytes,
+    explain_out_of_memory,
+    peak_memory,
+)
 from diffrestorer.training.stopping import StopSignal
 from diffrestorer.training.task import Losses, Task
 from diffrestorer.training.trackers import check_tracker, open_tracker
@@ -62,7 +73,11 @@ def train(build_task: Callable[[Any], Task], config: RunConfig, output_dir: Path
     """
     # Before anything is loaded.
     check_tracker(config.train.tracker, config.train.wandb_mode)
-    with explain_files(output_dir), StopSignal() as stop, Run(build_task, config, output_dir, stop) as run:
+    with (
+        explain_files(output_dir),
+        StopSignal() as stop,
+        Run(build_task, config, output_dir, stop) as run,
+    ):
         return run.to_the_end()
 
 
@@ -114,12 +129,16 @@ class Run:
 
         # From here on the folder belongs to this run.
         on_main_process(accelerator, lambda: held.enter_context(own_folder(self.output_dir)) or None)
-        self.log = held.enter_context(run_log(self.output_dir / "train.log", accelerator.is_main_process))
+        self.log = held.enter_context(
+            run_log(self.output_dir / "train.log", accelerator.is_main_process)
+        )
         on_main_process(accelerator, lambda: prepare_output(self.output_dir, self.config, accelerator))
         if precision is not None:
             self.log.info("%s", precision)
         skip = self.config.data.skip_unreadable
-        check_data(self.output_dir, self.dataset, settings.allow_changed_data, skip, accelerator, self.log)
+        check_data(
+            self.output_dir, self.dataset, settings.allow_changed_data, skip, accelerator, self.log
+        )
         self.validation = Validation(self.config, self.output_dir) if settings.validate_every else None
 
     def _open_task(self) -> None:
@@ -139,15 +158,21 @@ class Run:
         self.task.to(accelerator.device)
         apply_hardware(self.task, settings.hardware, accelerator.device)
         self.optimizers = list(self.task.optimizers())
-        self.peak_rates = [group["lr"] for optimizer in self.optimizers for group in optimizer.param_groups]
-        self.average = WeightAverage(self.task, settings.ema_decay) if settings.ema_decay is not None else None
+        self.peak_rates = [
+            group["lr"] for optimizer in self.optimizers for group in optimizer.param_groups
+        ]
+        self.average = (
+            WeightAverage(self.task, settings.ema_decay) if settings.ema_decay is not None else None
+        )
 
     def _resume(self) -> None:
         """Load the newest checkpoint, and bring everything that counts steps to its step."""
         settings = self.settings
         accelerator = self.accelerator
         checkpoints = self.output_dir / "checkpoints"
-        first_step = load_newest(checkpoints, self.task, self.optimizers, self.log, self.average, accelerator)
+        first_step = load_newest(
+            checkpoints, self.task, self.optimizers, self.log, self.average, accelerator
+        )
         self.writer = CheckpointWriter(checkpoints, settings.keep_checkpoints)
         if accelerator.is_main_process:
             copies = copies_of(checkpoints / f"step_{first_step}") if first_step else {}
@@ -214,7 +239,9 @@ class Run:
             if saved is not None:
                 expected = count_memory(self.task, self.average is not None, saved.total)
                 size = self.batches.micro_batch_size
-                self.log.info("memory expected for micro batches of %d: %s, and the libraries", size, expected)
+                self.log.info(
+                    "memory expected for micro batches of %d: %s, and the libraries", size, expected
+                )
             self.accelerator.backward(losses.total / self.batches.accumulation)
         return losses
 
@@ -334,7 +361,9 @@ class Run:
         if self.accelerator.is_main_process:
             dtype = getattr(torch, self.settings.save_dtype)
             with self.average.in_place() if self.average else nullcontext():
-                write_folder(self.output_dir / "model", lambda folder: self.task.save_model(folder, dtype))
+                write_folder(
+                    self.output_dir / "model", lambda folder: self.task.save_model(folder, dtype)
+                )
             self.log.info("model saved to %s", self.output_dir / "model")
         self._close()
 

@@ -64,7 +64,9 @@ class VAETask(Task):
 
         # Sample the posterior with noise drawn by step and position.
         shape = posterior.mean.shape[1:]
-        noise = counter_normal(shape, self.config.seed, "posterior", batch.step, batch.positions, images.device)
+        noise = counter_normal(
+            shape, self.config.seed, "posterior", batch.step, batch.positions, images.device
+        )
         restored = self.vae.decode(posterior.mean + posterior.std * noise).sample / 2 + 0.5
         pixel = F.l1_loss(restored, images)
         kl = posterior.kl().mean() / posterior.mean[0].numel()
@@ -201,7 +203,9 @@ def _finished_part(config: BaseConfig, name: str) -> ModelMixin:
     """Load a part that was trained before, frozen."""
     folder = Path(config.output_dir) / name / "model" / name
     if not folder.is_dir():
-        raise ValueError(f"part={config.part} needs the finished {name}: run part={name} (or part=all) first")
+        raise ValueError(
+            f"part={config.part} needs the finished {name}: run part={name} (or part=all) first"
+        )
     return load_component(folder).requires_grad_(False)
 
 
@@ -232,4 +236,6 @@ def train_base(config: BaseConfig) -> None:
     # The UNet's folder holds all three.
     finished = output_dir / "unet" / "model"
     if finished.is_dir() and PartialState().is_main_process:
-        write_folder(output_dir / "model", lambda folder: shutil.copytree(finished, folder, dirs_exist_ok=True))
+        write_folder(
+            output_dir / "model", lambda folder: shutil.copytree(finished, folder, dirs_exist_ok=True)
+        )

@@ -154,7 +154,9 @@ class LossRecord:
         self.log = log
         self.pending: list[tuple[int, Float[Tensor, ""], dict[str, Tensor]]] = []
         self.flushed = (first_step, time.monotonic(), 0.0)
-        log.info("step %d, %d process(es) on %s", first_step, accelerator.num_processes, accelerator.device)
+        log.info(
+            "step %d, %d process(es) on %s", first_step, accelerator.num_processes, accelerator.device
+        )
 
     def add(self, step: int, total: Float[Tensor, ""], parts: dict[str, Tensor]) -> None:
         """Note the losses of a micro batch without waiting for the device."""
@@ -177,7 +179,9 @@ class LossRecord:
 
         # One transfer from the device for all of them.
         names = ["total", *complete[0][2]]
-        values = torch.stack([torch.stack([total, *parts.values()]).float() for _, total, parts in complete])
+        values = torch.stack(
+            [torch.stack([total, *parts.values()]).float() for _, total, parts in complete]
+        )
         values = values.view(-1, self.accumulation, len(names)).mean(1)
         rows = self.accelerator.reduce(values, reduction="mean").tolist()
         steps = [step for step, _, _ in complete[:: self.accumulation]]
@@ -203,7 +207,9 @@ class LossRecord:
             file.write(text.getvalue())
 
     def _describe(self, step: int, losses: dict[str, float]) -> str:
-        sources = [self.dataset.source(step, position) for position in range(self.dataset.global_batch_size)]
+        sources = [
+            self.dataset.source(step, position) for position in range(self.dataset.global_batch_size)
+        ]
         batch = ", ".join(f"{path.name} ({degradation})" for path, degradation in sources)
         bad = ", ".join(f"{name}={value}" for name, value in losses.items() if not math.isfinite(value))
         return f"loss is not finite at step {step}: {bad}; its batch was {batch}"

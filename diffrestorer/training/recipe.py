@@ -126,7 +126,9 @@ def _remove_together(folder: Path) -> None:
     state.wait_for_everyone()
 
 
-def _stage_config(config: MiniConfig, stage: str, steps: int, output_dir: Path, before: str | None) -> RunConfig:
+def _stage_config(
+    config: MiniConfig, stage: str, steps: int, output_dir: Path, before: str | None
+) -> RunConfig:
     """Return the configuration of a stage's run, as its script would compose it.
 
     Args:

@@ -17,14 +17,26 @@ from diffrestorer import __version__
 from diffrestorer.config.composition import differences, git_commit, save
 from diffrestorer.config.schema import BaseConfig
 from diffrestorer.training.checkpoint import newest_copies, step_of
-from diffrestorer.training.kept_files import DamagedFileError, read_sealed, remove, remove_leftovers, write_changed
+from diffrestorer.training.kept_files import (
+    DamagedFileError,
+    read_sealed,
+    remove,
+    remove_leftovers,
+    write_changed,
+)
 
 LOG = logging.getLogger("diffrestorer.training")
 
 FREE_KEYS = (
     "output_dir",
-    *(f"train.{name}" for name in ("num_workers", "checkpoint_every", "keep_checkpoints", "log_every", "sample_every")),
-    *(f"train.{name}" for name in ("tracker", "wandb_mode", "validate_every", "validation_", "cache_dir")),
+    *(
+        f"train.{name}"
+        for name in ("num_workers", "checkpoint_every", "keep_checkpoints", "log_every", "sample_every")
+    ),
+    *(
+        f"train.{name}"
+        for name in ("tracker", "wandb_mode", "validate_every", "validation_", "cache_dir")
+    ),
     *(f"train.{name}" for name in ("allow_changed_data", "micro_batch_size", "hardware")),
     *(f"data.{name}" for name in ("root", "validation_root", "skip_unreadable")),
 )
@@ -83,7 +95,9 @@ def prepare_output(output_dir: Path, config: Any, accelerator: Accelerator) -> N
     # A checkpoint's copy is what the weights were trained with; config.yaml may have been damaged since.
     saved = output_dir / "config.yaml"
     done = step_of(checkpoint) if checkpoint is not None else 0
-    reference = checkpoint / "config.yaml" if checkpoint is not None and "config.yaml" in copies else saved
+    reference = (
+        checkpoint / "config.yaml" if checkpoint is not None and "config.yaml" in copies else saved
+    )
     changed = _changed_keys(config, reference)
     if changed:
         raise ValueError(
@@ -91,7 +105,9 @@ def prepare_output(output_dir: Path, config: Any, accelerator: Accelerator) -> N
             "choose another output_dir or remove it"
         )
     if config.train.max_steps < done:
-        raise ValueError(f"{output_dir} has done {done} steps: train.max_steps={config.train.max_steps} is less")
+        raise ValueError(
+            f"{output_dir} has done {done} steps: train.max_steps={config.train.max_steps} is less"
+        )
 
     if reference != saved and _changed_keys(config, saved):
         LOG.warning("%s is damaged; writing it again, after the copy of the newest checkpoint", saved)
@@ -137,7 +153,9 @@ def restore_records(output_dir: Path, step: int, copies: Mapping[str, bytes]) ->
                 present = path.read_bytes()
         if name in copies:
             if present is None or not present.startswith(copies[name]):
-                LOG.warning("%s is damaged or gone; taking the copy of the checkpoint of step %d", path, step)
+                LOG.warning(
+                    "%s is damaged or gone; taking the copy of the checkpoint of step %d", path, step
+                )
             write_changed(path, copies[name])
             continue
 

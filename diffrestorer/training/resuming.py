@@ -71,7 +71,9 @@ def load_newest(
     state = read_state(checkpoint)
     _restore_weights(checkpoint, task)
     for i, optimizer in enumerate(optimizers):
-        _restore_optimizer(checkpoint / f"optimizer_{i}.safetensors", state["param_groups"][i], optimizer)
+        _restore_optimizer(
+            checkpoint / f"optimizer_{i}.safetensors", state["param_groups"][i], optimizer
+        )
     if average is not None:
         with safe_open(checkpoint / AVERAGE, "pt") as file:
             average.load(file.get_tensor, state["step"])
@@ -97,7 +99,9 @@ def _newest_sound(folder: Path, log: logging.Logger) -> _Found:
             continue
         return _Found(checkpoint.name)
     if damaged:
-        return _Found(error=f"{damaged[0]}; no older checkpoint is left: remove {folder} to start again")
+        return _Found(
+            error=f"{damaged[0]}; no older checkpoint is left: remove {folder} to start again"
+        )
     return _Found()
 
 
@@ -130,7 +134,9 @@ def _restore_weights(checkpoint: Path, task: nn.Module) -> None:
                 parameter.copy_(file.get_tensor(name))
 
 
-def _restore_optimizer(path: Path, saved_groups: list[dict[str, Any]], optimizer: torch.optim.Optimizer) -> None:
+def _restore_optimizer(
+    path: Path, saved_groups: list[dict[str, Any]], optimizer: torch.optim.Optimizer
+) -> None:
     # Options that belong to this machine stay as they are.
     groups = []
     for saved, own in zip(saved_groups, optimizer.param_groups, strict=True):

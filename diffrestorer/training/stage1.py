@@ -21,7 +21,12 @@ from diffrestorer.models.components import load_weights
 from diffrestorer.models.pretrained import load_base
 from diffrestorer.models.restorer import Conditioning, Restorer, build_control_decoder, build_restorer
 from diffrestorer.training.diffusion import add_noise
-from diffrestorer.training.losses import degradation_loss, diffusion_loss, reconstruction_loss, stage1_loss
+from diffrestorer.training.losses import (
+    degradation_loss,
+    diffusion_loss,
+    reconstruction_loss,
+    stage1_loss,
+)
 from diffrestorer.training.task import Losses, Task, adamw, select_unet, to_unit
 
 SAMPLE_STEPS = 10
@@ -135,7 +140,9 @@ class Stage1Task(Task):
     def save_model(self, folder: Path, dtype: torch.dtype) -> None:
         """Save the whole pipeline, with the classes' prototypes. Its decoder is still the VAE's own."""
         record_prototypes(self.restorer, self.config)
-        save_model_folder(self.restorer, UniPCMultistepScheduler(**self.config.model.scheduler), folder, dtype)
+        save_model_folder(
+            self.restorer, UniPCMultistepScheduler(**self.config.model.scheduler), folder, dtype
+        )
 
     def restore(self, batch: PairBatch) -> Float[Tensor, "b 3 h w"]:
         """Return the degraded images restored with the VAE's own decoder."""
@@ -157,7 +164,9 @@ class Stage1Task(Task):
 
         # Noise depends on step and position alone, so a resumed run draws the same sheet.
         shape = condition.encoded.latents.shape[1:]
-        noise = counter_normal(shape, self.config.seed, "sample", batch.step, batch.positions, lq.device)
+        noise = counter_normal(
+            shape, self.config.seed, "sample", batch.step, batch.positions, lq.device
+        )
         scheduler = UniPCMultistepScheduler(**self.config.model.scheduler)
         latents = sample_latents(self.restorer, scheduler, condition, noise, SAMPLE_STEPS)
         return condition, self.restorer.decode(latents, condition, refined=False)

@@ -109,7 +109,9 @@ def peak_memory(device: torch.device) -> int:
 
 
 @contextmanager
-def explain_out_of_memory(hardware: HardwareConfig, micro_batch_size: int, processes: int) -> Iterator[None]:
+def explain_out_of_memory(
+    hardware: HardwareConfig, micro_batch_size: int, processes: int
+) -> Iterator[None]:
     """Turn an allocator's failure into a sentence that says which preset to take.
 
     Args:
@@ -126,7 +128,10 @@ def explain_out_of_memory(hardware: HardwareConfig, micro_batch_size: int, proce
         text = str(error)
 
         # A CPU's allocator raises a plain RuntimeError.
-        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in text:
+        if (
+            not isinstance(error, torch.OutOfMemoryError | MemoryError)
+            and "allocate memory" not in text
+        ):
             raise
 
         advice = " or ".join(_smaller(hardware, micro_batch_size))

@@ -139,7 +139,11 @@ class StopSignal:
         Raises:
             SystemExit: always.
         """
-        LOG.info("stopped at step %d (%s): the same command goes on from there", step, self.reason or "signal")
+        LOG.info(
+            "stopped at step %d (%s): the same command goes on from there",
+            step,
+            self.reason or "signal",
+        )
         raise SystemExit(EXIT_UNFINISHED)
 
 
@@ -152,7 +156,9 @@ class _Watch:
         save: see `StopSignal.connect`; None on processes that save nothing.
     """
 
-    def __init__(self, stop: StopSignal, channel: "_Channel | None", save: Callable[[], int | None] | None) -> None:
+    def __init__(
+        self, stop: StopSignal, channel: "_Channel | None", save: Callable[[], int | None] | None
+    ) -> None:
         self.state = threading.RLock()
         self._stop = stop
         self._channel = channel
@@ -240,7 +246,10 @@ class _Watch:
             LOG.warning("stopped (%s) without a new checkpoint: %s", reason, error)
         else:
             if step is None:
-                LOG.warning("stopped (%s) within a step: the same command goes on from the last checkpoint", reason)
+                LOG.warning(
+                    "stopped (%s) within a step: the same command goes on from the last checkpoint",
+                    reason,
+                )
             else:
                 LOG.info("stopped at step %d (%s): the same command goes on from there", step, reason)
         if self._channel is not None:

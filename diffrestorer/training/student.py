@@ -24,7 +24,12 @@ from diffrestorer.models.decoder import DegradationAwareDecoder
 from diffrestorer.models.lora import add_lora, merged
 from diffrestorer.models.restorer import Conditioning, Restorer
 from diffrestorer.training.discriminator import StudentDiscriminator
-from diffrestorer.training.losses import degradation_loss, discriminator_hinge_loss, generator_hinge_loss, psnr_loss
+from diffrestorer.training.losses import (
+    degradation_loss,
+    discriminator_hinge_loss,
+    generator_hinge_loss,
+    psnr_loss,
+)
 from diffrestorer.training.perceptual import PerceptualLoss
 from diffrestorer.training.stage1 import record_prototypes
 from diffrestorer.training.task import Losses, Task, adamw, select_unet, to_unit
@@ -50,11 +55,15 @@ class StudentTask(Task):
     def __init__(self, config: StudentConfig) -> None:
         super().__init__()
         if not config.teacher:
-            raise ValueError("teacher is not set: give teacher=OUTPUT_DIR of train_decoder.py (or a model folder)")
+            raise ValueError(
+                "teacher is not set: give teacher=OUTPUT_DIR of train_decoder.py (or a model folder)"
+            )
         self.config = config
         pipeline = DiffRestorerPipeline.from_pretrained(config.teacher)
         if isinstance(pipeline.scheduler, OneStepScheduler):
-            raise ValueError(f"teacher={config.teacher} is itself a student: give its own teacher, and init= to go on")
+            raise ValueError(
+                f"teacher={config.teacher} is itself a student: give its own teacher, and init= to go on"
+            )
 
         # The teacher samples targets for the distillation; as a list's item it is no part of the student.
         self.teacher_scheduler = pipeline.scheduler
@@ -66,7 +75,9 @@ class StudentTask(Task):
         self._freeze()
         self.discriminator = None
         if config.lambda_adversarial:
-            self.discriminator = StudentDiscriminator(config.discriminator_channels, self._feature_widths())
+            self.discriminator = StudentDiscriminator(
+                config.discriminator_channels, self._feature_widths()
+            )
         self.perceptual = PerceptualLoss(config.model.perceptual, config.model.perceptual_weights)
 
     def _begin(self) -> None:
@@ -116,21 +127,34 @@ class StudentTask(Task):
         return encodings
 
     def _sample_teacher(
-        self, teacher: Restorer, batch: PairBatch, clip_embedding: Float[Tensor, "b d"], encoded: EncodedImage
+        self,
+        teacher: Restorer,
+        batch: PairBatch,
+        clip_embedding: Float[Tensor, "b d"],
+        encoded: EncodedImage,
     ) -> Float[Tensor, "b l h8 w8"]:
         teacher.to(clip_embedding.device)
         prompts = teacher.prompt_processor(clip_embedding)
         condition = teacher.condition(to_unit(batch.lq), prompts, encoded)
         shape = encoded.latents.shape[1:]
-        noise = counter_normal(shape, self.config.seed, "teacher", batch.step, batch.positions, clip_embedding.device)
-        return sample_latents(teacher, self.teacher_scheduler, condition, noise, self.config.distillation_steps)
+        noise = counter_normal(
+            shape, self.config.seed, "teacher", batch.step, batch.positions, clip_embedding.device
+        )
+        return sample_latents(
+            teacher, self.teacher_scheduler, condition, noise, self.config.distillation_steps
+        )
 
     def encoders(self) -> tuple[Sequence[nn.Module], dict[str, Any]]:
         """Return CLIP and the VAE; with distillation the whole teacher but its decoder."""
         if not self._teacher:
             return (self.restorer.image_encoder, self.restorer.vae), {}
-        networks = [module for name, module in self._teacher[0].components().items() if name != "decoder"]
-        return networks, {"seed": self.config.seed, "distillation_steps": self.config.distillation_steps}
+        networks = [
+            module for name, module in self._teacher[0].components().items() if name != "decoder"
+        ]
+        return networks, {
+            "seed": self.config.seed,
+            "distillation_steps": self.config.distillation_steps,
+        }
 
     def forward(self, batch: PairBatch) -> Losses:
         config, gt = self.config, to_unit(batch.gt)
@@ -196,7 +220,9 @@ class StudentTask(Task):
         with torch.no_grad():
             real = self.restorer.image_encoder.feature_maps(gt)
 
-        constant_weights = {name: weight.detach() for name, weight in self.discriminator.named_parameters()}
+        constant_weights = {
+            name: weight.detach() for name, weight in self.discriminator.named_parameters()
+        }
         scores = functional_call(self.discriminator, constant_weights, (restored, fake))
         adversarial = torch.stack([generator_hinge_loss(own) for own in scores]).mean()
 
@@ -212,7 +238,10 @@ class StudentTask(Task):
 
     def optimizers(self) -> Sequence[torch.optim.Optimizer]:
         """Return AdamW for the student, with the rates of its parts, and AdamW for the discriminators if there are."""
-        config, decoder = self.config, {id(parameter) for parameter in self.restorer.decoder.parameters()}
+        config, decoder = (
+            self.config,
+            {id(parameter) for parameter in self.restorer.decoder.parameters()},
+        )
         trained = [(name, p) for name, p in self.restorer.named_parameters() if p.requires_grad]
         adapters = [p for name, p in trained if ".lora_" in name]
         groups: list[dict[str, Any]] = [
@@ -222,7 +251,9 @@ class StudentTask(Task):
         ]
         optimizers = [adamw([group for group in groups if group["params"]], config.train)]
         if self.discriminator is not None:
-            optimizers.append(adamw(self.discriminator.parameters(), config.train, config.discriminator_lr))
+            optimizers.append(
+                adamw(self.discriminator.parameters(), config.train, config.discriminator_lr)
+            )
         return optimizers
 
     def save_model(self, folder: Path, dtype: torch.dtype) -> None:
@@ -246,7 +277,9 @@ class StudentTask(Task):
         return [to_unit(batch.lq), plain, self.restorer.decode(estimate, condition), to_unit(batch.gt)]
 
 
-def _without_refinement(decoder: DegradationAwareDecoder, restorer: Restorer) -> DegradationAwareDecoder:
+def _without_refinement(
+    decoder: DegradationAwareDecoder, restorer: Restorer
+) -> DegradationAwareDecoder:
     """Return the decoder without its refinement blocks (ablation `no_drb`), its other weights kept."""
     plain = type(decoder).from_vae(restorer.vae, decoder.config.degradation_dim, refine=False)
     weights = decoder.state_dict()

@@ -70,7 +70,9 @@ class Task(nn.Module):
 
 
 def adamw(
-    parameters: Iterable[nn.Parameter] | Sequence[dict[str, Any]], settings: TrainConfig, lr: float | None = None
+    parameters: Iterable[nn.Parameter] | Sequence[dict[str, Any]],
+    settings: TrainConfig,
+    lr: float | None = None,
 ) -> torch.optim.AdamW:
     """Return AdamW with the run's settings.
 
@@ -92,10 +94,14 @@ def select_unet(unet: UNet2DConditionModel, train_unet: str) -> None:
         ValueError: it is `lora`, which only the student has.
     """
     if train_unet == "lora":
-        raise ValueError("model.train_unet=lora is for train_student.py: take none, cross_attention or all here")
+        raise ValueError(
+            "model.train_unet=lora is for train_student.py: take none, cross_attention or all here"
+        )
     for name, parameter in unet.named_parameters():
         is_cross_attention = ".attn2." in name
-        parameter.requires_grad_(train_unet == "all" or (train_unet == "cross_attention" and is_cross_attention))
+        parameter.requires_grad_(
+            train_unet == "all" or (train_unet == "cross_attention" and is_cross_attention)
+        )
 
 
 def to_unit(images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:

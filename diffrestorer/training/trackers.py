@@ -49,7 +49,9 @@ class TensorBoard(Tracker):
         from torch.utils.tensorboard import SummaryWriter
 
         self.writer = SummaryWriter(str(output_dir / "tensorboard"), purge_step=first_step + 1)
-        self.writer.add_text("config", f"```\n{yaml.safe_dump(asdict(config), sort_keys=False)}```", first_step)
+        self.writer.add_text(
+            "config", f"```\n{yaml.safe_dump(asdict(config), sort_keys=False)}```", first_step
+        )
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Report numbers of a step."""
@@ -120,7 +122,9 @@ def check_tracker(tracker: str, wandb_mode: str | None) -> None:
     # Without importing it, which takes seconds.
     package = PACKAGES.get(tracker)
     if package is not None and importlib.util.find_spec(package) is None:
-        raise ValueError(f"train.tracker={tracker} needs the package {package}: install it, or take another tracker")
+        raise ValueError(
+            f"train.tracker={tracker} needs the package {package}: install it, or take another tracker"
+        )
     if tracker == "wandb" and _wandb_mode(wandb_mode) == "online" and not _has_wandb_key():
         raise ValueError(
             "train.tracker=wandb has no key to report with: run `wandb login`, set WANDB_API_KEY, or keep the report "

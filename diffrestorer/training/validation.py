@@ -74,7 +74,9 @@ class Validation:
     def __init__(self, config: RunConfig, output_dir: Path) -> None:
         settings = config.train
         if config.data.validation_root is None:
-            raise ValueError("train.validate_every needs data.validation_root=FOLDER of photos that are not trained on")
+            raise ValueError(
+                "train.validate_every needs data.validation_root=FOLDER of photos that are not trained on"
+            )
         classes = [name for name in trained_classes(config.data) if is_synthesised(name)]
         if not classes:
             raise ValueError(
@@ -83,10 +85,14 @@ class Validation:
             )
 
         # The set is small: it is made once and stays in memory.
-        data = replace(config.data, name="photos", root=config.data.validation_root, degradations=classes)
+        data = replace(
+            config.data, name="photos", root=config.data.validation_root, degradations=classes
+        )
         pairs = SynthesisedPairs(data, VALIDATION_SEED, settings.validation_images)
         num_images = min(settings.validation_images, len(pairs.paths))
-        size = settings.micro_batch_size or settings.hardware.max_micro_batch or settings.global_batch_size
+        size = (
+            settings.micro_batch_size or settings.hardware.max_micro_batch or settings.global_batch_size
+        )
         self.batches: list[PairBatch] = []
         for start in range(0, num_images, size):
             indices = range(start, min(start + size, num_images))

@@ -31,7 +31,9 @@ class Site:
         self.seen: list[str] = []
         self.listening = asyncio.Event()
         full = lambda: len(self.queue.sessions) >= places  # noqa: E731
-        self.guard = Guard(self.page, {"localhost", "photos.example"}, folder, self.visitors, self.queue.drop, full)
+        self.guard = Guard(
+            self.page, {"localhost", "photos.example"}, folder, self.visitors, self.queue.drop, full
+        )
 
     async def page(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         self.seen.append(scope["path"])
@@ -45,7 +47,10 @@ class Site:
     async def ask(self, path: str, method: str = "GET", body: bytes = b"", **headers: str) -> int:
         """The status that a request gets."""
         sent: list[dict[str, Any]] = []
-        named = {"host": "localhost:7860", **{name.replace("_", "-"): value for name, value in headers.items()}}
+        named = {
+            "host": "localhost:7860",
+            **{name.replace("_", "-"): value for name, value in headers.items()},
+        }
         path, _, query = path.partition("?")
         scope = {
             "type": "http", "method": method, "path": path, "query_string": query.encode(),
@@ -62,7 +67,9 @@ class Site:
         return int(sent[0]["status"])
 
     async def join(self, session: str) -> int:
-        return await self.ask("/gradio_api/queue/join", "POST", json.dumps({"session_hash": session}).encode())
+        return await self.ask(
+            "/gradio_api/queue/join", "POST", json.dumps({"session_hash": session}).encode()
+        )
 
 
 @pytest.mark.parametrize(
@@ -150,7 +157,9 @@ def test_a_full_queue_of_people_who_wait_is_the_pages_to_refuse(
     asyncio.run(crowd())
 
 
-@pytest.mark.parametrize("body", [b"", b"[]", b"{}", b'{"session_hash": 3}', b'{"session_hash": ""}', b"x" * (2 << 20)])
+@pytest.mark.parametrize(
+    "body", [b"", b"[]", b"{}", b'{"session_hash": 3}', b'{"session_hash": ""}', b"x" * (2 << 20)]
+)
 def test_what_is_no_job(tmp_path: Path, body: bytes) -> None:
     site = Site(tmp_path)
     assert asyncio.run(site.ask("/gradio_api/queue/join", "POST", body)) == 400

@@ -31,7 +31,9 @@ STEPS = 3
 @pytest.fixture(scope="module")
 def address(random_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server that runs as long as these tests and then ends by SIGTERM: cleanly, or the last of them fails."""
-    with app_runs.app(tmp_path_factory.mktemp("app"), "--model", str(random_model), "--device", "cpu") as address:
+    with app_runs.app(
+        tmp_path_factory.mktemp("app"), "--model", str(random_model), "--device", "cpu"
+    ) as address:
         yield address
 
 
@@ -70,7 +72,9 @@ def test_a_photo_is_looked_at_restored_compared_and_downloaded(
     assert sum(int(share.rstrip("%")) for share in bars[1::2]) == pytest.approx(100, abs=5)
 
     app_runs.restore(page, STEPS)
-    sizes = page.run("[...document.querySelectorAll('#compare img')].map((i) => [i.naturalWidth, i.naturalHeight])")
+    sizes = page.run(
+        "[...document.querySelectorAll('#compare img')].map((i) => [i.naturalWidth, i.naturalHeight])"
+    )
     assert sizes == [[90, 61], [90, 61]]
     clip = "document.querySelectorAll('#compare img')[1].style.clipPath"
     assert "50%" in page.run(clip)
@@ -115,9 +119,22 @@ def test_a_bad_file_is_one_sentence(page: "Browser", tmp_path: Path, kind: str) 
 
 def test_no_file_outside_the_own_folder_is_given(address: str, random_model: Path) -> None:
     weights = Path(diffrestorer.__file__).parent / "weights" / "mini" / "model_index.json"
-    own = [random_model / "model_index.json", weights, Path(__file__), Path("/etc/passwd"), Path("/proc/self/environ")]
+    own = [
+        random_model / "model_index.json",
+        weights,
+        Path(__file__),
+        Path("/etc/passwd"),
+        Path("/proc/self/environ"),
+    ]
     for path in [*own, "../../../../etc/passwd", "pyproject.toml", "."]:
-        for route in ("gradio_api/file=", "file=", "static/", "assets/", "theme.css/", "gradio_api/proxy="):
+        for route in (
+            "gradio_api/file=",
+            "file=",
+            "static/",
+            "assets/",
+            "theme.css/",
+            "gradio_api/proxy=",
+        ):
             status, content = get(f"{address}{route}{path}")
             assert status >= 400, (route, path, content[:200])
 
@@ -162,7 +179,9 @@ def test_fifty_abandoned_jobs_keep_nobody_waiting(address: str, photo: Path) -> 
     values = [[send(address, photo)], 40, 0, "refined", 1, "what the model detects"]
 
     def join(session: str) -> int:
-        return get(f"{address}gradio_api/queue/join", {"data": values, "fn_index": 1, "session_hash": session})[0]
+        return get(
+            f"{address}gradio_api/queue/join", {"data": values, "fn_index": 1, "session_hash": session}
+        )[0]
 
     def restored(session: str) -> float:
         start = time.monotonic()
@@ -211,7 +230,9 @@ def test_several_photos_stay_in_view_and_come_down_together(
     bad = tmp_path / "third.png"
     bad.write_text("no picture")
     page.upload(app_runs.INPUT, photo, second, bad)
-    page.wait("document.querySelector('#restore:not([disabled])') && document.querySelector('#shown input')")
+    page.wait(
+        "document.querySelector('#restore:not([disabled])') && document.querySelector('#shown input')"
+    )
     page.run(app_runs.WATCH_COMPARE)
     page.click("#restore")
     page.wait("document.querySelector('#download:not([disabled])')", 240)

@@ -26,9 +26,17 @@ PUBLISHED = {
 }
 """Millions of parameters."""
 
-VIT = {"vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8}, "embed_dim": 12}
+VIT = {
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
+    "embed_dim": 12,
+}
 REGNET = {
-    "vision_cfg": {"image_size": 32, "timm_model_name": "regnetx_002", "timm_pool": "avg", "timm_proj": "linear"},
+    "vision_cfg": {
+        "image_size": 32,
+        "timm_model_name": "regnetx_002",
+        "timm_pool": "avg",
+        "timm_proj": "linear",
+    },
     "embed_dim": 7,
     "quick_gelu": False,
 }
@@ -80,7 +88,9 @@ def test_published_sizes(method: str) -> None:
     counted = by_config.unet if isinstance(by_config, DaClip) else by_config
     assert millions(counted) == pytest.approx(PUBLISHED[method], rel=0.01)
     if method == "da_clip":
-        assert millions(by_config.controller.clip) == pytest.approx(87.85, rel=0.01)  # CLIP ViT-B/32, image tower
+        assert millions(by_config.controller.clip) == pytest.approx(
+            87.85, rel=0.01
+        )  # CLIP ViT-B/32, image tower
         return
     assert millions(by_default) == millions(counted)
 
@@ -100,11 +110,15 @@ def test_mini_sizes_are_mini(method: str) -> None:
 
 
 @pytest.mark.parametrize(("method", "arguments"), ODD)
-def test_saved_and_read_again_they_agree(method: str, arguments: dict[str, Any], tmp_path: Path) -> None:
+def test_saved_and_read_again_they_agree(
+    method: str, arguments: dict[str, Any], tmp_path: Path
+) -> None:
     model = differing(method, arguments)
     save_component(model, tmp_path, torch.float32)
     again = load_baseline(tmp_path, method)
-    assert {key: again.config[key] for key in arguments} == {key: model.config[key] for key in arguments}
+    assert {key: again.config[key] for key in arguments} == {
+        key: model.config[key] for key in arguments
+    }
     lq = photo(37, 50)
     restored = model.restore(lq)
     assert torch.equal(again.restore(lq), restored)
@@ -118,7 +132,9 @@ MULTIPLES = {"airnet": 1, "transweather": 16, "nafnet": 4, "restormer": 4, "prom
 
 
 @pytest.mark.parametrize(("method", "arguments"), ODD[::2], ids=[method for method, _ in ODD[::2]])
-def test_images_are_padded_as_the_authors_do_and_batches_change_nothing(method: str, arguments: dict[str, Any]) -> None:
+def test_images_are_padded_as_the_authors_do_and_batches_change_nothing(
+    method: str, arguments: dict[str, Any]
+) -> None:
     """By reflection to the right and below; NAFNet's by zeros; DA-CLIP's at every step, for the U-Net alone."""
     model = differing(method, arguments)
     fits = photo(64, 64, count=2)
@@ -141,7 +157,9 @@ def test_images_are_padded_as_the_authors_do_and_batches_change_nothing(method: 
 @pytest.mark.parametrize(("levels", "side"), [([1, 2], 4), ([1, 1, 2], 8), ([1, 1, 1, 2], 16)])
 def test_da_clips_unet_pads_both_images_by_reflection(levels: list[int], side: int) -> None:
     """To two to the number of levels, one more than it halves: 16 at the published size."""
-    model = differing("da_clip", {"image_encoder": VIT, "features": 8, "multipliers": levels, "attention_level": 1})
+    model = differing(
+        "da_clip", {"image_encoder": VIT, "features": 8, "multipliers": levels, "attention_level": 1}
+    )
     height, width = 3 * side - 3, 2 * side - 1
     state, lq = photo(height, width), photo(height, width).flip(-1)
     embedding, steps = torch.ones(1, 12), torch.tensor([3])
@@ -162,7 +180,9 @@ def test_da_clips_clip_sees_the_image_without_padding() -> None:
 
 
 @pytest.mark.parametrize("sides", [(16, 16), (32, 200), (33, 33), (48, 40)])
-def test_transweather_restores_images_that_its_reductions_are_too_large_for(sides: tuple[int, int]) -> None:
+def test_transweather_restores_images_that_its_reductions_are_too_large_for(
+    sides: tuple[int, int],
+) -> None:
     """On 32 pixels and fewer the authors' network fails."""
     model = differing("transweather", TRANSWEATHER)
     assert model.restore(photo(*sides)).shape[-2:] == sides
@@ -175,10 +195,18 @@ def test_transweather_restores_images_that_its_reductions_are_too_large_for(side
         ("nafnet", {"widht": 3}, "network.widht is not an argument of NAFNet"),
         ("nafnet", {"encoder_blocks": [1, 1], "decoder_blocks": [1]}, "encoder_blocks names 2 sizes"),
         ("restormer", {"dim": 4, "num_heads": [1, 2, 4]}, "num_blocks names 4 sizes, num_heads 3"),
-        ("restormer", {"dim": 5, "num_heads": [2, 2, 4, 8]}, "a width of 5 does not divide among 2 heads"),
+        (
+            "restormer",
+            {"dim": 5, "num_heads": [2, 2, 4, 8]},
+            "a width of 5 does not divide among 2 heads",
+        ),
         ("promptir", {"dim": 8, "prompt_dims": [8]}, "one entry for each upsampling"),
         ("transweather", {"dims": [4, 8, 12]}, "an entry for each of four stages"),
-        ("transweather", {"inner_heads": [1, 2, 4, 4]}, "an entry for each of three intra-patch blocks"),
+        (
+            "transweather",
+            {"inner_heads": [1, 2, 4, 4]},
+            "an entry for each of three intra-patch blocks",
+        ),
         ("da_clip", {"image_encoder": VIT, "sampler": "ddim"}, "choose sde or posterior"),
         ("da_clip", {"image_encoder": VIT, "features": 8, "num_steps": 0}, "num_steps >= 1"),
     ],
@@ -195,9 +223,13 @@ def test_another_method_or_size_is_refused_naming_what_differs(tmp_path: Path) -
         load_baseline(tmp_path, "restormer")
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "width": 5}))
-    with pytest.raises(ModelFolderError, match=r"network\.decoders\.0\.0\.beta is .* tensors differ: network"):
+    with pytest.raises(
+        ModelFolderError, match=r"network\.decoders\.0\.0\.beta is .* tensors differ: network"
+    ):
         load_baseline(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     assert find_baseline(tmp_path) is None
-    with pytest.raises(ModelFolderError, match="holds none of the methods airnet, transweather, nafnet"):
+    with pytest.raises(
+        ModelFolderError, match="holds none of the methods airnet, transweather, nafnet"
+    ):
         load_baseline(tmp_path)

@@ -67,9 +67,17 @@ def test_a_file_is_loaded_with_its_activation_and_refused_with_the_other(
     ("tag", "quick_gelu", "message"),
     [
         ("openai", False, "clip=openai was trained with QuickGELU, and the network has GELU"),
-        ("laion2b_s34b_b79k", True, "clip=laion2b_s34b_b79k was trained with GELU, and the network has QuickGELU"),
+        (
+            "laion2b_s34b_b79k",
+            True,
+            "clip=laion2b_s34b_b79k was trained with GELU, and the network has QuickGELU",
+        ),
         ("laion400m_e32", False, "trained with QuickGELU"),
-        ("nowhere.pt", False, "clip=nowhere.pt is neither a file nor a tag of open_clip's ViT-B-32: openai, laion"),
+        (
+            "nowhere.pt",
+            False,
+            "clip=nowhere.pt is neither a file nor a tag of open_clip's ViT-B-32: openai, laion",
+        ),
     ],
 )
 def test_a_tag_with_the_other_activation_is_refused_before_anything_is_fetched(
@@ -81,6 +89,8 @@ def test_a_tag_with_the_other_activation_is_refused_before_anything_is_fetched(
 
 def test_a_file_of_something_else_is_one_sentence(architecture: str, tmp_path: Path) -> None:
     torch.save({"head.weight": torch.zeros(3, 3)}, tmp_path / "x.pt")
-    with pytest.raises(ValueError, match=r"x\.pt can't be loaded \(.*\): give clip=FILE with a tiny-clip") as raised:
+    with pytest.raises(
+        ValueError, match=r"x\.pt can't be loaded \(.*\): give clip=FILE with a tiny-clip"
+    ) as raised:
         load_clip(encoder(False), str(tmp_path / "x.pt"), architecture)
     assert "\n" not in str(raised.value)

@@ -39,13 +39,17 @@ def test_promptir_without_prompts_is_restormer() -> None:
 
 
 def test_equal_prompts_make_the_mixture_irrelevant() -> None:
-    promptir = PromptIR(**LAYOUT, num_prompts=3, prompt_dims=(6, 4), prompt_sizes=(5, 3), prompt_heads=2)
+    promptir = PromptIR(
+        **LAYOUT, num_prompts=3, prompt_dims=(6, 4), prompt_sizes=(5, 3), prompt_heads=2
+    )
     lq = normal(1, 3, 16, 24).sigmoid()
     with torch.no_grad():
         before = promptir(lq)
         for interaction in promptir.network.interactions:
             generation = interaction.generation
-            generation.prompts.copy_(generation.prompts.mean(dim=0, keepdim=True).expand_as(generation.prompts))
+            generation.prompts.copy_(
+                generation.prompts.mean(dim=0, keepdim=True).expand_as(generation.prompts)
+            )
         equal = promptir(lq)
         for interaction in promptir.network.interactions:
             interaction.generation.mixture.weight.normal_()
@@ -56,7 +60,9 @@ def test_equal_prompts_make_the_mixture_irrelevant() -> None:
 def test_transposed_attention_by_hand() -> None:
     attention = TransposedAttention(4, num_heads=2)
     features = normal(1, 4, 3, 5)
-    qkv = F.conv2d(attention.qkv(features), attention.qkv_depthwise.weight, padding=1, groups=12)[0].flatten(1)
+    qkv = F.conv2d(attention.qkv(features), attention.qkv_depthwise.weight, padding=1, groups=12)[
+        0
+    ].flatten(1)
     heads = []
     for head in range(2):
         q, k, v = (qkv[4 * part + 2 * head : 4 * part + 2 * head + 2] for part in range(3))
@@ -71,16 +77,23 @@ def test_weather_queries_ask_the_same_of_every_image_and_tokens_do_not() -> None
     features = normal(2, 8, 2, 3)
     asked = attention(features)
     assert asked.shape == (2, 6, 8)
-    torch.testing.assert_close(asked[:, 0], asked[:, 1])  # two tokens in a row ask the same of the three queries' six
+    torch.testing.assert_close(
+        asked[:, 0], asked[:, 1]
+    )  # two tokens in a row ask the same of the three queries' six
     assert not torch.allclose(asked[:, 1], asked[:, 2])
     shuffled = features.flatten(2)[:, :, torch.tensor([3, 1, 4, 0, 5, 2])].view_as(features)
-    torch.testing.assert_close(attention(shuffled), asked)  # queries don't know where the answer comes from
+    torch.testing.assert_close(
+        attention(shuffled), asked
+    )  # queries don't know where the answer comes from
 
 
 @pytest.mark.parametrize("size", [(5, 7), (8, 8), (1, 3)])
 def test_the_deformable_convolution_is_torchvisions(size: tuple[int, int]) -> None:
     features, weight = normal(2, 3, *size).requires_grad_(), normal(4, 3, 3, 3, seed=1).requires_grad_()
-    offset, mask = (2 * normal(2, 18, *size, seed=2)).requires_grad_(), normal(2, 9, *size, seed=3).requires_grad_()
+    offset, mask = (
+        (2 * normal(2, 18, *size, seed=2)).requires_grad_(),
+        normal(2, 9, *size, seed=3).requires_grad_(),
+    )
     ours = deformable_convolution(features, offset, mask, weight)
     theirs = deform_conv2d(features, offset, weight, padding=1, mask=mask)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
@@ -125,7 +138,9 @@ def test_the_key_encoder_follows_with_momentum() -> None:
         for parameter in model.encoder.parameters():
             parameter.normal_()
     update_momentum(model.key_encoder, model.encoder, 0.9)
-    for key, old, query in zip(*(m.parameters() for m in (model.key_encoder, before, model.encoder)), strict=True):
+    for key, old, query in zip(
+        *(m.parameters() for m in (model.key_encoder, before, model.encoder)), strict=True
+    ):
         torch.testing.assert_close(key, 0.9 * old + 0.1 * query)
 
 
@@ -135,7 +150,10 @@ def test_psnr_loss_is_minus_the_mean_psnr() -> None:
     assert psnr_loss(restored, gt).item() == pytest.approx(-30, abs=1e-3)
 
 
-VIT = {"vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8}, "embed_dim": 12}
+VIT = {
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
+    "embed_dim": 12,
+}
 SDE = IRSDE(num_steps=40, max_sigma=50.0)
 CLEAN, MU = normal(1, 3, 4, 4).sigmoid().double(), normal(1, 3, 4, 4, seed=1).sigmoid().double()
 
@@ -157,7 +175,9 @@ def test_ir_sdes_posterior_steps_undo_its_forward_in_closed_form() -> None:
     mean, variance = SDE.mean(CLEAN, MU, step(40)), SDE.deviation(step(40), CLEAN).square()
     for t in range(40, 0, -1):
         # previous_mean is affine in the state: slope a and its value at the mean give the next mean and variance
-        a = SDE.previous_mean(mean + 1, CLEAN, MU, step(t)) - SDE.previous_mean(mean, CLEAN, MU, step(t))
+        a = SDE.previous_mean(mean + 1, CLEAN, MU, step(t)) - SDE.previous_mean(
+            mean, CLEAN, MU, step(t)
+        )
         mean = SDE.previous_mean(mean, CLEAN, MU, step(t))
         variance = a.square() * variance + SDE.previous_deviation(step(t), CLEAN).square()
         torch.testing.assert_close(mean, SDE.mean(CLEAN, MU, step(t - 1)))
@@ -173,8 +193,12 @@ def test_a_perfect_noise_prediction_brings_back_the_clean_image() -> None:
         torch.testing.assert_close(SDE.clean_image(state, MU, noise, step(t)), CLEAN)
 
 
-@pytest.mark.parametrize(("sampler", "num_steps", "tolerance"), [("posterior", 3, 1e-6), ("sde", 1000, 1e-4)])
-def test_da_clips_step_from_the_true_noise_is_the_best_one(sampler: str, num_steps: int, tolerance: float) -> None:
+@pytest.mark.parametrize(
+    ("sampler", "num_steps", "tolerance"), [("posterior", 3, 1e-6), ("sde", 1000, 1e-4)]
+)
+def test_da_clips_step_from_the_true_noise_is_the_best_one(
+    sampler: str, num_steps: int, tolerance: float
+) -> None:
     """So training asks for the noise and nothing else; Euler's steps reach the best ones as they become small."""
     tiny = {"image_encoder": VIT, "features": 8, "multipliers": [1, 2], "attention_level": 1}
     model = DaClip(**tiny, num_steps=num_steps, sampler=sampler)
@@ -188,7 +212,9 @@ def test_da_clips_step_from_the_true_noise_is_the_best_one(sampler: str, num_ste
 
 
 def test_a_wrong_prediction_can_not_leave_the_range_of_images() -> None:
-    model = DaClip({**VIT}, features=8, multipliers=[1, 2], attention_level=1, num_steps=3, sampler="posterior")
+    model = DaClip(
+        {**VIT}, features=8, multipliers=[1, 2], attention_level=1, num_steps=3, sampler="posterior"
+    )
     mu, wrong = MU.float(), 100 * normal(1, 3, 4, 4)
     assert model.step_mean(mu, mu, wrong, step(1)).abs().max() > 2
     last = model.step_mean(mu, mu, wrong, step(1), clamp=True)
@@ -215,7 +241,12 @@ def test_the_reverse_sde_of_many_steps_ends_at_the_clean_image() -> None:
 
 
 REGNET = {
-    "vision_cfg": {"image_size": 32, "timm_model_name": "regnetx_002", "timm_pool": "avg", "timm_proj": "linear"},
+    "vision_cfg": {
+        "image_size": 32,
+        "timm_model_name": "regnetx_002",
+        "timm_pool": "avg",
+        "timm_proj": "linear",
+    },
     "embed_dim": 12,
 }
 
@@ -236,7 +267,9 @@ def test_the_controller_starts_as_clip_itself(tower: dict) -> None:
         for zero in controlled.zeros:
             zero.linear.bias.normal_()
         assert not torch.allclose(controlled(images)[0], own)
-        assert torch.equal(controlled(images)[1], own), "the control reads the image, not the controlled tower"
+        assert torch.equal(controlled(images)[1], own), (
+            "the control reads the image, not the controlled tower"
+        )
     assert len(controlled.zeros) == len(tower_blocks(clip))
     assert not any(block._forward_hooks for encoder in (controlled.clip, controlled.control)
                    for block, _ in tower_blocks(encoder)), "hooks are gone after a call"  # fmt: skip
@@ -300,7 +333,9 @@ def test_clip_sees_the_middle_of_an_image_that_is_no_square(size: tuple[int, int
     """torchvision's Resize of the short side and CenterCrop, which the authors' preprocessing is, on PIL images."""
     images = F.interpolate(normal(1, 3, 8, 8).sigmoid(), size, mode="bicubic").clamp(0, 1)
     pixels = images.mul(255).round().byte()
-    theirs = Compose([Resize(32, InterpolationMode.BICUBIC), CenterCrop(32), ToTensor()])(to_pil_image(pixels[0]))
+    theirs = Compose([Resize(32, InterpolationMode.BICUBIC), CenterCrop(32), ToTensor()])(
+        to_pil_image(pixels[0])
+    )
     torch.testing.assert_close(clip_view(pixels / 255, 32)[0], theirs, rtol=0, atol=1.01 / 255)
     square = images[..., :30, :30]
     assert torch.equal(clip_view(square, 32), square)
@@ -317,7 +352,9 @@ def test_transweathers_heads_and_epsilons_are_the_published_ones() -> None:
     norms = {id(module.norm): module.norm.eps for module in patches}
     assert len(norms) == 8 + 9
     assert set(norms.values()) == {1e-5}
-    others = [m.eps for m in model.modules() if isinstance(m, torch.nn.LayerNorm) and id(m) not in norms]
+    others = [
+        m.eps for m in model.modules() if isinstance(m, torch.nn.LayerNorm) and id(m) not in norms
+    ]
     assert set(others) == {1e-6}
 
 
@@ -334,11 +371,15 @@ def test_transweathers_first_weights_are_distributed_as_published() -> None:
         if isinstance(module, torch.nn.Conv2d):
             kernel = module.kernel_size[0] * module.kernel_size[1]
             wanted = (2 * module.groups / (kernel * module.out_channels)) ** 0.5
-        spread = 4 / (2 * weight.numel()) ** 0.5  # four standard errors of a deviation, over the deviation
+        spread = (
+            4 / (2 * weight.numel()) ** 0.5
+        )  # four standard errors of a deviation, over the deviation
         assert weight.std().item() == pytest.approx(wanted, rel=spread), name
         assert abs(weight.mean().item()) < 4 * wanted / weight.numel() ** 0.5, name
         assert not module.bias.any(), name
     assert model.output.bias.any()
-    assert model.residuals[0].conv1.weight.abs().max() < (320 * 9) ** -0.5 * 1.001, "uniform within 1 / sqrt(fan-in)"
+    assert model.residuals[0].conv1.weight.abs().max() < (320 * 9) ** -0.5 * 1.001, (
+        "uniform within 1 / sqrt(fan-in)"
+    )
     queries = model.query_decoder.blocks[0].attention.queries
     assert queries.std().item() == pytest.approx(1, abs=0.02)

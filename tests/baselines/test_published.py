@@ -80,8 +80,19 @@ def test_our_tensors_have_the_authors_names(method: str) -> None:
     theirs = [cls.authors_name(name) for name in ours]
     assert NAMES[method] <= set(theirs)
     assert len(set(theirs)) == len(ours), "no two of ours read the same tensor"
-    parts = ("controller.", "unet.", "network.", "stages.", "attention", "feed_forward", "double", "residuals")
-    assert not [name for name in theirs if any(part in name for part in parts)], "nothing of ours is left in them"
+    parts = (
+        "controller.",
+        "unet.",
+        "network.",
+        "stages.",
+        "attention",
+        "feed_forward",
+        "double",
+        "residuals",
+    )
+    assert not [name for name in theirs if any(part in name for part in parts)], (
+        "nothing of ours is left in them"
+    )
 
 
 def authors_state(model: Baseline, seed: int = 0) -> dict[str, Tensor]:
@@ -141,12 +152,27 @@ def da_clips_two_files(folder: Path) -> dict[str, Tensor]:
     folder.mkdir(exist_ok=True)
     state = authors_state(SmallDaClip.of_authors_size({}))
     state["logit_scale"] = torch.tensor(4.0)
-    clip = {name: value for name, value in state.items() if name.startswith(("clip.", "visual_control.", "logit"))}
+    clip = {
+        name: value
+        for name, value in state.items()
+        if name.startswith(("clip.", "visual_control.", "logit"))
+    }
     text = {"clip.token_embedding.weight": torch.zeros(3, 2), "clip.logit_scale": torch.tensor(4.6)}
-    again = {name.removeprefix("clip."): value for name, value in clip.items() if name.startswith("clip.visual.")}
-    whole = {"epoch": 50, "name": "daclip", "state_dict": clip | text | again, "optimizer": {"state": {}}}
+    again = {
+        name.removeprefix("clip."): value
+        for name, value in clip.items()
+        if name.startswith("clip.visual.")
+    }
+    whole = {
+        "epoch": 50,
+        "name": "daclip",
+        "state_dict": clip | text | again,
+        "optimizer": {"state": {}},
+    }
     torch.save(whole, folder / "daclip_ViT-B-32.pt")
-    torch.save({name: value for name, value in state.items() if name not in clip}, folder / "universal-ir.pth")
+    torch.save(
+        {name: value for name, value in state.items() if name not in clip}, folder / "universal-ir.pth"
+    )
     (folder / "notes.bin").write_bytes(b"no weights")
     return state
 
@@ -178,7 +204,9 @@ def test_da_clips_missing_or_doubled_part_is_named(tmp_path: Path) -> None:
         load_published(SmallDaClip, "da_clip", tmp_path / "universal-ir.pth")
     for name in ("copy.pt", "universal-ir.pth"):
         (tmp_path / name).unlink()
-    with pytest.raises(ModelFolderError, match="only a part of da_clip: the file of the U-Net is not beside it"):
+    with pytest.raises(
+        ModelFolderError, match="only a part of da_clip: the file of the U-Net is not beside it"
+    ):
         load_published(SmallDaClip, "da_clip", tmp_path / "daclip_ViT-B-32.pt")
 
 
@@ -218,13 +246,20 @@ def test_every_wrapping_of_the_authors_is_read(layout: str, tmp_path: Path) -> N
     ours, lq = load_baseline(tmp_path / "x.pth", "nafnet"), images(18, 25, 1)
     assert isinstance(ours, NAFNet)
     with torch.no_grad():
-        assert torch.equal(ours(ours.pad(lq))[..., :18, :25], theirs(lq)), "spandrel pads by itself, with zeros"
+        assert torch.equal(ours(ours.pad(lq))[..., :18, :25], theirs(lq)), (
+            "spandrel pads by itself, with zeros"
+        )
 
 
 def test_airnets_file_is_read_whole(tmp_path: Path) -> None:
     model = AirNet()
-    state = {AirNet.authors_name(name): torch.randn(value.shape) for name, value in model.state_dict().items()}
-    torch.save(state | {"E.E.queue": torch.zeros(256, 8), "E.E.queue_ptr": torch.zeros(1)}, tmp_path / "x.pth")
+    state = {
+        AirNet.authors_name(name): torch.randn(value.shape)
+        for name, value in model.state_dict().items()
+    }
+    torch.save(
+        state | {"E.E.queue": torch.zeros(256, 8), "E.E.queue_ptr": torch.zeros(1)}, tmp_path / "x.pth"
+    )
     for name, value in load_published(AirNet, "airnet", tmp_path / "x.pth").state_dict().items():
         assert torch.equal(value, state[AirNet.authors_name(name)].to(value.dtype)), name
 
@@ -245,9 +280,7 @@ def test_another_networks_file_is_refused(tmp_path: Path) -> None:
 
 
 HTML = b"<!DOCTYPE html><html><title>Quota exceeded</title></html>"
-POINTER = (
-    b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32\nsize 12345\n"
-)
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32\nsize 12345\n"
 BESIDE = {"state_dict": {"intro.weight": torch.zeros(4, 3, 3, 3)}}
 NO_CHECKPOINTS: list[tuple[str, Any, str]] = [
     ("a numpy scalar", {**BESIDE, "best": np.float64(31.5)}, r"holds numpy\S+ beside its weights.*save its state dict"),
@@ -267,7 +300,9 @@ NO_CHECKPOINTS: list[tuple[str, Any, str]] = [
 @pytest.mark.parametrize(
     ("content", "message"), [row[1:] for row in NO_CHECKPOINTS], ids=[r[0] for r in NO_CHECKPOINTS]
 )
-def test_what_is_no_checkpoint_gets_one_sentence_with_a_remedy(content: Any, message: str, tmp_path: Path) -> None:
+def test_what_is_no_checkpoint_gets_one_sentence_with_a_remedy(
+    content: Any, message: str, tmp_path: Path
+) -> None:
     path = tmp_path / "x.pth"
     if isinstance(content, bytes):
         path.write_bytes(content)

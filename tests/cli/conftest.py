@@ -13,7 +13,16 @@ def restore(random_model: Path, tmp_path: Path) -> Callable[..., int]:
     """`diffrestorer restore ... -o tmp_path/out`, in one step."""
 
     def run(*arguments: str | Path, steps: int = 1) -> int:
-        fixed = ["--model", str(random_model), "-o", str(tmp_path / "out"), "--steps", str(steps), "--device", "cpu"]
+        fixed = [
+            "--model",
+            str(random_model),
+            "-o",
+            str(tmp_path / "out"),
+            "--steps",
+            str(steps),
+            "--device",
+            "cpu",
+        ]
         return main(["restore", *fixed, *map(str, arguments)])
 
     return run

@@ -35,7 +35,10 @@ def test_bad_files_are_named_and_good_ones_restored(
     assert files_in(tmp_path / "out") == ["a.png", "b.png", "sub/deep/c.png"]
     assert out == ""
     for name, reason in reasons.items():
-        assert any(str(photos / name) in line and reason in line for line in err.splitlines()), (name, err)
+        assert any(str(photos / name) in line and reason in line for line in err.splitlines()), (
+            name,
+            err,
+        )
     assert f"diffrestorer: {tmp_path / 'missing.png'}: there is no such file\n" in err
     assert err.endswith("restored 3, skipped 0 (already there), failed 8\n")
     assert len(err.splitlines()) == 9, err  # libraries keep quiet
@@ -55,7 +58,9 @@ def test_what_memory_cannot_hold_is_refused(
     monkeypatch.setattr(photos_module, "free_memory", lambda: 33_500_000)
     assert restore(photos, "--batch-size", "2") == 1
     assert files_in(tmp_path / "out") == ["s1.png", "s2.png"]
-    assert "large.png: restoring it takes about 44 MB of memory, 27 MB are free" in capfd.readouterr().err
+    assert (
+        "large.png: restoring it takes about 44 MB of memory, 27 MB are free" in capfd.readouterr().err
+    )
 
 
 def test_tiles_shrink_to_what_memory_holds(
@@ -66,14 +71,19 @@ def test_tiles_shrink_to_what_memory_holds(
     tiles: list[tuple[object, object]] = []
     plain = DiffRestorerPipeline.__call__
 
-    def call(self: DiffRestorerPipeline, *args: Any, tile: object, tile_batch_size: object, **options: Any) -> Any:
+    def call(
+        self: DiffRestorerPipeline, *args: Any, tile: object, tile_batch_size: object, **options: Any
+    ) -> Any:
         tiles.append((tile, tile_batch_size))
         return plain(self, *args, tile=tile, tile_batch_size=tile_batch_size, **options)
 
     monkeypatch.setattr(DiffRestorerPipeline, "__call__", call)
     for free, status, tile in ((10**9, 0, "auto"), (200_000_000, 0, 256), (200_000_000, 1, 512)):
         monkeypatch.setattr(photos_module, "free_memory", lambda free=free: free)
-        assert restore(photos, "--overwrite", *(() if status == 0 else ("--tile", "512"))) == status, (free, tile)
+        assert restore(photos, "--overwrite", *(() if status == 0 else ("--tile", "512"))) == status, (
+            free,
+            tile,
+        )
     assert tiles == [("auto", None), (256, 1)]
     assert files_in(tmp_path / "out") == ["large.png"]
 
@@ -123,12 +133,17 @@ def test_a_panorama_beyond_memory_is_refused_before_it_is_restored(
     assert f"wide.png: {why}" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("damage", ["missing", "truncated", "mismatched", "nonsense", "nan", "architecture"])
+@pytest.mark.parametrize(
+    "damage", ["missing", "truncated", "mismatched", "nonsense", "nan", "architecture"]
+)
 def test_a_bad_model_folder_is_one_sentence(
     random_model: Path, photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], damage: str
 ) -> None:
     broken = shutil.copytree(random_model, tmp_path / "broken")
-    weights, config = broken / "unet" / "diffusion_pytorch_model.safetensors", broken / "vae" / "config.json"
+    weights, config = (
+        broken / "unet" / "diffusion_pytorch_model.safetensors",
+        broken / "vae" / "config.json",
+    )
     if damage == "missing":
         weights.unlink()
     elif damage == "truncated":
@@ -141,7 +156,9 @@ def test_a_bad_model_folder_is_one_sentence(
         save_file(tensors, weights, metadata={"format": "pt"})
     elif damage == "architecture":
         config = broken / "unet" / "config.json"
-        config.write_text(json.dumps({**json.loads(config.read_text()), "class_embed_type": "timestep"}))
+        config.write_text(
+            json.dumps({**json.loads(config.read_text()), "class_embed_type": "timestep"})
+        )
     else:
         config.write_text("{")
     save(photos / "a.png")
@@ -149,7 +166,9 @@ def test_a_bad_model_folder_is_one_sentence(
     out, err = capfd.readouterr()
     assert out == ""
     assert len(err.splitlines()) == 1, err
-    named = {"nonsense": config, "nan": weights.parent, "architecture": weights.parent.parent}.get(damage, weights)
+    named = {"nonsense": config, "nan": weights.parent, "architecture": weights.parent.parent}.get(
+        damage, weights
+    )
     assert str(named) in err
     assert files_in(tmp_path / "out") == []
 
@@ -186,7 +205,10 @@ def test_a_full_disk_ends_the_run(
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     first, *_, last = capfd.readouterr().err.splitlines()
     assert first == f"diffrestorer: {photos / 'b.png'}: it cannot be written (File too large)"
-    assert last == f"diffrestorer: {tmp_path / 'out'} takes no more files: stopped; 1 restored so far stand"
+    assert (
+        last
+        == f"diffrestorer: {tmp_path / 'out'} takes no more files: stopped; 1 restored so far stand"
+    )
     assert files_in(tmp_path / "out") == ["a.png"]
 
 
@@ -195,7 +217,9 @@ def test_a_folder_that_cannot_be_listed_is_named_and_the_rest_restored(
 ) -> None:
     save(photos / "sub" / "a.png")
     folder = os.open(photos / "sub", os.O_DIRECTORY)
-    for _ in range(PATH_MAX // 200 + 1):  # whoever may read everything can't list a path that is too long either
+    for _ in range(
+        PATH_MAX // 200 + 1
+    ):  # whoever may read everything can't list a path that is too long either
         os.mkdir("x" * 200, dir_fd=folder)
         inner = os.open("x" * 200, os.O_DIRECTORY, dir_fd=folder)
         os.close(folder)
@@ -216,9 +240,12 @@ def test_nothing_to_do(photos: Path, tmp_path: Path, capfd: pytest.CaptureFixtur
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "nonsense", "meta"])
-def test_an_unusable_device_is_one_sentence(photos: Path, capfd: pytest.CaptureFixture[str], device: str) -> None:
+def test_an_unusable_device_is_one_sentence(
+    photos: Path, capfd: pytest.CaptureFixture[str], device: str
+) -> None:
     save(photos / "a.png")
     assert main(["detect", str(photos), "--device", device]) == 2
     assert (
-        capfd.readouterr().err == f"diffrestorer: device '{device}' can't be used on this machine; try --device cpu\n"
+        capfd.readouterr().err
+        == f"diffrestorer: device '{device}' can't be used on this machine; try --device cpu\n"
     )

@@ -23,7 +23,13 @@ def test_auto_follows_the_input(restore: Callable[..., int], photos: Path, tmp_p
         save(photos / name, noise(), **({} if name == "f.bmp" else {"exif": exif}))
     assert restore(photos, "--format", "auto") == 0
     assert files_in(tmp_path / "out") == ["a.jpg", "b.jpg", "c.png", "d.tif", "e.webp", "f.png"]
-    for name, format in {"a.jpg": "JPEG", "b.jpg": "JPEG", "c.png": "PNG", "d.tif": "TIFF", "e.webp": "WEBP"}.items():
+    for name, format in {
+        "a.jpg": "JPEG",
+        "b.jpg": "JPEG",
+        "c.png": "PNG",
+        "d.tif": "TIFF",
+        "e.webp": "WEBP",
+    }.items():
         with Image.open(tmp_path / "out" / name) as image:
             assert (image.format, image.getexif()[0x0132]) == (format, "2024:05:06 07:08:09")
 
@@ -48,7 +54,12 @@ def test_photos_that_nothing_reads_are_counted(
 
 
 def test_inputs_may_stand_behind_options() -> None:
-    for line in ("a.jpg -o out b.jpg", "-o out a.jpg b.jpg", "a.jpg b.jpg -o out", "a.jpg --json b.jpg -o out"):
+    for line in (
+        "a.jpg -o out b.jpg",
+        "-o out a.jpg b.jpg",
+        "a.jpg b.jpg -o out",
+        "a.jpg --json b.jpg -o out",
+    ):
         assert parse(["restore", *line.split()]).inputs == [Path("a.jpg"), Path("b.jpg")]
     assert parse(["restore", "a.jpg", "-o", "out", "--", "-b.jpg"]).inputs[0] == Path("a.jpg")
     for line in ("restore a.jpg -o out b.jpg --stesp 3", "restore a.jpg -o out -b.jpg", "app a.jpg"):
@@ -124,10 +135,17 @@ def test_pipes_and_devices_among_the_files(
     assert restore(photos / "a.png") == 0, "skipped: something has the name"
 
 
-def test_threads_wait_asleep_and_are_as_many_as_may_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_wait_asleep_and_are_as_many_as_may_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     quota = tmp_path / "cpu.max"
     cores = len(os.sched_getaffinity(0))
-    for text, threads in (("max 100000", None), ("50000 100000", "1"), (f"{cores}00000 100000", None), ("", None)):
+    for text, threads in (
+        ("max 100000", None),
+        ("50000 100000", "1"),
+        (f"{cores}00000 100000", None),
+        ("", None),
+    ):
         for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY"):
             monkeypatch.delenv(name, raising=False)
         quota.write_text(text)

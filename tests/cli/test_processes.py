@@ -19,7 +19,16 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def command(random_model: Path, photos: Path, tmp_path: Path) -> list[str]:
     """`diffrestorer restore in -o out`, on the CPU."""
-    return ["restore", str(photos), "-o", str(tmp_path / "out"), "--model", str(random_model), "--device", "cpu"]
+    return [
+        "restore",
+        str(photos),
+        "-o",
+        str(tmp_path / "out"),
+        "--model",
+        str(random_model),
+        "--device",
+        "cpu",
+    ]
 
 
 def test_two_processes_restore_what_one_does(command: list[str], photos: Path, tmp_path: Path) -> None:
@@ -29,7 +38,10 @@ def test_two_processes_restore_what_one_does(command: list[str], photos: Path, t
     log = tmp_path / "log"
     assert cli_runs.wait(cli_runs.start([*command, "--steps", "2"], log)) == 1
     assert log.read_text().endswith("restored 5, skipped 0 (already there), failed 1\n")
-    alone = {name: read_photo(tmp_path / "out" / name).pixels.astype(int) for name in files_in(tmp_path / "out")}
+    alone = {
+        name: read_photo(tmp_path / "out" / name).pixels.astype(int)
+        for name in files_in(tmp_path / "out")
+    }
     (tmp_path / "out" / "0.png").unlink()
     (tmp_path / "out" / "3.png").unlink()
     log.unlink()
@@ -57,7 +69,10 @@ def test_two_restores_into_one_folder(command: list[str], photos: Path, tmp_path
         for seed, log in zip("01", logs, strict=True)
     ]
     assert [cli_runs.wait(run) for run in runs] == [0, 0]
-    lines = [[json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")] for log in logs]
+    lines = [
+        [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
+        for log in logs
+    ]
     assert [len(own) for own in lines] == [8, 8]
     restored = [{line["output"] for line in own if line["status"] == "restored"} for own in lines]
     skipped = [{line["output"] for line in own if line["status"] == "skipped"} for own in lines]
@@ -71,7 +86,9 @@ def test_two_restores_into_one_folder(command: list[str], photos: Path, tmp_path
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_a_stopped_run_leaves_whole_files_only(command: list[str], photos: Path, tmp_path: Path, name: str) -> None:
+def test_a_stopped_run_leaves_whole_files_only(
+    command: list[str], photos: Path, tmp_path: Path, name: str
+) -> None:
     for i in range(40):
         save(photos / f"{i:02}.png", noise(96, 96))
     out, log = tmp_path / "out", tmp_path / "log"

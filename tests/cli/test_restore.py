@@ -34,7 +34,9 @@ def test_outputs_are_kept_unless_overwrite_says_otherwise(
     assert (tmp_path / "out" / "a.png").read_bytes() != kept
 
 
-def test_names(restore: Callable[..., int], photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_names(
+    restore: Callable[..., int], photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     for name in ("a.jpg", "a.png", "sub/a.jpg", "sub/b.c.jpg", "other/a.jpg"):
         save(photos / name)
     lone = save(tmp_path / "lone.bmp")
@@ -62,7 +64,9 @@ def test_names(restore: Callable[..., int], photos: Path, tmp_path: Path, capfd:
             assert sum(line["degradations"].values()) == pytest.approx(1, abs=1e-4)
 
 
-def test_outputs_are_no_inputs(random_model: Path, photos: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_outputs_are_no_inputs(
+    random_model: Path, photos: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     save(photos / "a.jpg")
     command = ["restore", str(photos), "--model", str(random_model), "--steps", "1", "-o"]
     for summary in ("restored 1, skipped 0", "restored 0, skipped 1"):
@@ -72,9 +76,19 @@ def test_outputs_are_no_inputs(random_model: Path, photos: Path, capfd: pytest.C
     assert "choose another folder" in capfd.readouterr().err
 
 
-def test_an_input_is_never_replaced(random_model: Path, photos: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_input_is_never_replaced(
+    random_model: Path, photos: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     original = save(photos / "a.png").read_bytes()
-    command = ["restore", str(photos / "a.png"), "-o", str(photos), "--overwrite", "--model", str(random_model)]
+    command = [
+        "restore",
+        str(photos / "a.png"),
+        "-o",
+        str(photos),
+        "--overwrite",
+        "--model",
+        str(random_model),
+    ]
     assert main(command) == 1
     assert "would replace an input" in capfd.readouterr().err
     assert (photos / "a.png").read_bytes() == original
@@ -103,12 +117,16 @@ def test_every_kind_of_image_keeps_its_size_and_depth(
         assert after.pixels.dtype == before.pixels.dtype, source.name
         assert (after.alpha is None) == (before.alpha is None), source.name
         assert after.alpha is None or np.array_equal(after.alpha, before.alpha), source.name
-        assert after.pixels.shape[:2] == ((30, 20) if source.stem == "turned" else before.pixels.shape[:2])
+        assert after.pixels.shape[:2] == (
+            (30, 20) if source.stem == "turned" else before.pixels.shape[:2]
+        )
     deep = read_photo(tmp_path / "out" / "deep.png").pixels
     assert np.any(deep % 257)  # more than 8 bits spread out
 
 
-def test_batches_and_company_do_not_change_a_result(restore: Callable[..., int], photos: Path, tmp_path: Path) -> None:
+def test_batches_and_company_do_not_change_a_result(
+    restore: Callable[..., int], photos: Path, tmp_path: Path
+) -> None:
     for i in range(5):
         save(photos / f"{i}.png", noise(32, 32 if i % 2 else 40))
     assert restore(photos / "3.png", steps=2) == 0
@@ -133,7 +151,11 @@ def forget_prototypes(model: Path, folder: Path) -> Path:
 
 
 def test_the_degradation_can_be_given(
-    restore: Callable[..., int], random_model: Path, photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    restore: Callable[..., int],
+    random_model: Path,
+    photos: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     """It changes the result, not what is detected; a model that has not learned what classes look like says so."""
     save(photos / "a.png")
@@ -149,7 +171,9 @@ def test_the_degradation_can_be_given(
     assert restore(photos, "--overwrite", "--degradation", "dust") == 2
     out, err = capfd.readouterr()
     assert out == ""
-    assert re.fullmatch(r"diffrestorer: degradation must be one of noise, .*, jpeg, not 'dust', did you mean .*\n", err)
+    assert re.fullmatch(
+        r"diffrestorer: degradation must be one of noise, .*, jpeg, not 'dust', did you mean .*\n", err
+    )
 
     forgetful = forget_prototypes(random_model, tmp_path)
     assert restore(photos, "--overwrite", "--degradation", "haze", "--model", forgetful) == 2
@@ -157,7 +181,9 @@ def test_the_degradation_can_be_given(
     assert out == ""
     assert err.startswith("diffrestorer: this model holds no prototype of haze")
     assert len(err.splitlines()) == 1
-    assert np.array_equal(read_photo(tmp_path / "out" / "a.png").pixels, pixels[2]), "nothing was restored"
+    assert np.array_equal(read_photo(tmp_path / "out" / "a.png").pixels, pixels[2]), (
+        "nothing was restored"
+    )
 
 
 def test_tiles(restore: Callable[..., int], photos: Path, tmp_path: Path) -> None:
@@ -171,12 +197,17 @@ def test_tiles(restore: Callable[..., int], photos: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(("format", "kind"), [("jpg", "JPEG"), ("webp", "WEBP")])
-def test_formats(restore: Callable[..., int], photos: Path, tmp_path: Path, format: str, kind: str) -> None:
+def test_formats(
+    restore: Callable[..., int], photos: Path, tmp_path: Path, format: str, kind: str
+) -> None:
     cv2.imwrite(str(photos / "deep.png"), RNG.integers(0, 65536, (20, 30, 4), dtype=np.uint16))
     profile = Image.open(save(photos / "icc.png", icc_profile=rgb_profile())).info["icc_profile"]
     assert restore(photos, "--format", format, "--decoder", "sd") == 0
     assert files_in(tmp_path / "out") == [f"deep.{format}", f"icc.{format}"]
-    with Image.open(tmp_path / "out" / f"deep.{format}") as deep, Image.open(tmp_path / "out" / f"icc.{format}") as icc:
+    with (
+        Image.open(tmp_path / "out" / f"deep.{format}") as deep,
+        Image.open(tmp_path / "out" / f"icc.{format}") as icc,
+    ):
         assert deep.format == kind
         assert deep.mode == ("RGBA" if format == "webp" else "RGB")
         assert icc.info["icc_profile"] == profile

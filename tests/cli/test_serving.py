@@ -14,7 +14,10 @@ def test_without_gradio(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "gradio", None)  # as where it is not installed
     assert main(["app"]) == 2
-    assert capfd.readouterr().err == 'diffrestorer: the web page needs Gradio: pip install "diffrestorer[app]"\n'
+    assert (
+        capfd.readouterr().err
+        == 'diffrestorer: the web page needs Gradio: pip install "diffrestorer[app]"\n'
+    )
 
 
 def test_a_port_that_is_taken(random_model: Path, capfd: pytest.CaptureFixture[str]) -> None:

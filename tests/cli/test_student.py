@@ -39,6 +39,8 @@ def test_more_steps_are_one_sentence(
     restore: Callable[..., int], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert restore("out", "--steps", "4") == 2
-    sentence = "diffrestorer: this model restores in one step, not in 4: leave the steps out, or give 1\n"
+    sentence = (
+        "diffrestorer: this model restores in one step, not in 4: leave the steps out, or give 1\n"
+    )
     assert capfd.readouterr().err == sentence
     assert not (tmp_path / "out" / "a.png").exists()

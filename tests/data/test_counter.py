@@ -22,7 +22,13 @@ def test_same_counters_same_draws() -> None:
 
 
 def test_everything_that_differs_makes_a_difference() -> None:
-    keys = [(0, "crop", 0, 0), (1, "crop", 0, 0), (0, "noise", 0, 0), (0, "crop", 1, 0), (0, "crop", 0, 1)]
+    keys = [
+        (0, "crop", 0, 0),
+        (1, "crop", 0, 0),
+        (0, "noise", 0, 0),
+        (0, "crop", 1, 0),
+        (0, "crop", 0, 1),
+    ]
     keys += [(0, "crop", 1, 1), (0, "crop", 0, 0, 1), (2**40, "crop", 0, 0), (0, "crop", 2**40, 0)]
     for first, second in combinations(keys, 2):
         assert not np.isin(draws(*first), draws(*second)).any(), f"{first} and {second}"

@@ -23,7 +23,15 @@ RNG = np.random.default_rng(0)
 RGB = np.asarray(Image.fromarray(RNG.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((40, 30)))
 ALPHA = RNG.integers(0, 256, (30, 40), dtype=np.uint8)
 DEEP = RGB.astype(np.uint16) * 257 - 100 * (RGB > 0).astype(np.uint16)
-TURNS = ("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90")
+TURNS = (
+    "FLIP_LEFT_RIGHT",
+    "ROTATE_180",
+    "FLIP_TOP_BOTTOM",
+    "TRANSPOSE",
+    "ROTATE_270",
+    "TRANSVERSE",
+    "ROTATE_90",
+)
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
@@ -51,7 +59,9 @@ def test_common_formats(tmp_path: Path, suffix: str) -> None:
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA", "PA"])
 def test_grey_palette_and_alpha(tmp_path: Path, mode: str) -> None:
-    source = Image.fromarray(np.dstack((RGB, ALPHA)) if "A" in mode else RGB).convert("P" if mode == "PA" else mode)
+    source = Image.fromarray(np.dstack((RGB, ALPHA)) if "A" in mode else RGB).convert(
+        "P" if mode == "PA" else mode
+    )
     options = {"transparency": 0} if mode == "PA" else {}
     photo = read_photo(save(tmp_path / "a.png", source, **options))
     assert np.array_equal(photo.pixels, np.asarray(source.convert("RGB")))
@@ -63,12 +73,18 @@ def test_grey_palette_and_alpha(tmp_path: Path, mode: str) -> None:
 @pytest.mark.parametrize("suffix", ["png", "tif"])
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_16_bit_stays_16_bit(tmp_path: Path, suffix: str, channels: int) -> None:
-    array = DEEP[..., 0] if channels == 1 else np.dstack((DEEP, ALPHA.astype(np.uint16) * 257))[..., :channels]
+    array = (
+        DEEP[..., 0]
+        if channels == 1
+        else np.dstack((DEEP, ALPHA.astype(np.uint16) * 257))[..., :channels]
+    )
     order = array if channels == 1 else array[..., [2, 1, 0, 3][:channels]]
     assert cv2.imwrite(str(tmp_path / f"a.{suffix}"), order)
     photo = read_photo(tmp_path / f"a.{suffix}")
     assert photo.pixels.dtype == np.uint16
-    assert np.array_equal(photo.pixels, DEEP if channels > 1 else np.repeat(array[..., None], 3, axis=2))
+    assert np.array_equal(
+        photo.pixels, DEEP if channels > 1 else np.repeat(array[..., None], 3, axis=2)
+    )
     if channels == 4:
         assert np.array_equal(photo.alpha, array[..., 3])
 
@@ -126,18 +142,30 @@ def device_profile(space: bytes, tags: dict[bytes, bytes]) -> bytes:
 
 def test_cmyk_and_grey_go_through_their_profile(tmp_path: Path) -> None:
     ramp = bytes(range(256))
-    light = [(0 if inks[3] else 100 if any(inks) else 255, 128, 128) for inks in np.ndindex(2, 2, 2, 2)]  # all grey
+    light = [
+        (0 if inks[3] else 100 if any(inks) else 255, 128, 128) for inks in np.ndindex(2, 2, 2, 2)
+    ]  # all grey
     identity = struct.pack(">9i", *(65536 * (place % 4 == 0) for place in range(9)))
-    lookup = b"mft1\0\0\0\0\4\3\2\0" + identity + ramp * 4 + bytes(value for lab in light for value in lab) + ramp * 3
+    lookup = (
+        b"mft1\0\0\0\0\4\3\2\0"
+        + identity
+        + ramp * 4
+        + bytes(value for lab in light for value in lab)
+        + ramp * 3
+    )
     cmyk = Image.new("CMYK", (2, 1), (0, 0, 0, 0))
     cmyk.putpixel((1, 0), (255, 0, 0, 0))
     path = save(tmp_path / "a.tif", cmyk, icc_profile=device_profile(b"CMYK", {b"A2B0": lookup}))
     photo = read_photo(path)
     assert photo.icc_profile is None
-    assert np.abs(photo.pixels[0].astype(int) - [[255] * 3, [93] * 3]).max() <= 3  # L* 39 is 93 in sRGB; plain: cyan
+    assert (
+        np.abs(photo.pixels[0].astype(int) - [[255] * 3, [93] * 3]).max() <= 3
+    )  # L* 39 is 93 in sRGB; plain: cyan
 
     linear = {b"kTRC": b"curv\0\0\0\0\0\0\0\0"}
-    path = save(tmp_path / "a.png", Image.new("L", (1, 1), 55), icc_profile=device_profile(b"GRAY", linear))
+    path = save(
+        tmp_path / "a.png", Image.new("L", (1, 1), 55), icc_profile=device_profile(b"GRAY", linear)
+    )
     assert np.abs(read_photo(path).pixels.astype(int) - 128).max() <= 2  # linear 0.216 is 128 in sRGB
 
 
@@ -151,12 +179,16 @@ def test_animations_and_pages_are_refused(tmp_path: Path) -> None:
     for suffix in ("gif", "webp", "png"):
         path = save(tmp_path / f"a.{suffix}", frames[0], save_all=True, append_images=frames[1:])
         assert "3 frames" in reason(path)
-    assert "3 pages" in reason(save(tmp_path / "a.tif", frames[0], save_all=True, append_images=frames[1:]))
+    assert "3 pages" in reason(
+        save(tmp_path / "a.tif", frames[0], save_all=True, append_images=frames[1:])
+    )
 
 
 def test_the_main_picture_of_an_mpo_is_read(tmp_path: Path) -> None:
     main = Image.fromarray(RGB)
-    path = save(tmp_path / "phone.jpg", main, format="MPO", save_all=True, append_images=[main.resize((20, 15))])
+    path = save(
+        tmp_path / "phone.jpg", main, format="MPO", save_all=True, append_images=[main.resize((20, 15))]
+    )
     assert Image.open(path).n_frames == 2
     assert read_photo(path).pixels.shape == RGB.shape
 
@@ -202,13 +234,17 @@ def test_damage(tmp_path: Path, suffix: str) -> None:
 def test_a_huge_claim_is_refused_from_the_header(tmp_path: Path) -> None:
     header = b"IHDR" + struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
     chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
-    (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk + b"\x00\x00\x00\x00IDAT" + struct.pack(">I", 0))
+    (tmp_path / "bomb.png").write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk + b"\x00\x00\x00\x00IDAT" + struct.pack(">I", 0)
+    )
     assert "60000x60000" in reason(tmp_path / "bomb.png")
     assert "limit of 1199" in reason(save(tmp_path / "a.png", Image.fromarray(RGB)), max_pixels=1199)
     assert read_photo(tmp_path / "a.png", max_pixels=1200).pixels.shape == RGB.shape
 
 
-def test_pillow_neither_warns_of_nor_refuses_a_large_photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pillow_neither_warns_of_nor_refuses_a_large_photo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(
         Image, "MAX_IMAGE_PIXELS", 100
     )  # a limit that this small photo breaks as 200 megapixels break 89
@@ -262,7 +298,9 @@ def test_one_pixel(tmp_path: Path) -> None:
     assert np.array_equal(read_photo(tmp_path / "a.png").pixels, RGB[:1, :1])
 
 
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "a.png"
     write_photo(path, Photo(RGB))
     before = path.read_bytes()
@@ -296,7 +334,9 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
         "sys.exit(3)\n"
     )
     root = Path(__file__).resolve().parents[2]
-    run = subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.png")], cwd=root, check=False, timeout=60)
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "a.png")], cwd=root, check=False, timeout=60
+    )
     assert run.returncode == 0
     assert list(tmp_path.iterdir()) == []
 
@@ -323,7 +363,15 @@ def test_wrong_use_is_refused(tmp_path: Path) -> None:
 
 
 def test_find_images(tmp_path: Path) -> None:
-    for name in ("b.PNG", "a/z.jpg", "a.jpg", "a/notes.txt", ".hidden.png", ".cache/c.png", "a-b/c.webp"):
+    for name in (
+        "b.PNG",
+        "a/z.jpg",
+        "a.jpg",
+        "a/notes.txt",
+        ".hidden.png",
+        ".cache/c.png",
+        "a-b/c.webp",
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     found = [file.relative_to(tmp_path).as_posix() for file in find_images(tmp_path)]

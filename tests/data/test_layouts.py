@@ -35,12 +35,19 @@ def reason(path: Path) -> str:
 
 
 @pytest.mark.parametrize("bits", [8, 16])
-@pytest.mark.parametrize("layout", ["planar", "white", "premultiplied", "grey-alpha", "selection", "thumbnail", "sub"])
+@pytest.mark.parametrize(
+    "layout", ["planar", "white", "premultiplied", "grey-alpha", "selection", "thumbnail", "sub"]
+)
 def test_tiff_layouts(tmp_path: Path, bits: int, layout: str) -> None:
     array = COLOUR if bits == 8 else DEEP
     full = np.iinfo(array.dtype).max
     path, expected, alpha = tmp_path / "a.tif", array, None
-    opacity = np.linspace(0.3 * full, full, array[..., 0].size).reshape(array.shape[:2]).round().astype(array.dtype)
+    opacity = (
+        np.linspace(0.3 * full, full, array[..., 0].size)
+        .reshape(array.shape[:2])
+        .round()
+        .astype(array.dtype)
+    )
     grey = np.repeat(array[..., :1], 3, axis=2)
     if layout == "planar":
         tifffile.imwrite(path, np.moveaxis(array, 2, 0), photometric="rgb", planarconfig="separate")
@@ -49,14 +56,20 @@ def test_tiff_layouts(tmp_path: Path, bits: int, layout: str) -> None:
         expected = grey
     elif layout == "premultiplied":
         dimmed = (array.astype(float) * opacity[..., None] / full).round().astype(array.dtype)
-        tifffile.imwrite(path, np.dstack((dimmed, opacity)), photometric="rgb", extrasamples=["assocalpha"])
+        tifffile.imwrite(
+            path, np.dstack((dimmed, opacity)), photometric="rgb", extrasamples=["assocalpha"]
+        )
         alpha = opacity
     elif layout == "grey-alpha":
         both = np.dstack((array[..., 0], opacity))
-        tifffile.imwrite(path, both, photometric="minisblack", planarconfig="contig", extrasamples=["unassalpha"])
+        tifffile.imwrite(
+            path, both, photometric="minisblack", planarconfig="contig", extrasamples=["unassalpha"]
+        )
         expected, alpha = grey, opacity
     elif layout == "selection":  # a saved selection is no transparency
-        tifffile.imwrite(path, np.dstack((array, opacity)), photometric="rgb", extrasamples=["unspecified"])
+        tifffile.imwrite(
+            path, np.dstack((array, opacity)), photometric="rgb", extrasamples=["unspecified"]
+        )
     elif layout == "thumbnail":
         with tifffile.TiffWriter(path) as writer:
             writer.write(np.ascontiguousarray(array[::4, ::4]), photometric="rgb", subfiletype=1)
@@ -69,7 +82,9 @@ def test_tiff_layouts(tmp_path: Path, bits: int, layout: str) -> None:
         path.write_bytes(bytes(data))
     else:  # a preview in the chain, the photo below it
         with tifffile.TiffWriter(path) as writer:
-            writer.write(np.ascontiguousarray(array[::4, ::4]), photometric="rgb", subfiletype=1, subifds=1)
+            writer.write(
+                np.ascontiguousarray(array[::4, ::4]), photometric="rgb", subfiletype=1, subifds=1
+            )
             writer.write(array, photometric="rgb", subfiletype=0)
     photo = read_photo(path)
     assert photo.pixels.dtype == array.dtype
@@ -96,7 +111,9 @@ def test_what_may_come_out_wrong_is_refused_with_the_reason(tmp_path: Path) -> N
         assert words in reason(path), words
     tifffile.imwrite(path, COLOUR, photometric="rgb", extratags=[(50706, 1, 4, (1, 4, 0, 0), True)])
     assert "raw file" in reason(path), "the preview of a DNG is not the photo"
-    with tifffile.TiffWriter(path) as writer:  # as some cameras do, without saying that the first one is a preview
+    with tifffile.TiffWriter(
+        path
+    ) as writer:  # as some cameras do, without saying that the first one is a preview
         writer.write(COLOUR, photometric="rgb", subifds=1)
         writer.write(np.ascontiguousarray(np.tile(DEEP[..., 0], (2, 2))), photometric="cfa")
     assert "raw file" in reason(path)
@@ -128,7 +145,9 @@ def test_a_damaged_file_is_not_answered_by_another_decoder(tmp_path: Path, kind:
 
 def test_sixteen_bit_pnm_and_grey_with_alpha(tmp_path: Path) -> None:
     header = f"P6 {DEEP.shape[1]} {DEEP.shape[0]} 65535\n".encode()
-    assert np.array_equal(read_photo(put(tmp_path / "a.ppm", header + DEEP.astype(">u2").tobytes())).pixels, DEEP)
+    assert np.array_equal(
+        read_photo(put(tmp_path / "a.ppm", header + DEEP.astype(">u2").tobytes())).pixels, DEEP
+    )
     both = np.ascontiguousarray(DEEP[..., :2])
     photo = read_photo(put(tmp_path / "a.png", bytes(imagecodecs.png_encode(both))))
     assert np.array_equal(photo.pixels, np.repeat(DEEP[..., :1], 3, axis=2))
@@ -160,11 +179,17 @@ def test_metadata_never_cost_the_picture(tmp_path: Path) -> None:
     image.save(tmp_path / "text.png", pnginfo=texts)
     image.save(tmp_path / "profile.png", icc_profile=b"no profile" * 50)
     image.convert("L").save(tmp_path / "grey.png", icc_profile=SRGB[:16] + b"GRAY" + SRGB[20:300])
-    image.convert("CMYK").save(tmp_path / "cmyk.jpg", icc_profile=SRGB[:16] + b"CMYK" + SRGB[20:300], quality=95)
+    image.convert("CMYK").save(
+        tmp_path / "cmyk.jpg", icc_profile=SRGB[:16] + b"CMYK" + SRGB[20:300], quality=95
+    )
     image.save(tmp_path / "exif.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\xffgarbage", quality=95)
     image.save(tmp_path / "xmp.webp", xmp=b"\xff\xfe no xml", lossless=True)
     for path in tmp_path.iterdir():
-        expected = COLOUR if path.stem != "grey" else np.repeat(np.asarray(image.convert("L"))[..., None], 3, axis=2)
+        expected = (
+            COLOUR
+            if path.stem != "grey"
+            else np.repeat(np.asarray(image.convert("L"))[..., None], 3, axis=2)
+        )
         assert np.abs(read_photo(path).pixels.astype(float) - expected).mean() < 4, path.name
 
 
@@ -222,7 +247,9 @@ def test_an_exif_block_too_long_for_a_jpeg_is_left_out(tmp_path: Path) -> None:
 def every_file(folder: Path) -> dict[str, Path]:
     files = {f"tif-{name}": ("tif", data) for name, data in tiffs().items()}
     files |= {f"png-{name}": ("png", data) for name, data in pngs().items()}
-    files |= {f"jpg-{name}": ("jpg", data) for name, data in jpegs().items() if not name.endswith("open")}
+    files |= {
+        f"jpg-{name}": ("jpg", data) for name, data in jpegs().items() if not name.endswith("open")
+    }
     return {name: put(folder / f"{name}.{suffix}", data) for name, (suffix, data) in files.items()}
 
 
@@ -237,7 +264,9 @@ def test_a_pil_image_is_read_as_its_file(tmp_path: Path) -> None:
             assert np.array_equal(found.pixels, expected.pixels), name
             scale = np.iinfo(expected.pixels.dtype).max
             (tensor,) = as_tensors(image)
-            assert np.abs(tensor.numpy().transpose(1, 2, 0) - expected.pixels / scale).max() < 1e-6, name
+            assert np.abs(tensor.numpy().transpose(1, 2, 0) - expected.pixels / scale).max() < 1e-6, (
+                name
+            )
         with Image.open(path) as image:
             try:
                 image.load()
@@ -385,4 +414,6 @@ def test_an_interlaced_deep_png(tmp_path: Path) -> None:
         return len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
 
     chunks = (chunk(b"IHDR", bytes(header)), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b""))
-    assert np.array_equal(read_photo(put(tmp_path / "a.png", plain[:8] + b"".join(chunks))).pixels, DEEP)
+    assert np.array_equal(
+        read_photo(put(tmp_path / "a.png", plain[:8] + b"".join(chunks))).pixels, DEEP
+    )

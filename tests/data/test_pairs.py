@@ -17,7 +17,14 @@ from diffrestorer.config.degradations import DEGRADATIONS
 from diffrestorer.config.schema import DataConfig
 from diffrestorer.data.counter import counter_rng
 from diffrestorer.data.images import ImageError
-from diffrestorer.data.pairs import Pair, PairBatch, StepBatches, SynthesisedPairs, collate_pairs, pair_loader
+from diffrestorer.data.pairs import (
+    Pair,
+    PairBatch,
+    StepBatches,
+    SynthesisedPairs,
+    collate_pairs,
+    pair_loader,
+)
 from diffrestorer.data.synthesis import degrade
 
 SIZE = 64
@@ -35,11 +42,18 @@ def pairs(config: DataConfig) -> SynthesisedPairs:
 
 
 def equal(first: Pair, second: Pair) -> bool:
-    return bool((first.lq == second.lq).all() and (first.gt == second.gt).all() and first.label == second.label)
+    return bool(
+        (first.lq == second.lq).all() and (first.gt == second.gt).all() and first.label == second.label
+    )
 
 
 def load(
-    pairs: SynthesisedPairs, first_step: int, max_steps: int, rank: int = 0, processes: int = 1, workers: int = 0
+    pairs: SynthesisedPairs,
+    first_step: int,
+    max_steps: int,
+    rank: int = 0,
+    processes: int = 1,
+    workers: int = 0,
 ) -> list[PairBatch]:
     return list(pair_loader(pairs, StepBatches(first_step, max_steps, BATCH, rank, processes), workers))
 
@@ -55,7 +69,9 @@ def same_batches(first: list[PairBatch], second: list[PairBatch]) -> bool:
     )
 
 
-def test_a_sample_is_a_function_of_step_and_position(config: DataConfig, pairs: SynthesisedPairs) -> None:
+def test_a_sample_is_a_function_of_step_and_position(
+    config: DataConfig, pairs: SynthesisedPairs
+) -> None:
     again = SynthesisedPairs(config, seed=3, global_batch_size=BATCH)
     late = again[7, 2]
     for key in [(0, 0), (7, 2), (7, 3)]:
@@ -65,7 +81,9 @@ def test_a_sample_is_a_function_of_step_and_position(config: DataConfig, pairs: 
     assert not equal(SynthesisedPairs(config, seed=4, global_batch_size=BATCH)[7, 2], late)
 
 
-def test_an_epoch_visits_every_photo_and_class_once(config: DataConfig, pairs: SynthesisedPairs) -> None:
+def test_an_epoch_visits_every_photo_and_class_once(
+    config: DataConfig, pairs: SynthesisedPairs
+) -> None:
     length = len(pairs.paths) * len(DEGRADATIONS)
     assert length == 32
     # 32 samples at 6 a step: the epoch's end lies within a step.
@@ -88,13 +106,17 @@ def test_labels_are_those_of_the_degradation(pairs: SynthesisedPairs) -> None:
         assert pair.label == DEGRADATIONS.index(name)
         assert (pair.lq == degrade(pair.gt, name, counter_rng(3, "degradation", *key))).all()
         assert (pair.lq != pair.gt).any()
-        assert contains(np.asarray(Image.open(path)), pair.gt), "gt is a crop of its photo, maybe mirrored"
+        assert contains(np.asarray(Image.open(path)), pair.gt), (
+            "gt is a crop of its photo, maybe mirrored"
+        )
         seen.add(pair.label)
     assert seen == set(range(8))
 
 
 def contains(photo: np.ndarray, crop: np.ndarray) -> bool:
-    windows = np.lib.stride_tricks.sliding_window_view(photo, (1, crop.shape[1], 3))[: photo.shape[0] - SIZE + 1, :, 0]
+    windows = np.lib.stride_tricks.sliding_window_view(photo, (1, crop.shape[1], 3))[
+        : photo.shape[0] - SIZE + 1, :, 0
+    ]
     for candidate in (crop, crop[:, ::-1]):
         for top, left in np.argwhere((windows[:, :, 0] == candidate[0]).all(axis=(2, 3))):
             if (photo[top : top + SIZE, left : left + SIZE] == candidate).all():
@@ -120,10 +142,14 @@ def test_a_degradation_named_twice_is_made_twice_as_often(config: DataConfig) ->
 
 
 def test_only_the_named_degradations_are_made(config: DataConfig) -> None:
-    pairs = SynthesisedPairs(replace(config, degradations=["jpeg", "blur"]), seed=0, global_batch_size=BATCH)
+    pairs = SynthesisedPairs(
+        replace(config, degradations=["jpeg", "blur"]), seed=0, global_batch_size=BATCH
+    )
     names = Counter(pairs.source(0, position)[1] for position in range(8))
     assert names == {"jpeg": 4, "blur": 4}
-    assert {pairs[0, position].label for position in range(8)} == {6, 7}, "the class index stays that of all eight"
+    assert {pairs[0, position].label for position in range(8)} == {6, 7}, (
+        "the class index stays that of all eight"
+    )
 
 
 def test_batches_are_channels_first_bytes(pairs: SynthesisedPairs) -> None:
@@ -170,7 +196,9 @@ def test_the_number_of_processes_changes_nothing(pairs: SynthesisedPairs, proces
 
 
 def test_a_batch_that_does_not_divide_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"train\.global_batch_size=6 does not divide among 4 processes"):
+    with pytest.raises(
+        ValueError, match=r"train\.global_batch_size=6 does not divide among 4 processes"
+    ):
         StepBatches(0, 1, 6, 0, 4)
 
 
@@ -185,7 +213,9 @@ def test_small_and_deep_photos_become_crops(tmp_path: Path) -> None:
     deep = np.random.default_rng(0).integers(0, 65536, (SIZE, SIZE, 3), dtype=np.uint16)
     cv2.imwrite(str(tmp_path / "deep.png"), deep[:, :, ::-1])
     Image.fromarray(np.full((20, 90, 3), 200, np.uint8)).save(tmp_path / "small.png")
-    pairs = SynthesisedPairs(DataConfig("photos", str(tmp_path), SIZE, ["jpeg"]), seed=0, global_batch_size=2)
+    pairs = SynthesisedPairs(
+        DataConfig("photos", str(tmp_path), SIZE, ["jpeg"]), seed=0, global_batch_size=2
+    )
     made = {pairs.source(0, i)[0].name: pairs[0, i].gt for i in range(2)}
     assert all(gt.shape == (SIZE, SIZE, 3) and gt.dtype == np.uint8 for gt in made.values())
     assert (made["small.png"] == 200).all()
@@ -221,9 +251,13 @@ def test_a_clean_pair_is_the_photo_itself(config: DataConfig) -> None:
 
 def test_photos_cannot_be_given_a_class_of_own_pairs(config: DataConfig) -> None:
     own = replace(config, classes=["noise", "sandstorm"], degradations=None)
-    with pytest.raises(ValueError, match=r"photos can't be given sandstorm: .* with data=manifest data\.root=FOLDER"):
+    with pytest.raises(
+        ValueError, match=r"photos can't be given sandstorm: .* with data=manifest data\.root=FOLDER"
+    ):
         SynthesisedPairs(own, 0, BATCH)
-    with pytest.raises(ValueError, match=r"data\.degradations=rain is not valid, did you mean .* noise, sandstorm$"):
+    with pytest.raises(
+        ValueError, match=r"data\.degradations=rain is not valid, did you mean .* noise, sandstorm$"
+    ):
         SynthesisedPairs(replace(own, degradations=["rain"]), 0, BATCH)
 
 
@@ -255,7 +289,10 @@ def test_workers_start_after_opencv_has_used_its_threads(photos_dir: Path) -> No
         "print(len(list(pair_loader(pairs, StepBatches(0, 2, 4, 0, 1), num_workers=2))))\n"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", script, str(photos_dir)], stdout=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, "-c", script, str(photos_dir)],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     try:
         assert process.communicate(timeout=120)[0].strip() == "2"

@@ -50,13 +50,17 @@ def test_shuffled_orders_look_drawn() -> None:
     """Places and what stands there are uncorrelated; epochs and seeds have their own orders."""
     count = 2000
     orders = [
-        np.array([shuffled(p, count, *key) for p in range(count)]) for key in ((0, "a", 0), (0, "a", 1), (1, "a", 0))
+        np.array([shuffled(p, count, *key) for p in range(count)])
+        for key in ((0, "a", 0), (0, "a", 1), (1, "a", 0))
     ]
     place = np.arange(count)
     for order in orders:
         assert abs(np.corrcoef(place, order)[0, 1]) < 0.1
         assert abs(np.corrcoef(order[:-1], order[1:])[0, 1]) < 0.1
-        assert np.abs(np.bincount(order[: count // 2] * 8 // count, minlength=8) - count / 16).max() < count / 40
+        assert (
+            np.abs(np.bincount(order[: count // 2] * 8 // count, minlength=8) - count / 16).max()
+            < count / 40
+        )
     assert abs(np.corrcoef(orders[0], orders[1])[0, 1]) < 0.1
     assert abs(np.corrcoef(orders[0], orders[2])[0, 1]) < 0.1
 
@@ -103,7 +107,9 @@ def test_variants_are_the_samples(config: DataConfig) -> None:
         assert np.array_equal(other.gt, fixed.gt[:, ::-1])
         seen.add(variant // 2)
     assert len(seen) == 40
-    assert PreparedPairs(replace(config, size=8), 3, BATCH).num_variants is None, "crops differ each epoch"
+    assert PreparedPairs(replace(config, size=8), 3, BATCH).num_variants is None, (
+        "crops differ each epoch"
+    )
 
 
 def test_the_fingerprint_follows_the_data(config: DataConfig, folder: Path, tmp_path: Path) -> None:
@@ -111,11 +117,20 @@ def test_the_fingerprint_follows_the_data(config: DataConfig, folder: Path, tmp_
     found = PreparedPairs(config, 3, BATCH).fingerprint()
     shutil.copytree(folder, tmp_path / "copy")
     moved = replace(config, root=str(tmp_path / "copy"))
-    assert found == PreparedPairs(config, 4, 2).fingerprint() == PreparedPairs(moved, 3, BATCH).fingerprint()
+    assert (
+        found
+        == PreparedPairs(config, 4, 2).fingerprint()
+        == PreparedPairs(moved, 3, BATCH).fingerprint()
+    )
     fewer = replace(config, degradations=["noise"])
-    make("photos", photos(tmp_path / "photos", *range(2, 7)), tmp_path / "other", size=SIZE, budget=None)
+    make(
+        "photos", photos(tmp_path / "photos", *range(2, 7)), tmp_path / "other", size=SIZE, budget=None
+    )
     other = replace(config, root=str(tmp_path / "other"))
-    assert len({found, *(PreparedPairs(changed, 3, BATCH).fingerprint() for changed in (fewer, other))}) == 3
+    assert (
+        len({found, *(PreparedPairs(changed, 3, BATCH).fingerprint() for changed in (fewer, other))})
+        == 3
+    )
 
 
 def test_larger_pairs_are_cropped_alike(config: DataConfig) -> None:
@@ -128,7 +143,10 @@ def test_larger_pairs_are_cropped_alike(config: DataConfig) -> None:
             for image, crop in ((large.lq, small.lq), (large.gt, small.gt))
             for top in range(SIZE - 7)
             for left in range(SIZE - 7)
-            if any(np.array_equal(view[top : top + 8, left : left + 8], crop) for view in (image, image[:, ::-1]))
+            if any(
+                np.array_equal(view[top : top + 8, left : left + 8], crop)
+                for view in (image, image[:, ::-1])
+            )
         ]
         assert len(places) >= 2
         assert set(places[: len(places) // 2]) & set(places[len(places) // 2 :])
@@ -138,7 +156,9 @@ def test_workers_and_processes_change_nothing(config: DataConfig) -> None:
     pairs = PreparedPairs(config, seed=1, global_batch_size=BATCH)
     one = list(pair_loader(pairs, StepBatches(0, 3, BATCH, 0, 1), num_workers=0))
     workers = list(pair_loader(pairs, StepBatches(0, 3, BATCH, 0, 1), num_workers=2))
-    halves = [list(pair_loader(pairs, StepBatches(0, 3, BATCH, rank, 2), num_workers=0)) for rank in (0, 1)]
+    halves = [
+        list(pair_loader(pairs, StepBatches(0, 3, BATCH, rank, 2), num_workers=0)) for rank in (0, 1)
+    ]
     for whole, same, first, second in zip(one, workers, *halves, strict=True):
         assert torch.equal(whole.lq, same.lq)
         assert torch.equal(whole.gt, torch.cat([first.gt, second.gt]))
@@ -147,7 +167,9 @@ def test_workers_and_processes_change_nothing(config: DataConfig) -> None:
 
 
 def test_a_subset_of_the_classes(config: DataConfig) -> None:
-    pairs = PreparedPairs(replace(config, degradations=["noise", "blur"]), seed=0, global_batch_size=BATCH)
+    pairs = PreparedPairs(
+        replace(config, degradations=["noise", "blur"]), seed=0, global_batch_size=BATCH
+    )
     assert pairs.num_pairs == 10
     assert {pairs.source(0, position)[1] for position in range(10)} == {"noise", "blur"}
 
@@ -187,7 +209,11 @@ def test_prepared_clean_pairs_count(tmp_path: Path) -> None:
     assert pairs.num_pairs == 6
     for position in range(6):
         pair = pairs[0, position]
-        assert np.array_equal(pair.lq, pair.gt) == (pairs.source(0, position)[1] == "clean") == (pair.label == 0)
+        assert (
+            np.array_equal(pair.lq, pair.gt)
+            == (pairs.source(0, position)[1] == "clean")
+            == (pair.label == 0)
+        )
 
 
 def test_labels_follow_the_model_s_classes(config: DataConfig) -> None:
@@ -211,7 +237,9 @@ def test_which_reader(config: DataConfig, tmp_path: Path) -> None:
     for name in ("paper", "manifest", "photos"):
         assert isinstance(open_pairs(replace(config, name=name), 0, BATCH), PreparedPairs)
     clean = photos(tmp_path, 1)
-    assert isinstance(open_pairs(replace(config, name="photos", root=str(clean)), 0, BATCH), SynthesisedPairs)
+    assert isinstance(
+        open_pairs(replace(config, name="photos", root=str(clean)), 0, BATCH), SynthesisedPairs
+    )
 
 
 @pytest.mark.parametrize(
@@ -226,7 +254,9 @@ def test_which_reader(config: DataConfig, tmp_path: Path) -> None:
         ({"views": Views(text_share=0.1)}, "prepared pairs are what prepare_data.py made"),
     ],
 )
-def test_what_cannot_be_trained_on_is_refused(config: DataConfig, changes: dict[str, object], sentence: str) -> None:
+def test_what_cannot_be_trained_on_is_refused(
+    config: DataConfig, changes: dict[str, object], sentence: str
+) -> None:
     with pytest.raises(ValueError, match=sentence):
         PreparedPairs(replace(config, **changes), 0, BATCH)
 
@@ -239,7 +269,9 @@ def test_no_training_pairs(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has no training pairs"):
         PreparedPairs(config, 0, BATCH)
     make("photos", photos(tmp_path / "train", 2), out, degradations=["rain"], budget=None)
-    with pytest.raises(ValueError, match=r"no training pairs of noise, low_light.*data\.degradations=\[rain\]"):
+    with pytest.raises(
+        ValueError, match=r"no training pairs of noise, low_light.*data\.degradations=\[rain\]"
+    ):
         PreparedPairs(config, 0, BATCH)
 
 

@@ -71,8 +71,12 @@ def judge(data: bytes, path: Path, tolerance: float) -> str:
         return "refused"
     ours = photo.pixels / np.iinfo(photo.pixels.dtype).max
     if path.suffix == ".jpg" and not data.endswith(b"\xff\xd9"):
-        data = data.removesuffix(b"\xff") + b"\xff\xd9"  # the others want an end, and invent what is missing before it
-    others = [found for found in (by_pillow(data), by_opencv(data), by_tifffile(data)) if found is not None]
+        data = (
+            data.removesuffix(b"\xff") + b"\xff\xd9"
+        )  # the others want an end, and invent what is missing before it
+    others = [
+        found for found in (by_pillow(data), by_opencv(data), by_tifffile(data)) if found is not None
+    ]
     if any(same(ours, other, tolerance) for other in others):
         return "read"
     return "wrong" if others else "alone"
@@ -97,7 +101,9 @@ def test_every_layout_is_read_as_the_others_read_it(kind: str, tmp_path: Path) -
     """The files before their mutation."""
     make, _ = mutated_files.KINDS[kind]
     tolerance = LOSSY_ROUNDING if kind == "jpg" else ROUNDING
-    verdicts = {name: judge(data, tmp_path / f"{name}.{kind}", tolerance) for name, data in make().items()}
+    verdicts = {
+        name: judge(data, tmp_path / f"{name}.{kind}", tolerance) for name, data in make().items()
+    }
     assert set(verdicts.values()) <= {"read", "alone"}, verdicts
 
 

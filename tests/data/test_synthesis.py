@@ -53,7 +53,11 @@ def test_a_mixture_is_its_steps_in_order(name: str, photo: np.ndarray) -> None:
 @pytest.mark.parametrize("name", DEGRADATIONS)
 def test_strength(name: str, photo: np.ndarray) -> None:
     low, high = PSNR_BANDS[name]
-    assert low < np.mean([psnr(photo, degrade(photo, name, np.random.default_rng(seed))) for seed in range(6)]) < high
+    assert (
+        low
+        < np.mean([psnr(photo, degrade(photo, name, np.random.default_rng(seed))) for seed in range(6)])
+        < high
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -67,21 +71,28 @@ def test_noise_has_sigma_50() -> None:
     grey = np.full((200, 200, 3), 128, np.uint8)
     difference = degrade(grey, "noise", np.random.default_rng(0)).astype(np.float64) - 128
     assert np.mean(difference) == pytest.approx(0.0, abs=0.6)
-    assert np.median(np.abs(difference)) / 0.6745 == pytest.approx(50, abs=1)  # quartiles: clipping does not reach them
+    assert np.median(np.abs(difference)) / 0.6745 == pytest.approx(
+        50, abs=1
+    )  # quartiles: clipping does not reach them
 
 
 def test_what_the_names_say(photo: np.ndarray) -> None:
     grey = photo.mean(axis=2)
     sharpness = np.abs(np.diff(grey, axis=1)).mean()
     for seed in range(4):
-        seen = {name: degrade(photo, name, np.random.default_rng(seed)).mean(axis=2) for name in DEGRADATIONS}
+        seen = {
+            name: degrade(photo, name, np.random.default_rng(seed)).mean(axis=2)
+            for name in DEGRADATIONS
+        }
         assert seen["low_light"].mean() < 0.6 * grey.mean()
         assert seen["haze"].std() < 0.8 * grey.std()
         assert seen["haze"].mean() > grey.mean()
         assert np.abs(np.diff(seen["blur"], axis=1)).mean() < 0.8 * sharpness
         for weather in ("rain", "snow"):
             assert seen[weather].mean() > grey.mean()
-            assert np.mean(seen[weather] < grey - 8) < 0.01  # streaks and flakes brighten; white alone can dim a little
+            assert (
+                np.mean(seen[weather] < grey - 8) < 0.01
+            )  # streaks and flakes brighten; white alone can dim a little
 
 
 def test_blur_keeps_the_scene_in_place_and_its_light() -> None:

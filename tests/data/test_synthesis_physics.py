@@ -30,7 +30,9 @@ def photo() -> np.ndarray:
     return np.ascontiguousarray(skimage.data.astronaut()[:192, 130:322])
 
 
-def seen(image: np.ndarray, name: str, seed: int, synthesis: Synthesis, depth: np.ndarray | None = None) -> np.ndarray:
+def seen(
+    image: np.ndarray, name: str, seed: int, synthesis: Synthesis, depth: np.ndarray | None = None
+) -> np.ndarray:
     return degrade(image, name, np.random.default_rng(seed), synthesis, depth)
 
 
@@ -77,14 +79,21 @@ def test_haze_thickens_with_the_given_depth() -> None:
 
 
 def test_the_airlight_is_what_haze_converges_to() -> None:
-    assert np.array_equal(seen(grey(204), "haze", 3, Synthesis(haze=OPEN_SHADE)), grey(204)), "0.8 of 255"
+    assert np.array_equal(seen(grey(204), "haze", 3, Synthesis(haze=OPEN_SHADE)), grey(204)), (
+        "0.8 of 255"
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "synthesis"),
-    [("rain", Synthesis(rain=Rain(colour=(1.0, 1.0)))), ("snow", Synthesis(snow=Snow(colour=(1.0, 1.0))))],
+    [
+        ("rain", Synthesis(rain=Rain(colour=(1.0, 1.0)))),
+        ("snow", Synthesis(snow=Snow(colour=(1.0, 1.0)))),
+    ],
 )
-def test_streaks_and_flakes_cover_whatever_is_behind_alike(name: str, synthesis: Synthesis, photo: np.ndarray) -> None:
+def test_streaks_and_flakes_cover_whatever_is_behind_alike(
+    name: str, synthesis: Synthesis, photo: np.ndarray
+) -> None:
     opacity = seen(np.zeros_like(photo), name, 2, synthesis) / 255.0
     assert 0.05 < opacity.mean() < 0.6
     assert np.array_equal(opacity[..., 0], opacity[..., 2])
@@ -96,14 +105,20 @@ def test_streaks_and_flakes_cover_whatever_is_behind_alike(name: str, synthesis:
 @pytest.mark.parametrize("angle", [-25.0, 0.0, 25.0])
 def test_rain_falls_at_its_angle(angle: float) -> None:
     streaks = seen(grey(0, 256), "rain", 0, Synthesis(rain=Rain(angle=(angle, angle)))).mean(axis=2)
-    dy, dx = np.gradient(ndimage.gaussian_filter(streaks, 2.0))  # a difference of pixels is blunt to thin lines
+    dy, dx = np.gradient(
+        ndimage.gaussian_filter(streaks, 2.0)
+    )  # a difference of pixels is blunt to thin lines
     tensor = np.array([[(dx * dx).sum(), (dx * dy).sum()], [(dx * dy).sum(), (dy * dy).sum()]])
     x, y = np.linalg.eigh(tensor)[1][:, 0]  # the direction of least change
-    assert np.degrees(np.arctan(x / y)) == pytest.approx(angle, abs=4.0)  # a layer deviates by 3 at most
+    assert np.degrees(np.arctan(x / y)) == pytest.approx(
+        angle, abs=4.0
+    )  # a layer deviates by 3 at most
 
 
 def test_drops_change_only_what_is_behind_them(photo: np.ndarray) -> None:
-    texture = np.random.default_rng(0).integers(0, 256, photo.shape, dtype=np.uint8)  # nowhere what a blur makes of it
+    texture = np.random.default_rng(0).integers(
+        0, 256, photo.shape, dtype=np.uint8
+    )  # nowhere what a blur makes of it
     for seed in range(4):
         drops = np.any(seen(texture, "raindrop", seed, Synthesis()) != texture, axis=2)
         outside = ~skimage.morphology.dilation(drops, np.ones((5, 5), bool))
@@ -112,7 +127,11 @@ def test_drops_change_only_what_is_behind_them(photo: np.ndarray) -> None:
 
 
 def test_a_drop_turns_the_scene_upside_down() -> None:
-    ramp = np.repeat(np.linspace(250, 5, 256)[:, None, None], 256, axis=1).repeat(3, axis=2).astype(np.uint8)
+    ramp = (
+        np.repeat(np.linspace(250, 5, 256)[:, None, None], 256, axis=1)
+        .repeat(3, axis=2)
+        .astype(np.uint8)
+    )
     clear = Raindrop(count=(1, 1), radius=(40.0, 40.0), blur=(0.0, 0.0), lens=(2.0, 2.0), rim=0.0)
     central = 0
     for seed in range(24):
@@ -131,7 +150,9 @@ def test_a_drop_turns_the_scene_upside_down() -> None:
 
 def test_blur_leaves_a_flat_wall_alone() -> None:
     for seed in range(8):
-        assert np.abs(seen(grey(77), "blur", seed, Synthesis()).astype(int) - 77).max() <= 1, "weights sum to 1"
+        assert np.abs(seen(grey(77), "blur", seed, Synthesis()).astype(int) - 77).max() <= 1, (
+            "weights sum to 1"
+        )
 
 
 @pytest.mark.parametrize("extent", [4.0, 9.0, 20.0, 41.0])
@@ -148,7 +169,12 @@ def test_a_trajectory_spans_its_extent(extent: float) -> None:
 
 def test_a_short_exposure_scales_linear_light(photo: np.ndarray) -> None:
     for exposure in (0.5, 0.1):
-        dark = seen(photo, "low_light", 0, Synthesis(low_light=LowLight((exposure,) * 2, (1e15, 1e15), (0.0, 0.0))))
+        dark = seen(
+            photo,
+            "low_light",
+            0,
+            Synthesis(low_light=LowLight((exposure,) * 2, (1e15, 1e15), (0.0, 0.0))),
+        )
         assert to_linear(dark).mean() == pytest.approx(exposure * to_linear(photo).mean(), rel=0.01)
 
 
@@ -169,14 +195,20 @@ def test_shot_and_read_noise_have_their_variances(full_well: float, read_noise: 
 
 
 def test_a_range_of_noise_is_kept_to() -> None:
-    sigmas = [np.std(seen(grey(128), "noise", s, Synthesis(noise=Noise((5.0, 20.0)))) - 128.0) for s in range(24)]
+    sigmas = [
+        np.std(seen(grey(128), "noise", s, Synthesis(noise=Noise((5.0, 20.0)))) - 128.0)
+        for s in range(24)
+    ]
     assert 4.9 < min(sigmas) < 9.0
     assert 16.0 < max(sigmas) < 20.2
 
 
 def test_a_range_of_quality_is_kept_to(photo: np.ndarray) -> None:
     ladder = {seen(photo, "jpeg", 0, Synthesis(jpeg=Jpeg((q, q)))).tobytes(): q for q in range(20, 24)}
-    drawn = {ladder[seen(photo, "jpeg", seed, Synthesis(jpeg=Jpeg((20, 23)))).tobytes()] for seed in range(24)}
+    drawn = {
+        ladder[seen(photo, "jpeg", seed, Synthesis(jpeg=Jpeg((20, 23)))).tobytes()]
+        for seed in range(24)
+    }
     assert drawn == {20, 21, 22, 23}
 
 

@@ -24,7 +24,10 @@ from diffrestorer.preparation.prepare import prepare
 
 CASES = [(degradation, name) for degradation, variants in VARIANTS.items() for name in variants]
 BARELY_VISIBLE = 35.0  # dB
-SURELY_SEEN = {"low_light": 9.0, "haze": 20.0}  # dB: weaker ones could not be told from dark and pale scenes
+SURELY_SEEN = {
+    "low_light": 9.0,
+    "haze": 20.0,
+}  # dB: weaker ones could not be told from dark and pale scenes
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +64,12 @@ def test_a_variant_gives_an_image_of_its_own_and_the_same_one_again(
     assert first.flags.writeable
     assert not np.shares_memory(first, photo)
     assert np.array_equal(photo, before)
-    assert np.array_equal(first, degrade(photo, degradation, counter_rng(3, "degradation", 5, 7), synthesis))
-    assert not np.array_equal(first, degrade(photo, degradation, counter_rng(3, "degradation", 5, 8), synthesis))
+    assert np.array_equal(
+        first, degrade(photo, degradation, counter_rng(3, "degradation", 5, 7), synthesis)
+    )
+    assert not np.array_equal(
+        first, degrade(photo, degradation, counter_rng(3, "degradation", 5, 8), synthesis)
+    )
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 200), (129, 97)])
@@ -70,15 +77,25 @@ def test_a_variant_gives_an_image_of_its_own_and_the_same_one_again(
 def test_a_variant_takes_any_size(degradation: str, name: str, size: tuple[int, int]) -> None:
     image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     for seed in range(2):
-        assert degrade(image, degradation, np.random.default_rng(seed), only(degradation, name)).shape == image.shape
+        assert (
+            degrade(image, degradation, np.random.default_rng(seed), only(degradation, name)).shape
+            == image.shape
+        )
 
 
 @pytest.mark.parametrize(("degradation", "name"), CASES)
-def test_a_variant_runs_from_barely_visible_to_strong(degradation: str, name: str, photo: np.ndarray) -> None:
+def test_a_variant_runs_from_barely_visible_to_strong(
+    degradation: str, name: str, photo: np.ndarray
+) -> None:
     def mean_psnr(strength: float) -> float:
         synthesis = at_strength(only(degradation, name), strength)
         return float(
-            np.mean([psnr(degrade(photo, degradation, counter_rng(0, name, i), synthesis), photo) for i in range(10)])
+            np.mean(
+                [
+                    psnr(degrade(photo, degradation, counter_rng(0, name, i), synthesis), photo)
+                    for i in range(10)
+                ]
+            )
         )
 
     weak, medium, strong = map(mean_psnr, (0.0, 0.5, 1.0))
@@ -111,13 +128,18 @@ def test_variants_are_drawn_as_often_as_they_are_named(photo: np.ndarray) -> Non
     """`ours` without noise leaves a grey image as it is, and it is one of four."""
     white = np.full((32, 32, 3), 200, np.uint8)
     mixed = Synthesis(noise=Noise((0.0, 0.0), variants=("ours", "gaussian", "gaussian", "gaussian")))
-    same = [np.array_equal(degrade(white, "noise", counter_rng(0, "n", i), mixed), white) for i in range(400)]
+    same = [
+        np.array_equal(degrade(white, "noise", counter_rng(0, "n", i), mixed), white)
+        for i in range(400)
+    ]
     assert np.mean(same) == pytest.approx(0.25, abs=0.07)
     assert not np.array_equal(photo, degrade(photo, "noise", counter_rng(0, "n", 0), broad()))
 
 
 @pytest.mark.parametrize("degradation", DEGRADATIONS)
-def test_the_camera_comes_after_degradations_and_never_alone(degradation: str, photo: np.ndarray) -> None:
+def test_the_camera_comes_after_degradations_and_never_alone(
+    degradation: str, photo: np.ndarray
+) -> None:
     always = replace(Synthesis(), camera=Camera(share=1.0))
     plain = degrade(photo, degradation, np.random.default_rng(0))
     seen = [degrade(photo, degradation, np.random.default_rng(0), always) for _ in range(2)]
@@ -140,7 +162,10 @@ def test_the_camera_comes_after_degradations_and_never_alone(degradation: str, p
         ),
         (lambda: Noise(strength=(0.5, 1.5)), "synthesis.noise.strength=[0.5, 1.5] is not possible"),
         (lambda: Camera(share=2.0), "synthesis.camera.share=2.0 is not possible"),
-        (lambda: named_synthesis("held"), "synthesis=held is not valid; choose one of ours, broad, heldout"),
+        (
+            lambda: named_synthesis("held"),
+            "synthesis=held is not valid; choose one of ours, broad, heldout",
+        ),
     ],
 )
 def test_what_does_not_exist_is_refused_in_a_sentence(make: Any, message: str) -> None:
@@ -176,7 +201,11 @@ def test_broad_training_data_name_every_variant_that_may_train(photos_dir: Path)
 
 
 def test_variants_are_keys_of_the_training_scripts() -> None:
-    config = load("train_stage1", Stage1Config, ["data=photos", "data.synthesis.rain.variants=[lines,lines,curtain]"])
+    config = load(
+        "train_stage1",
+        Stage1Config,
+        ["data=photos", "data.synthesis.rain.variants=[lines,lines,curtain]"],
+    )
     assert config.data.synthesis.rain.variants == ("lines", "lines", "curtain")
     with pytest.raises(ValueError, match=r"synthesis\.rain\.variants=streaks does not exist"):
         load("train_stage1", Stage1Config, ["data=photos", "data.synthesis.rain.variants=[streaks]"])

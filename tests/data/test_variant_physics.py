@@ -59,8 +59,13 @@ def test_the_grain_of_film_is_strongest_in_the_middle_tones() -> None:
 def test_noise_has_the_correlations_of_its_origin() -> None:
     assert abs(correlation(residual(noise.gaussian, 128), 0)) < 0.05
     assert correlation(residual(noise.coloured, 128), 0) > 0.2
-    assert correlation(residual(noise.bayer, 128), 1) > 0.2, "a demosaicked pixel shares its neighbours' noise"
-    lines = [max(correlation(residual(noise.banded, 128, seed=s), axis, 40) for axis in (0, 1)) for s in range(6)]
+    assert correlation(residual(noise.bayer, 128), 1) > 0.2, (
+        "a demosaicked pixel shares its neighbours' noise"
+    )
+    lines = [
+        max(correlation(residual(noise.banded, 128, seed=s), axis, 40) for axis in (0, 1))
+        for s in range(6)
+    ]
     assert min(lines) > 0.03, "a row or a column has its own offset from end to end"
     colours = residual(noise.chroma, 128)
     assert (colours - colours.mean(axis=2, keepdims=True)).std() > colours.mean(axis=2).std()

@@ -33,10 +33,15 @@ def test_a_crop_is_a_square_of_the_photo_as_it_is_or_mirrored() -> None:
 
 def test_shrinking_shows_more_of_the_photo_and_never_less_than_the_crop() -> None:
     ramp = np.repeat(np.linspace(0, 255, 128).astype(np.uint8)[None, :, None], 128, 0).repeat(3, 2)
-    spans = [np.ptp(crop(ramp, 32, Views(scale=(0.25, 1.0)), rng(seed))[0, :, 0].astype(int)) for seed in range(40)]
+    spans = [
+        np.ptp(crop(ramp, 32, Views(scale=(0.25, 1.0)), rng(seed))[0, :, 0].astype(int))
+        for seed in range(40)
+    ]
     assert min(spans) < 90, "near views"
     assert max(spans) > 180, "far views"
-    assert np.ptp(crop(ramp, 32, Views(scale=(0.01, 0.01)), rng())[0, :, 0].astype(int)) > 245, "all of it at most"
+    assert np.ptp(crop(ramp, 32, Views(scale=(0.01, 0.01)), rng())[0, :, 0].astype(int)) > 245, (
+        "all of it at most"
+    )
     assert crop(PHOTO, 90, Views(scale=(0.5, 0.5)), rng()).shape == (90, 90, 3), "too small to shrink"
 
 
@@ -49,7 +54,9 @@ def test_night_scenes_are_darker_but_never_of_the_low_light_class() -> None:
 
 def test_dim_scenes_are_darker_but_some_keep_their_lights() -> None:
     ramp = np.repeat(np.arange(256, dtype=np.uint8)[:, None, None], 3, 2)
-    dim = [vary(ramp, "jpeg", Views(dim_share=1.0), rng(seed))[:, 0, 0].astype(int) for seed in range(40)]
+    dim = [
+        vary(ramp, "jpeg", Views(dim_share=1.0), rng(seed))[:, 0, 0].astype(int) for seed in range(40)
+    ]
     assert all(tones[0] == 0 and (np.diff(tones) >= 0).all() for tones in dim)
     middle, white = np.array([tones[[128, 255]] for tones in dim]).T
     assert (middle < 0.81 * 128).all(), "all are darker"
@@ -61,9 +68,13 @@ def test_dim_scenes_are_darker_but_some_keep_their_lights() -> None:
 
 def test_what_else_is_drawn_stays_where_dim_scenes_are_asked_for_too() -> None:
     views = Views(dark_share=0.5, text_share=1.0)
-    night = next(seed for seed in range(20) if vary(PHOTO, "haze", views, rng(seed)).mean() < 0.8 * PHOTO.mean())
+    night = next(
+        seed for seed in range(20) if vary(PHOTO, "haze", views, rng(seed)).mean() < 0.8 * PHOTO.mean()
+    )
     also_dim = Views(dark_share=0.5, dim_share=0.5, text_share=1.0)
-    assert np.array_equal(vary(PHOTO, "haze", views, rng(night)), vary(PHOTO, "haze", also_dim, rng(night)))
+    assert np.array_equal(
+        vary(PHOTO, "haze", views, rng(night)), vary(PHOTO, "haze", also_dim, rng(night))
+    )
 
 
 def test_other_colors_are_as_bright_in_the_mean_and_keep_black_and_white() -> None:
@@ -78,20 +89,28 @@ def test_other_colors_are_as_bright_in_the_mean_and_keep_black_and_white() -> No
 
 def test_scales_are_drawn_in_equal_shares_of_octaves_and_only_where_the_photo_allows_them() -> None:
     """A ramp of 1024 pixels, cropped to 32: its span tells the scale."""
-    ramp = np.repeat(np.linspace(0, 65535, 1024)[None, :, None] / 257, 1024, 0).astype(np.uint8).repeat(3, 2)
+    ramp = (
+        np.repeat(np.linspace(0, 65535, 1024)[None, :, None] / 257, 1024, 0)
+        .astype(np.uint8)
+        .repeat(3, 2)
+    )
     views = Views(scale=(0.01, 1.0))
     spans = [np.ptp(crop(ramp, 32, views, rng(seed))[16, :, 0].astype(int)) for seed in range(200)]
     octaves = np.floor(np.log2(np.maximum(spans, 1) / 8.0) + 0.5).clip(0, 4)
     shares = [np.mean(octaves == octave) for octave in range(5)]
     assert min(shares) > 0.06, "none is rare: five octaves lie between the whole photo and its pixels"
-    assert shares[-1] < 0.35, "and the whole of it does not stand for all scales that it is too small for"
+    assert shares[-1] < 0.35, (
+        "and the whole of it does not stand for all scales that it is too small for"
+    )
 
 
 def test_natural_tones_are_darker_paler_or_of_another_colour() -> None:
     ramp = np.repeat(np.arange(256, dtype=np.uint8)[:, None, None], 3, 2)
     views = Views(tone_share=1.0)
     toned = [tone(ramp, "rain", views, rng(seed))[:, 0].astype(float) for seed in range(60)]
-    assert all((np.diff(tones, axis=0) >= 0).all() for tones in toned), "no tone changes places with another"
+    assert all((np.diff(tones, axis=0) >= 0).all() for tones in toned), (
+        "no tone changes places with another"
+    )
     dark = [tones for tones in toned if tones[255, 1] < 250 and tones[0, 1] == 0]
     pale = [tones for tones in toned if tones[0, 1] > 0]
     colour = [tones for tones in toned if tones[255, 1] == 255 and tones[0, 1] == 0]
@@ -105,14 +124,18 @@ def test_no_natural_tone_is_taken_for_its_own_class() -> None:
     ramp = np.repeat(np.arange(256, dtype=np.uint8)[:, None, None], 3, 2)
     for seed in range(40):
         assert tone(ramp, "haze", Views(tone_share=1.0), rng(seed))[0].max() == 0, "black stays black"
-        assert tone(ramp, "low_light", Views(tone_share=1.0), rng(seed))[128, 0, 1] >= 128, "what is lit stays lit"
+        assert tone(ramp, "low_light", Views(tone_share=1.0), rng(seed))[128, 0, 1] >= 128, (
+            "what is lit stays lit"
+        )
 
 
 def test_a_clean_crop_of_a_natural_tone_is_its_own_target(photos_dir: Path) -> None:
     """The tone comes before the degradation: the target has it, too."""
     views = Views(tone_share=1.0, compressed_share=1.0)
     plain, toned = (
-        SynthesisedPairs(DataConfig("photos", str(photos_dir), 64, ["clean"], views=v, classes=["clean"]), 0, 8)
+        SynthesisedPairs(
+            DataConfig("photos", str(photos_dir), 64, ["clean"], views=v, classes=["clean"]), 0, 8
+        )
         for v in (Views(), views)
     )
     for position in range(12):
@@ -130,7 +153,10 @@ def test_crops_that_are_compressed_already_lose_little() -> None:
 
 def test_letters_are_written_on() -> None:
     grey = np.full((96, 96, 3), 127, np.uint8)
-    changed = [(vary(grey, "rain", Views(text_share=1.0), rng(seed)) != grey).any(2).mean() for seed in range(20)]
+    changed = [
+        (vary(grey, "rain", Views(text_share=1.0), rng(seed)) != grey).any(2).mean()
+        for seed in range(20)
+    ]
     assert min(changed) > 0
     assert 0.01 < np.mean(changed) < 0.5
     assert (grey == 127).all(), "the photo itself stays"
@@ -147,7 +173,9 @@ def test_shares_are_shares_of_the_samples(photos_dir: Path) -> None:
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_pairs_are_writable_as_torch_wants_them(photos_dir: Path, share: float) -> None:
     views = Views(color_share=share, dark_share=share, text_share=share)
-    pairs = SynthesisedPairs(DataConfig("photos", str(photos_dir), 64, list(DEGRADATIONS), views=views), 0, 8)
+    pairs = SynthesisedPairs(
+        DataConfig("photos", str(photos_dir), 64, list(DEGRADATIONS), views=views), 0, 8
+    )
     for position in range(32):
         pair = pairs[0, position]
         assert pair.lq.flags.writeable, DEGRADATIONS[pair.label]
@@ -166,10 +194,16 @@ def test_a_crop_is_the_callers_own_even_where_it_is_the_whole_photo() -> None:
 @pytest.mark.parametrize(
     ("views", "message"),
     [
-        ({"scale": (0.0, 1.0)}, r"data.views.scale=\[0.0, 1.0\] is not possible: it has to lie in 0.01 to 1"),
+        (
+            {"scale": (0.0, 1.0)},
+            r"data.views.scale=\[0.0, 1.0\] is not possible: it has to lie in 0.01 to 1",
+        ),
         ({"scale": (1.0, 0.5)}, r"data.views.scale=\[1.0, 0.5\] is reversed"),
         ({"dark_share": 1.5}, "data.views.dark_share=1.5 is not possible"),
-        ({"dark_share": 0.6, "dim_share": 0.5}, "dark_share=0.6 and dim_share=0.5 are more than all crops"),
+        (
+            {"dark_share": 0.6, "dim_share": 0.5},
+            "dark_share=0.6 and dim_share=0.5 are more than all crops",
+        ),
         ({"tone_light": (0.0, 0.5)}, r"data.views.tone_light=\[0.0, 0.5\] is not possible"),
         ({"compressed_quality": (95, 75)}, r"data.views.compressed_quality=\[95, 75\] is reversed"),
         ({"text_share": -0.1}, "data.views.text_share=-0.1 is not possible"),

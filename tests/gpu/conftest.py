@@ -55,7 +55,9 @@ def unchecked() -> Iterator[None]:
 
 
 @pytest.fixture
-def pipe(tiny_restorer: "Restorer", tiny_config: "ModelConfig", randomised: Callable) -> "DiffRestorerPipeline":
+def pipe(
+    tiny_restorer: "Restorer", tiny_config: "ModelConfig", randomised: Callable
+) -> "DiffRestorerPipeline":
     """A tiny pipeline on the CPU in which every path matters."""
     from diffusers import UniPCMultistepScheduler
 
@@ -79,7 +81,10 @@ def batch(photos_dir: Path) -> "PairBatch":
 
 @pytest.fixture(scope="session")
 def tasks(
-    tiny_overrides: list[str], photos_dir: Path, tmp_path_factory: pytest.TempPathFactory, randomised: Callable
+    tiny_overrides: list[str],
+    photos_dir: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    randomised: Callable,
 ) -> "dict[str, Task]":
     """Both stages on the CPU, with noise in what starts at zero. Shared: change a copy."""
     from diffrestorer.config.composition import load
@@ -89,7 +94,13 @@ def tasks(
 
     folder = tmp_path_factory.mktemp("stage1")
     torch.manual_seed(0)
-    overrides = [*tiny_overrides, "data=photos", f"data.root={photos_dir}", "data.size=64", "hardware=cpu"]
+    overrides = [
+        *tiny_overrides,
+        "data=photos",
+        f"data.root={photos_dir}",
+        "data.size=64",
+        "hardware=cpu",
+    ]
     stage1 = randomised(Stage1Task(load("train_stage1", Stage1Config, overrides)))
     stage1.save_model(folder / "model", torch.float32)
     decoder = DecoderTask(load("train_decoder", DecoderConfig, [*overrides, f"stage1={folder}"]))

@@ -47,7 +47,9 @@ def test_float32_is_the_cpu_s(
     assert worst <= FLOAT32_BOUND
 
 
-def test_bf16_stays_near(pipe: DiffRestorerPipeline, device: torch.device, record_property: Callable) -> None:
+def test_bf16_stays_near(
+    pipe: DiffRestorerPipeline, device: torch.device, record_property: Callable
+) -> None:
     expected = restore(pipe.prepare("cpu"), 40, 50)
     found = restore(pipe.prepare(device, dtype=torch.bfloat16), 40, 50)
     mean = (found - expected).abs().mean().item()
@@ -86,7 +88,9 @@ def test_compiled_networks_restore_the_same(
     record_property("greatest difference from eager code", f"{worst:.1e}")
 
 
-def test_the_noise_is_the_generator_s_wherever_it_lives(pipe: DiffRestorerPipeline, device: torch.device) -> None:
+def test_the_noise_is_the_generator_s_wherever_it_lives(
+    pipe: DiffRestorerPipeline, device: torch.device
+) -> None:
     pipe.prepare(device, dtype=torch.float32)
     assert torch.equal(restore(pipe, 40, 50), restore(pipe, 40, 50)), "one generator, one image"
     own = torch.Generator(device).manual_seed(0)

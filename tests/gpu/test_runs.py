@@ -46,9 +46,14 @@ def test_a_killed_run_ends_like_one_that_was_not(
     ]  # fmt: skip
     command = [*common, f"output_dir={tmp_path}/killed"]
     script = str(ROOT / "scripts" / "train_stage1.py")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+    }
     with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen([sys.executable, script, *command], stdout=log, stderr=log, env=environment)
+        process = subprocess.Popen(
+            [sys.executable, script, *command], stdout=log, stderr=log, env=environment
+        )
         checkpoint = tmp_path / "killed" / "checkpoints" / f"step_{EVERY}"
         deadline = time.monotonic() + 600
         while not checkpoint.is_dir():
@@ -63,12 +68,17 @@ def test_a_killed_run_ends_like_one_that_was_not(
     run_here([*common, f"output_dir={tmp_path}/whole"])
     worst, differing = 0.0, 0
     for file in sorted((tmp_path / "whole" / "model").rglob("*.safetensors")):
-        expected, found = load_file(file), load_file(tmp_path / "killed" / file.relative_to(tmp_path / "whole"))
+        expected, found = (
+            load_file(file),
+            load_file(tmp_path / "killed" / file.relative_to(tmp_path / "whole")),
+        )
         assert set(found) == set(expected)
         for name, weight in expected.items():
             worst = max(worst, (found[name].float() - weight.float()).abs().max().item())
             differing += not torch.equal(found[name], weight)
-    record_property("greatest difference of a weight", f"{worst:.1e}, {differing} tensors are not equal bit for bit")
+    record_property(
+        "greatest difference of a weight", f"{worst:.1e}, {differing} tensors are not equal bit for bit"
+    )
     assert worst <= RESUME_BOUND
     for row, other in zip(losses(tmp_path / "killed"), losses(tmp_path / "whole"), strict=True):
         assert row == pytest.approx(other, rel=1e-3)
@@ -94,5 +104,8 @@ def test_the_golden_losses_hold(
         found = [row["total"] for row in losses(tmp_path / stage)]
         assert len(found) == len(golden)
         worst[stage] = max(abs(one / other - 1) for one, other in zip(found, golden, strict=True))
-    record_property("greatest relative difference", ", ".join(f"{stage} {value:.1e}" for stage, value in worst.items()))
+    record_property(
+        "greatest relative difference",
+        ", ".join(f"{stage} {value:.1e}" for stage, value in worst.items()),
+    )
     assert max(worst.values()) <= GOLDEN_BOUND, worst

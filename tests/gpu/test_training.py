@@ -24,12 +24,18 @@ def losses_and_gradient(task: Task, batch: PairBatch) -> tuple[dict[str, float],
     task.zero_grad(set_to_none=True)
     losses = task(batch)
     losses.total.backward()
-    gradient = torch.cat([p.grad.flatten().float().cpu() for p in task.parameters() if p.grad is not None])
+    gradient = torch.cat(
+        [p.grad.flatten().float().cpu() for p in task.parameters() if p.grad is not None]
+    )
     return {name: value.item() for name, value in losses.parts.items()}, gradient
 
 
-def worst_difference(found: tuple[dict[str, float], Tensor], expected: tuple[dict[str, float], Tensor]) -> float:
-    losses = [abs(found[0][name] - value) / max(abs(value), 1e-3) for name, value in expected[0].items()]
+def worst_difference(
+    found: tuple[dict[str, float], Tensor], expected: tuple[dict[str, float], Tensor]
+) -> float:
+    losses = [
+        abs(found[0][name] - value) / max(abs(value), 1e-3) for name, value in expected[0].items()
+    ]
     return max(*losses, ((found[1] - expected[1]).norm() / expected[1].norm()).item())
 
 
@@ -55,7 +61,9 @@ def test_a_step_is_the_cpu_s(
     [
         pytest.param({"channels_last": True}, id="channels_last"),
         pytest.param({"checkpointing": "blocks"}, id="checkpointing"),
-        pytest.param({"channels_last": True, "compile_blocks": True}, id="compiled", marks=pytest.mark.slow),
+        pytest.param(
+            {"channels_last": True, "compile_blocks": True}, id="compiled", marks=pytest.mark.slow
+        ),
     ],
 )
 @pytest.mark.usefixtures("unchecked")
@@ -94,7 +102,9 @@ def test_bf16_stays_near(
     expected, _ = losses_and_gradient(task, batch.to(device))
     with torch.autocast(device.type, torch.bfloat16):
         found = {name: value.item() for name, value in task(batch.to(device)).parts.items()}
-    record_property("losses", " ".join(f"{name} {found[name]:.4f}/{value:.4f}" for name, value in expected.items()))
+    record_property(
+        "losses", " ".join(f"{name} {found[name]:.4f}/{value:.4f}" for name, value in expected.items())
+    )
     assert found == pytest.approx(expected, rel=3e-2, abs=1e-2)
 
 

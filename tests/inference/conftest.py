@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def pipe(tiny_restorer: "Restorer", tiny_config: "ModelConfig", randomised: Callable) -> "DiffRestorerPipeline":
+def pipe(
+    tiny_restorer: "Restorer", tiny_config: "ModelConfig", randomised: Callable
+) -> "DiffRestorerPipeline":
     """A pipeline in which every path matters."""
     from diffusers import UniPCMultistepScheduler
 

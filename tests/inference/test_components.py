@@ -137,7 +137,9 @@ def test_attention_processors_run(pipe: DiffRestorerPipeline) -> None:
 
 def test_lora_adapters_run_and_are_saved_merged(pipe: DiffRestorerPipeline, tmp_path: Path) -> None:
     before, weights = restore(pipe), copy.deepcopy(pipe.unet.state_dict())
-    pipe.unet.add_adapter(LoraConfig(r=2, init_lora_weights=False, target_modules=["to_k", "to_v", "conv1"]))
+    pipe.unet.add_adapter(
+        LoraConfig(r=2, init_lora_weights=False, target_modules=["to_k", "to_v", "conv1"])
+    )
     adapted = restore(pipe)
     assert (adapted - before).abs().max() > 1e-4
 

@@ -32,7 +32,9 @@ def test_channels_last_changes_nothing_and_bfloat16_little(pipe: DiffRestorerPip
     assert 0 < (restored - expected).abs().mean() <= 0.02
 
 
-def test_a_cpu_gets_float32_unless_asked(pipe: DiffRestorerPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cpu_gets_float32_unless_asked(
+    pipe: DiffRestorerPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With AMX, too: whoever calls from Python chooses."""
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
     pipe.to(torch.bfloat16)
@@ -65,7 +67,9 @@ def test_the_command_line_chooses_precision_and_compilation(
 ) -> None:
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
     compiled: list[str] = []
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda network: compiled.append(type(network).__name__))
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda network: compiled.append(type(network).__name__)
+    )
     inputs = {"restore": ["a.png", "-o", "out"], "detect": ["a.png"], "app": []}[command]
     compiles = [] if command == "detect" else ["--compile"]
     for words, dtype in (([], torch.bfloat16), (["--precision", "float32", *compiles], torch.float32)):

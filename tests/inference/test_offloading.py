@@ -19,7 +19,15 @@ from diffrestorer.models.components import COMPONENTS
 from diffrestorer.models.restorer import Restorer
 
 STEPS = 2
-ORDER = ["image_encoder", "prompt_processor", "vae", "control_encoder", "control_network", "unet", "decoder"]
+ORDER = [
+    "image_encoder",
+    "prompt_processor",
+    "vae",
+    "control_encoder",
+    "control_network",
+    "unet",
+    "decoder",
+]
 
 
 @pytest.fixture(params=["mini", "sd15"])
@@ -115,7 +123,9 @@ class Whereabouts:
         return network
 
 
-def test_each_network_is_moved_once_per_image(pipe: DiffRestorerPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_network_is_moved_once_per_image(
+    pipe: DiffRestorerPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """To the GPU in the order in which they run, and back when the next one runs: not at every step."""
     expected = restore_all_ways(pipe)
     where = Whereabouts(pipe, monkeypatch)
@@ -126,17 +136,23 @@ def test_each_network_is_moved_once_per_image(pipe: DiffRestorerPipeline, monkey
     assert [name for name, device in where.moves if device == STAND_IN] == ORDER
     before = where.moves[: where.moves.index(("decoder", STAND_IN))]
     left = {name for name, device in before if device == CPU}
-    assert left == set(ORDER) - {"control_network", "decoder"}, "all but the one that alternates with the UNet"
+    assert left == set(ORDER) - {"control_network", "decoder"}, (
+        "all but the one that alternates with the UNet"
+    )
     assert set(where.places.values()) == {CPU}, "in the end nothing is left there"
     torch.testing.assert_close(found, expected[0], rtol=0, atol=1e-5)
     assert_same(restore_all_ways(pipe), expected)
 
 
-def test_layers_are_offloaded_one_by_one(pipe: DiffRestorerPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_are_offloaded_one_by_one(
+    pipe: DiffRestorerPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Between their runs the weights are nowhere but in accelerate's store: here the hooks really move them."""
     expected, plain = restore_all_ways(pipe), accelerate.cpu_offload
     # A parameter that moves from `cpu` to `cpu:0` would stop being one, which no GPU does.
-    monkeypatch.setattr(accelerate, "cpu_offload", lambda module, device, **options: plain(module, CPU, **options))
+    monkeypatch.setattr(
+        accelerate, "cpu_offload", lambda module, device, **options: plain(module, CPU, **options)
+    )
     pipe.enable_sequential_cpu_offload(device="cpu")
     assert {parameter.device.type for parameter in pipe.unet.parameters()} == {"meta"}
     assert_same(restore_all_ways(pipe), expected)
@@ -151,7 +167,9 @@ def test_groups_of_layers_are_offloaded(
     arrived: set[int] = set()
 
     def tensors(group: ModuleGroup) -> set[int]:
-        return {id(tensor) for part in group.modules for tensor in part.parameters()} | set(map(id, group.parameters))
+        return {id(tensor) for part in group.modules for tensor in part.parameters()} | set(
+            map(id, group.parameters)
+        )
 
     onload, offload = ModuleGroup.onload_, ModuleGroup.offload_
 
@@ -165,7 +183,11 @@ def test_groups_of_layers_are_offloaded(
 
     def check(module: nn.Module, forward: Callable) -> Callable:
         def run(*args: Any, **kwargs: Any) -> Any:
-            missing = [name for name, tensor in module.named_parameters(recurse=False) if id(tensor) not in arrived]
+            missing = [
+                name
+                for name, tensor in module.named_parameters(recurse=False)
+                if id(tensor) not in arrived
+            ]
             assert not missing, f"{type(module).__name__} ran without its {missing}"
             return forward(*args, **kwargs)
 

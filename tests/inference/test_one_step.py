@@ -20,7 +20,9 @@ def test_the_estimate_is_the_teacher_s_first_one(prediction: str) -> None:
     teacher = UniPCMultistepScheduler(**SCHEDULE, prediction_type=prediction, steps_offset=1)
     teacher.set_timesteps(20)
     assert teacher.timesteps[0] == 999
-    noise, output = torch.randn(2, 2, 3, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    noise, output = torch.randn(
+        2, 2, 3, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
     teacher._init_step_index(teacher.timesteps[0])
     expected = teacher.convert_model_output(output, sample=noise)
     student = OneStepScheduler.from_teacher(teacher, tau=999)
@@ -47,7 +49,9 @@ def test_the_table_is_the_step(prediction: str, tau: int) -> None:
 
     assert asked == [tau]
     assert table.timesteps.tolist() == [tau]
-    torch.testing.assert_close(found, scheduler.step(output, tau, start).prev_sample, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        found, scheduler.step(output, tau, start).prev_sample, rtol=1e-6, atol=1e-6
+    )
 
 
 def test_a_clean_start_is_left_by_an_exact_noise_prediction() -> None:
@@ -55,18 +59,26 @@ def test_a_clean_start_is_left_by_an_exact_noise_prediction() -> None:
     scheduler = OneStepScheduler(tau=200)
     clean, noise = torch.randn(2, 1, 3, 4, 5, generator=torch.Generator().manual_seed(2))
     a, b = 0.8682, 0.4963  # SD 1.5's schedule at 200
-    torch.testing.assert_close(scheduler.step(noise, 200, a * clean + b * noise).prev_sample, clean, rtol=0, atol=5e-4)
+    torch.testing.assert_close(
+        scheduler.step(noise, 200, a * clean + b * noise).prev_sample, clean, rtol=0, atol=5e-4
+    )
 
 
 def test_it_is_saved_and_loaded(tmp_path: Path) -> None:
     OneStepScheduler(prediction_type="sample", tau=300).save_pretrained(tmp_path)
     loaded = OneStepScheduler.from_pretrained(tmp_path)
-    assert (loaded.config.tau, loaded.config.prediction_type, loaded.timesteps.tolist()) == (300, "sample", [300])
+    assert (loaded.config.tau, loaded.config.prediction_type, loaded.timesteps.tolist()) == (
+        300,
+        "sample",
+        [300],
+    )
 
 
 @pytest.mark.parametrize("steps", [2, 20])
 def test_other_numbers_of_steps_are_refused(steps: int) -> None:
-    with pytest.raises(ValueError, match=f"restores in one step, not in {steps}: leave the steps out, or give 1"):
+    with pytest.raises(
+        ValueError, match=f"restores in one step, not in {steps}: leave the steps out, or give 1"
+    ):
         check_steps(OneStepScheduler(), steps)
 
 

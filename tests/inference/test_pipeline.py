@@ -29,7 +29,9 @@ STEPS = 2
 
 
 def pipeline_of(restorer: "Restorer", config: "ModelConfig") -> DiffRestorerPipeline:
-    pipeline = DiffRestorerPipeline(**restorer.components(), scheduler=UniPCMultistepScheduler(**config.scheduler))
+    pipeline = DiffRestorerPipeline(
+        **restorer.components(), scheduler=UniPCMultistepScheduler(**config.scheduler)
+    )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -41,13 +43,17 @@ def untrained(tiny_restorer: "Restorer", tiny_config: "ModelConfig") -> DiffRest
 
 
 @pytest.fixture(scope="module")
-def trained(tiny_restorer: "Restorer", tiny_config: "ModelConfig", randomised: Callable) -> DiffRestorerPipeline:
+def trained(
+    tiny_restorer: "Restorer", tiny_config: "ModelConfig", randomised: Callable
+) -> DiffRestorerPipeline:
     """Weights in which every path matters."""
     return pipeline_of(randomised(tiny_restorer), tiny_config)
 
 
 @pytest.fixture(scope="module")
-def folder(trained: DiffRestorerPipeline, tiny_config: "ModelConfig", tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(
+    trained: DiffRestorerPipeline, tiny_config: "ModelConfig", tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A sound model folder; damage a copy."""
     folder = tmp_path_factory.mktemp("model")
     save_model_folder(trained.restorer, UniPCMultistepScheduler(**tiny_config.scheduler), folder)
@@ -70,7 +76,9 @@ def image(height: int, width: int, seed: int = 0) -> torch.Tensor:
     return torch.rand(3, height, width, generator=torch.Generator().manual_seed(seed))
 
 
-def restore(pipeline: DiffRestorerPipeline, images: Any, *numbers: int, **options: Any) -> DiffRestorerOutput:
+def restore(
+    pipeline: DiffRestorerPipeline, images: Any, *numbers: int, **options: Any
+) -> DiffRestorerOutput:
     options = {"num_inference_steps": STEPS, "output_type": "pt", **options}
     return pipeline(images, generator=seeds(*numbers), **options)
 
@@ -92,7 +100,9 @@ def test_padding_reflects_and_is_not_needed_where_the_size_fits() -> None:
     assert torch.equal(padded[0, :, :30, :33], image(30, 33))
     assert torch.equal(padded[0, :, 30], padded[0, :, 28]), "reflected, the edge itself once"
     assert torch.equal(padded[0, :, :, 33], padded[0, :, :, 31])
-    assert (pad_to_multiple(image(1, 1)[None], 32) == image(1, 1)[None]).all(), "a single pixel is repeated"
+    assert (pad_to_multiple(image(1, 1)[None], 32) == image(1, 1)[None]).all(), (
+        "a single pixel is repeated"
+    )
 
 
 def test_the_caller_s_image_is_left_as_it_was(trained: DiffRestorerPipeline) -> None:
@@ -108,16 +118,23 @@ def test_prompts_see_the_unpadded_image(trained: DiffRestorerPipeline) -> None:
     assert torch.equal(prompts.clip_embedding, trained.image_encoder(lq))
 
 
-def test_batching_changes_nothing_where_each_image_has_its_generator(trained: DiffRestorerPipeline) -> None:
+def test_batching_changes_nothing_where_each_image_has_its_generator(
+    trained: DiffRestorerPipeline,
+) -> None:
     images = [image(33, 40, 0), image(16, 16, 1), image(33, 40, 2), image(33, 40, 0)]
     together = restore(trained, images, 10, 11, 12, 13)
     for i, single in enumerate(images):
         alone = restore(trained, single, 10 + i)
         assert (alone.images[0] - together.images[i]).abs().max() <= 1e-4
         torch.testing.assert_close(
-            alone.degradation_probabilities[0], together.degradation_probabilities[i], atol=1e-5, rtol=1e-4
+            alone.degradation_probabilities[0],
+            together.degradation_probabilities[i],
+            atol=1e-5,
+            rtol=1e-4,
         )
-    assert (together.images[0] - together.images[3]).abs().max() > 1e-3, "another generator, another sample"
+    assert (together.images[0] - together.images[3]).abs().max() > 1e-3, (
+        "another generator, another sample"
+    )
 
 
 def test_restoring_is_deterministic(trained: DiffRestorerPipeline) -> None:
@@ -125,14 +142,23 @@ def test_restoring_is_deterministic(trained: DiffRestorerPipeline) -> None:
     first, again, other = (restore(trained, lq, seed).images[0] for seed in (5, 5, 6))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
-    shared = [trained([lq, lq], STEPS, torch.Generator().manual_seed(5), output_type="pt").images for _ in range(2)]
+    shared = [
+        trained([lq, lq], STEPS, torch.Generator().manual_seed(5), output_type="pt").images
+        for _ in range(2)
+    ]
     assert torch.equal(torch.stack(shared[0]), torch.stack(shared[1]))
 
 
 def test_every_kind_of_image_is_read_alike(trained: DiffRestorerPipeline) -> None:
     array = (image(20, 28).permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
     unit = array.astype(np.float32) / 255
-    kinds = [Image.fromarray(array), array, array.astype(np.uint16) * 257, unit, torch.tensor(unit).permute(2, 0, 1)]
+    kinds = [
+        Image.fromarray(array),
+        array,
+        array.astype(np.uint16) * 257,
+        unit,
+        torch.tensor(unit).permute(2, 0, 1),
+    ]
     expected = restore(trained, kinds[0], 0).images[0]
     for kind in [*kinds, kinds[-1][None], [kinds[0]], unit.astype(np.float64)]:
         torch.testing.assert_close(restore(trained, kind, 0).images[0], expected, atol=1e-5, rtol=0)
@@ -170,8 +196,12 @@ def test_one_sampling_serves_both_decoders(trained: DiffRestorerPipeline) -> Non
     lq = image(20, 28)[None]
     sampled = trained.sample(lq, STEPS, seeds(0))
     for decoder in ("refined", "sd"):
-        assert torch.equal(trained.decode(sampled, decoder), restore(trained, lq, 0, decoder=decoder).images[0][None])
-    assert not torch.allclose(trained.decode(sampled, "sd"), trained.decode(sampled, "refined"), atol=1e-3)
+        assert torch.equal(
+            trained.decode(sampled, decoder), restore(trained, lq, 0, decoder=decoder).images[0][None]
+        )
+    assert not torch.allclose(
+        trained.decode(sampled, "sd"), trained.decode(sampled, "refined"), atol=1e-3
+    )
     half = trained.decode(sampled, "refined", fidelity=0.5)
     assert not torch.allclose(half, trained.decode(sampled, "refined"), atol=1e-4)
     assert torch.equal(half, restore(trained, lq, 0, fidelity=0.5).images[0][None])
@@ -182,7 +212,9 @@ def test_both_decoders_agree_at_step_0(untrained: DiffRestorerPipeline) -> None:
     assert torch.equal(untrained.decode(sampled, "sd"), untrained.decode(sampled, "refined"))
 
 
-def test_each_step_is_the_scheduler_s(trained: DiffRestorerPipeline, tiny_config: "ModelConfig") -> None:
+def test_each_step_is_the_scheduler_s(
+    trained: DiffRestorerPipeline, tiny_config: "ModelConfig"
+) -> None:
     """Sampling by hand: the same noise, UniPC's steps around the controlled UNet."""
     lq = image(32, 32)[None]
     sampled = trained.sample(lq, 3, seeds(4))
@@ -199,10 +231,14 @@ def test_each_step_is_the_scheduler_s(trained: DiffRestorerPipeline, tiny_config
 
 def test_fidelity_0_is_the_sd_decoder(trained: DiffRestorerPipeline) -> None:
     lq = image(20, 28)
-    assert torch.equal(restore(trained, lq, 0, fidelity=0.0).images[0], restore(trained, lq, 0, decoder="sd").images[0])
+    assert torch.equal(
+        restore(trained, lq, 0, fidelity=0.0).images[0], restore(trained, lq, 0, decoder="sd").images[0]
+    )
 
 
-def test_a_given_degradation_replaces_the_detected_one(trained: DiffRestorerPipeline, tmp_path: Path) -> None:
+def test_a_given_degradation_replaces_the_detected_one(
+    trained: DiffRestorerPipeline, tmp_path: Path
+) -> None:
     """Prototypes that are the image's own P_D change nothing, others do; a folder keeps them."""
     lq = image(20, 28)
     with pytest.raises(ValueError, match="this model holds no prototype of haze"):
@@ -273,7 +309,9 @@ def test_bad_options_are_refused_before_sampling(
         trained(lq, STEPS, decoder="vae")
     with pytest.raises(ValueError, match=r"fidelity must be from 0 to 1, not 1\.5"):
         trained(lq, STEPS, fidelity=1.5)
-    with pytest.raises(ValueError, match="output_type must be 'pil', 'np', 'pt' or 'latent', not 'jpg'"):
+    with pytest.raises(
+        ValueError, match="output_type must be 'pil', 'np', 'pt' or 'latent', not 'jpg'"
+    ):
         trained(lq, STEPS, output_type="jpg")
 
 
@@ -282,38 +320,63 @@ def same_weights(first: DiffRestorerPipeline, second: DiffRestorerPipeline) -> b
     return list(one) == list(two) and all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_a_saved_folder_comes_back_equal(trained: DiffRestorerPipeline, folder: Path, tmp_path: Path) -> None:
+def test_a_saved_folder_comes_back_equal(
+    trained: DiffRestorerPipeline, folder: Path, tmp_path: Path
+) -> None:
     loaded = DiffRestorerPipeline.from_pretrained(folder)
     loaded.set_progress_bar_config(disable=True)
     assert same_weights(loaded, trained)
     assert not any(getattr(loaded, name).training for name in COMPONENTS)
     lq = image(20, 28)
     # Equal weights at other addresses: aligned otherwise, their sums may round otherwise.
-    torch.testing.assert_close(restore(loaded, lq, 3).images[0], restore(trained, lq, 3).images[0], atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        restore(loaded, lq, 3).images[0], restore(trained, lq, 3).images[0], atol=1e-4, rtol=0
+    )
     loaded.save_pretrained(tmp_path / "again")
     again = DiffRestorerPipeline.from_pretrained(tmp_path / "again")
     assert same_weights(again, trained)
-    assert again.scheduler.config.prediction_type == trained.scheduler.config.prediction_type == "sample"
+    assert (
+        again.scheduler.config.prediction_type == trained.scheduler.config.prediction_type == "sample"
+    )
 
 
 def test_a_folder_names_no_machine_and_its_parts(folder: Path) -> None:
-    assert {path.name for path in folder.iterdir()} == {"README.md", "model_index.json", "scheduler", *COMPONENTS}
+    assert {path.name for path in folder.iterdir()} == {
+        "README.md",
+        "model_index.json",
+        "scheduler",
+        *COMPONENTS,
+    }
     for path in folder.rglob("*.json"):
         assert str(folder.parent) not in path.read_text()
     files = {path.name for path in folder.rglob("*") if path.is_file()}
-    assert files == {"README.md", "model_index.json", "scheduler_config.json", "config.json", WEIGHTS_NAME}
+    assert files == {
+        "README.md",
+        "model_index.json",
+        "scheduler_config.json",
+        "config.json",
+        WEIGHTS_NAME,
+    }
 
 
-def test_a_folder_gets_a_card_and_keeps_its_own(trained: DiffRestorerPipeline, folder: Path, tmp_path: Path) -> None:
+def test_a_folder_gets_a_card_and_keeps_its_own(
+    trained: DiffRestorerPipeline, folder: Path, tmp_path: Path
+) -> None:
     card = (folder / "README.md").read_text()
-    for line in ("library_name: diffusers", "pipeline_tag: image-to-image", "| `unet` | UNet2DConditionModel |"):
+    for line in (
+        "library_name: diffusers",
+        "pipeline_tag: image-to-image",
+        "| `unet` | UNet2DConditionModel |",
+    ):
         assert line in card
     (tmp_path / "README.md").write_text("mine")
     trained.save_pretrained(tmp_path)
     assert (tmp_path / "README.md").read_text() == "mine"
 
 
-def test_pickled_weights_are_refused(trained: DiffRestorerPipeline, folder: Path, tmp_path: Path) -> None:
+def test_pickled_weights_are_refused(
+    trained: DiffRestorerPipeline, folder: Path, tmp_path: Path
+) -> None:
     shutil.copytree(folder, tmp_path / "model")
     (tmp_path / "model" / "unet" / WEIGHTS_NAME).unlink()
     torch.save(trained.unet.state_dict(), tmp_path / "model" / "unet" / "diffusion_pytorch_model.bin")
@@ -326,9 +389,13 @@ def test_loading_shows_no_bar(folder: Path, capfd: pytest.CaptureFixture) -> Non
     assert "Loading" not in capfd.readouterr().err
 
 
-def test_the_index_is_the_one_diffusers_writes(trained: DiffRestorerPipeline, folder: Path, tmp_path: Path) -> None:
+def test_the_index_is_the_one_diffusers_writes(
+    trained: DiffRestorerPipeline, folder: Path, tmp_path: Path
+) -> None:
     trained.save_config(tmp_path)
-    written, expected = (json.loads((place / "model_index.json").read_text()) for place in (folder, tmp_path))
+    written, expected = (
+        json.loads((place / "model_index.json").read_text()) for place in (folder, tmp_path)
+    )
     assert written == expected
 
 
@@ -369,7 +436,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         r"model_index\.json is not Diff-Restorer's: it lacks vae",
     ),
     "no scheduler": (lambda f: shutil.rmtree(f / "scheduler"), r"scheduler_config\.json is missing"),
-    **{f"no {name}": (lambda f, name=name: shutil.rmtree(f / name), f"{name}.* is missing") for name in COMPONENTS},
+    **{
+        f"no {name}": (lambda f, name=name: shutil.rmtree(f / name), f"{name}.* is missing")
+        for name in COMPONENTS
+    },
     **{
         f"{name} cut off": (
             lambda f, name=name: _cut(f / name / WEIGHTS_NAME),
@@ -381,7 +451,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: shutil.copy(f / "vae" / WEIGHTS_NAME, f / "unet" / WEIGHTS_NAME),
         rf"unet/{WEIGHTS_NAME} does not fit its config\.json",
     ),
-    "unknown key": (lambda f: _edit(f / "decoder" / "config.json", refined=True), r"decoder/config\.json.*refined"),
+    "unknown key": (
+        lambda f: _edit(f / "decoder" / "config.json", refined=True),
+        r"decoder/config\.json.*refined",
+    ),
     "other width": (
         lambda f: _edit(f / "unet" / "config.json", cross_attention_dim=8),
         rf"unet/{WEIGHTS_NAME} does not",
@@ -407,11 +480,14 @@ def test_networks_of_two_models_are_refused(
     from diffrestorer.models.prompt_processor import PromptProcessor
 
     shutil.copytree(folder, tmp_path / "model")
-    wider = replace(tiny_config, prompt_processor={**tiny_config.prompt_processor, "degradation_dim": 7})
+    wider = replace(
+        tiny_config, prompt_processor={**tiny_config.prompt_processor, "degradation_dim": 7}
+    )
     other = PromptProcessor(**wider.prompt_processor)
     save_component(other, tmp_path / "model" / "prompt_processor", torch.float32)
     with pytest.raises(
-        ModelFolderError, match=r"degradation_dim \(7\) must equal control_encoder\.degradation_dim \(6\)"
+        ModelFolderError,
+        match=r"degradation_dim \(7\) must equal control_encoder\.degradation_dim \(6\)",
     ):
         DiffRestorerPipeline.from_pretrained(tmp_path / "model")
 

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
-def stock(scheduler: UniPCMultistepScheduler, noise: torch.Tensor, num_steps: int, predict: Callable) -> torch.Tensor:
+def stock(
+    scheduler: UniPCMultistepScheduler, noise: torch.Tensor, num_steps: int, predict: Callable
+) -> torch.Tensor:
     scheduler.set_timesteps(num_steps)
     latents = noise
     for timestep in scheduler.timesteps:
@@ -101,15 +103,22 @@ def test_steps_that_do_not_work_out_are_refused() -> None:
         check_steps(UniPCMultistepScheduler(solver_type="bh1"), 7)
 
 
-def test_the_loop_is_the_plain_one(tiny_restorer: "Restorer", tiny_config: "ModelConfig", randomised: Callable) -> None:
+def test_the_loop_is_the_plain_one(
+    tiny_restorer: "Restorer", tiny_config: "ModelConfig", randomised: Callable
+) -> None:
     """The scheduler's steps around `Restorer.denoise`, as diffusers' pipelines run them."""
     restorer = randomised(tiny_restorer)
     generator = torch.Generator().manual_seed(0)
-    lq, noise = torch.rand(2, 3, 32, 64, generator=generator), torch.randn(2, 4, 4, 8, generator=generator)
+    lq, noise = (
+        torch.rand(2, 3, 32, 64, generator=generator),
+        torch.randn(2, 4, 4, 8, generator=generator),
+    )
     scheduler = UniPCMultistepScheduler(**tiny_config.scheduler)
     with torch.no_grad():
         condition = restorer.condition(lq, restorer.read_prompts(lq))
-        expected = stock(scheduler, noise, 5, lambda latents, t: restorer.denoise(latents, t, condition))
+        expected = stock(
+            scheduler, noise, 5, lambda latents, t: restorer.denoise(latents, t, condition)
+        )
         sampled = sample_latents(restorer, scheduler, condition, noise, 5)
         moved = dataclasses.replace(condition, control_features=condition.control_features + 1)
         assert relative_error(sampled, expected) <= 1e-5

@@ -44,7 +44,9 @@ def image() -> Tensor:
 
 
 @torch.no_grad()
-def plain_loop(scheduler: Any, pipe: DiffRestorerPipeline, noise: torch.Generator, **options: Any) -> Tensor:
+def plain_loop(
+    scheduler: Any, pipe: DiffRestorerPipeline, noise: torch.Generator, **options: Any
+) -> Tensor:
     """The loop of diffusers' own pipelines."""
     restorer, lq = pipe.restorer, image()
     condition = restorer.condition(lq, restorer.read_prompts(lq))
@@ -85,7 +87,9 @@ def test_a_scheduler_draws_from_the_caller_s_generator(pipe: DiffRestorerPipelin
     """Noise that is drawn at every step: one generator gives one image, whatever is drawn elsewhere."""
     scheduler = pipe.scheduler = EulerAncestralDiscreteScheduler.from_config(SD15)
     own = seed(1)
-    expected = plain_loop(EulerAncestralDiscreteScheduler.from_config(scheduler.config), pipe, own, generator=own)
+    expected = plain_loop(
+        EulerAncestralDiscreteScheduler.from_config(scheduler.config), pipe, own, generator=own
+    )
     found = [pipe.sample(image(), STEPS, seed(number)).latents for number in (1, 1, 2)]
     torch.testing.assert_close(found[0], expected, rtol=1e-4, atol=1e-4)
     assert torch.equal(found[0], found[1])

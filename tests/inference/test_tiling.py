@@ -10,7 +10,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from diffrestorer.inference.pipeline import DiffRestorerPipeline
-from diffrestorer.inference.tiling import Axis, Grid, _pooled_moments, smaller_sides, tile_side, until_it_fits
+from diffrestorer.inference.tiling import (
+    Axis,
+    Grid,
+    _pooled_moments,
+    smaller_sides,
+    tile_side,
+    until_it_fits,
+)
 
 if TYPE_CHECKING:
     from diffrestorer.config.schema import ModelConfig
@@ -27,7 +34,9 @@ def mini() -> DiffRestorerPipeline:
 
 
 @pytest.fixture(scope="module")
-def tiny(tiny_restorer: "Restorer", tiny_config: "ModelConfig", randomised: Callable) -> DiffRestorerPipeline:
+def tiny(
+    tiny_restorer: "Restorer", tiny_config: "ModelConfig", randomised: Callable
+) -> DiffRestorerPipeline:
     restorer = randomised(tiny_restorer)
     scheduler = UniPCMultistepScheduler(**tiny_config.scheduler)
     pipeline = DiffRestorerPipeline(**restorer.components(), scheduler=scheduler)
@@ -65,7 +74,8 @@ def test_a_pointwise_network_is_the_same_by_tiles() -> None:
     grid = Grid(Axis.spread(40, 16, 4), Axis.spread(24, 16, 4), batch_size=2)
     canvas, fine = torch.rand(1, 3, 40, 24), torch.rand(1, 3, 80, 48)
     blended = grid.run(
-        lambda own, other: own.sin().repeat_interleave(2, 2).repeat_interleave(2, 3) + other, [canvas, fine]
+        lambda own, other: own.sin().repeat_interleave(2, 2).repeat_interleave(2, 3) + other,
+        [canvas, fine],
     )
     torch.testing.assert_close(blended, F.interpolate(canvas.sin(), scale_factor=2.0) + fine)
 
@@ -73,7 +83,9 @@ def test_a_pointwise_network_is_the_same_by_tiles() -> None:
 def test_shared_statistics_leave_no_trace_of_the_tiles() -> None:
     """A step in brightness: a tile's own GroupNorm would flatten each side, shared ones keep it."""
     grid = Grid(Axis.spread(64, 32, 4), Axis.spread(64, 32, 4))
-    canvas = torch.cat([torch.zeros(1, 4, 64, 32), torch.ones(1, 4, 64, 32)], dim=3) + 0.01 * torch.rand(1, 4, 64, 64)
+    canvas = torch.cat(
+        [torch.zeros(1, 4, 64, 32), torch.ones(1, 4, 64, 32)], dim=3
+    ) + 0.01 * torch.rand(1, 4, 64, 64)
     norm = nn.GroupNorm(2, 4)
     with torch.no_grad():
         whole, shared, own = norm(canvas), grid.run_shared(norm, [canvas], 4), grid.run(norm, [canvas])
@@ -141,10 +153,14 @@ def test_a_tile_larger_than_the_image_is_the_image(tiny: DiffRestorerPipeline) -
 def test_the_tile_batch_changes_nothing(tiny: DiffRestorerPipeline) -> None:
     lq = torch.rand(3, 150, 130, generator=torch.Generator().manual_seed(0))
     for decoder in ("refined", "sd"):
-        one, four, all_ = (restore(tiny, lq, tile=128, decoder=decoder, tile_batch_size=n) for n in (1, 4, None))
+        one, four, all_ = (
+            restore(tiny, lq, tile=128, decoder=decoder, tile_batch_size=n) for n in (1, 4, None)
+        )
         assert (one - four).abs().max() <= 1e-5
         assert (one - all_).abs().max() <= 1e-5
-    pair = tiny([lq, lq], 1, [torch.Generator().manual_seed(0) for _ in range(2)], output_type="pt", tile=128).images
+    pair = tiny(
+        [lq, lq], 1, [torch.Generator().manual_seed(0) for _ in range(2)], output_type="pt", tile=128
+    ).images
     assert all((image - restore(tiny, lq, tile=128)).abs().max() <= 1e-5 for image in pair)
 
 
@@ -155,7 +171,9 @@ def test_strips(size: tuple[int, int], tiny: DiffRestorerPipeline) -> None:
     assert torch.isfinite(restored).all()
 
 
-def test_a_running_out_of_memory_ends_in_tiles(tiny: DiffRestorerPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_running_out_of_memory_ends_in_tiles(
+    tiny: DiffRestorerPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The encoder refuses what is larger than a tile, as a full GPU would."""
     encode = type(tiny.vae).encode
 
@@ -188,14 +206,20 @@ def test_seams_do_not_show(side: int, tile: int, mini: DiffRestorerPipeline) -> 
     lq = smooth_photo(side)
     difference = restore(mini, lq, tile=tile) - restore(mini, lq, tile="none")
     axis = Axis.spread(side // 8, tile // 8, 4)
-    edges = [8 * start for start in axis.starts[1:]] + [8 * (start + axis.side) for start in axis.starts[:-1]]
+    edges = [8 * start for start in axis.starts[1:]] + [
+        8 * (start + axis.side) for start in axis.starts[:-1]
+    ]
     at_seams = torch.zeros(side, dtype=torch.bool)
     for edge in edges:
         at_seams[edge - 2 : edge + 2] = True
     for dim in (1, 2):
         size = difference.abs().amax(dim=(0, 3 - dim))
         steps = difference.diff(dim=dim).abs().amax(dim=(0, 3 - dim))
-        assert size[at_seams].max() <= size[~at_seams].max(), "the difference is no larger at a seam than elsewhere"
-        assert steps[at_seams[1:]].max() <= steps[~at_seams[1:]].max(), "a seam is no larger step than any other"
+        assert size[at_seams].max() <= size[~at_seams].max(), (
+            "the difference is no larger at a seam than elsewhere"
+        )
+        assert steps[at_seams[1:]].max() <= steps[~at_seams[1:]].max(), (
+            "a seam is no larger step than any other"
+        )
     assert difference.abs().max() <= 0.1
     assert difference.mean(dim=(1, 2)).abs().max() <= 0.02, "colours stay, to five grey levels of 255"

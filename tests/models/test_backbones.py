@@ -53,7 +53,9 @@ def test_encoding_gives_scaled_latents_and_features(cls: type[AutoencoderKL]) ->
     assert torch.equal(encoded.latents, vae.encode(images * 2 - 1).latent_dist.mode() * 0.7)
     shapes = [tuple(feature.shape) for feature in encoded.features]
     detail = [(2, 3, 32, 48)] * 2 if cls is PatchAutoencoderKL else []
-    assert shapes == [(2, 10, 4, 6), (2, 8, 8, 12), (2, 6, 16, 24), *detail], "1/8, 1/4, 1/2, what is lost, the image"
+    assert shapes == [(2, 10, 4, 6), (2, 8, 8, 12), (2, 6, 16, 24), *detail], (
+        "1/8, 1/4, 1/2, what is lost, the image"
+    )
 
 
 @torch.no_grad()
@@ -100,15 +102,23 @@ def test_image_encoder_takes_any_size(size: tuple[int, int]) -> None:
 def test_image_encoder_normalises_as_clip_does() -> None:
     encoder = ImageEncoder(TINY_VIT, 6).eval()
     images = torch.rand(2, 3, 28, 28)
-    mean, std = (torch.tensor(v)[:, None, None] for v in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD))
+    mean, std = (
+        torch.tensor(v)[:, None, None]
+        for v in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
+    )
     torch.testing.assert_close(encoder(images), encoder.visual((images - mean) / std))
     whole = torch.zeros(1, 3, 28, 84)
     whole[..., 80:] = 1
-    assert not torch.allclose(encoder(whole), encoder(torch.zeros(1, 3, 28, 84))), "nothing is cropped away"
+    assert not torch.allclose(encoder(whole), encoder(torch.zeros(1, 3, 28, 84))), (
+        "nothing is cropped away"
+    )
 
 
 def test_quick_gelu_is_openai_s_activation() -> None:
-    kinds = [{type(m).__name__ for m in ImageEncoder(TINY_VIT, 6, quick_gelu=q).modules()} for q in (True, False)]
+    kinds = [
+        {type(m).__name__ for m in ImageEncoder(TINY_VIT, 6, quick_gelu=q).modules()}
+        for q in (True, False)
+    ]
     assert "QuickGELU" in kinds[0]
     assert "QuickGELU" not in kinds[1]
 
@@ -120,7 +130,10 @@ def test_image_encoder_is_openai_s_vit_l_14(from_config: bool, sd15: ModelConfig
     with torch.device("meta"):
         encoder = build_image_encoder(sd15) if from_config else ImageEncoder()
         clip = open_clip.CLIP(
-            published["embed_dim"], published["vision_cfg"], published["text_cfg"], published["quick_gelu"]
+            published["embed_dim"],
+            published["vision_cfg"],
+            published["text_cfg"],
+            published["quick_gelu"],
         )
     own = {name: tuple(value.shape) for name, value in encoder.visual.state_dict().items()}
     assert own == {name: tuple(value.shape) for name, value in clip.visual.state_dict().items()}

@@ -18,7 +18,11 @@ GROUPS = 2
 
 def res_block(block: ResBlock, x: torch.Tensor, stride: int = 1) -> torch.Tensor:
     """ResBlock by hand."""
-    skip = x if isinstance(block.skip, torch.nn.Identity) else F.conv2d(x, block.skip.weight, block.skip.bias, stride)
+    skip = (
+        x
+        if isinstance(block.skip, torch.nn.Identity)
+        else F.conv2d(x, block.skip.weight, block.skip.bias, stride)
+    )
     for norm, conv, step in ((block.norm1, block.conv1, stride), (block.norm2, block.conv2, 1)):
         x = F.group_norm(x, GROUPS, norm.weight, norm.bias, 1e-6)
         x = F.conv2d(x * torch.sigmoid(x), conv.weight, conv.bias, step, padding=1)
@@ -52,7 +56,9 @@ def test_dmb_equals_its_formula(
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_drb_equals_its_formula(features: torch.Tensor, p_d: torch.Tensor, randomised: Callable) -> None:
+def test_drb_equals_its_formula(
+    features: torch.Tensor, p_d: torch.Tensor, randomised: Callable
+) -> None:
     block = randomised(DegradationAwareRefinementBlock(4, 6, 5, GROUPS))
     lq_features = torch.randn(2, 6, 8, 6)
     joined = torch.cat([features, lq_features], dim=1)
@@ -96,7 +102,9 @@ def test_drb_learns_from_step_0(features: torch.Tensor, p_d: torch.Tensor) -> No
     assert block.merge.weight.grad.abs().max() > 0
 
 
-def test_fidelity_weighs_the_refinement(features: torch.Tensor, p_d: torch.Tensor, randomised: Callable) -> None:
+def test_fidelity_weighs_the_refinement(
+    features: torch.Tensor, p_d: torch.Tensor, randomised: Callable
+) -> None:
     block = randomised(DegradationAwareRefinementBlock(4, 4, 5, GROUPS))
     none, half, full = (block(features, features, p_d, fidelity) for fidelity in (0.0, 0.5, 1.0))
     assert torch.equal(none, features)

@@ -16,7 +16,12 @@ from diffrestorer.models.restorer import build_control_decoder
 
 SD15_LAYOUT: dict[str, Any] = {
     "sample_size": 16,
-    "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+    "down_block_types": [
+        "CrossAttnDownBlock2D",
+        "CrossAttnDownBlock2D",
+        "CrossAttnDownBlock2D",
+        "DownBlock2D",
+    ],
     "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
     "block_out_channels": [8, 8, 16, 16],
     "layers_per_block": 2,
@@ -39,11 +44,17 @@ def unet_inputs(batch: int = 2) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
     return latents, torch.tensor([7, 900])[:batch], token, torch.randn(batch, 8, 16, 16, generator=g)
 
 
-def controlled(unet: UNet2DConditionModel, network: ControlNetwork, *inputs: torch.Tensor) -> torch.Tensor:
+def controlled(
+    unet: UNet2DConditionModel, network: ControlNetwork, *inputs: torch.Tensor
+) -> torch.Tensor:
     latents, timesteps, token, features = inputs
     down, mid = network(latents, timesteps, token, features, return_dict=False)
     return unet(
-        latents, timesteps, token, down_block_additional_residuals=down, mid_block_additional_residual=mid
+        latents,
+        timesteps,
+        token,
+        down_block_additional_residuals=down,
+        mid_block_additional_residual=mid,
     ).sample
 
 
@@ -109,13 +120,19 @@ def test_network_has_12_and_1_zero_convolutions(unet: UNet2DConditionModel) -> N
     assert type(network) is ControlNetwork
     assert len(network.controlnet_down_blocks) == 12
     assert all(conv.kernel_size == (1, 1) for conv in zero_convolutions(network))
-    assert all((parameter == 0).all() for conv in zero_convolutions(network) for parameter in conv.parameters())
+    assert all(
+        (parameter == 0).all() for conv in zero_convolutions(network) for parameter in conv.parameters()
+    )
 
 
 def test_network_copies_the_unet_s_encoder(unet: UNet2DConditionModel) -> None:
     network = ControlNetwork.from_unet(unet)
     own, source = network.state_dict(), unet.state_dict()
-    copied = {name for name in source if name.startswith(("conv_in", "time_embedding", "down_blocks", "mid_block"))}
+    copied = {
+        name
+        for name in source
+        if name.startswith(("conv_in", "time_embedding", "down_blocks", "mid_block"))
+    }
     assert copied == {name for name in own if not name.startswith(("controlnet_", "zero_conv_in"))}
     assert all(torch.equal(own[name], source[name]) for name in copied)
 
@@ -131,7 +148,9 @@ def test_network_has_no_image_embedding(unet: UNet2DConditionModel) -> None:
 def test_unet_is_untouched_at_step_0(unet: UNet2DConditionModel) -> None:
     inputs = unet_inputs()
     with torch.no_grad():
-        assert torch.equal(controlled(unet, ControlNetwork.from_unet(unet), *inputs), unet(*inputs[:3]).sample)
+        assert torch.equal(
+            controlled(unet, ControlNetwork.from_unet(unet), *inputs), unet(*inputs[:3]).sample
+        )
 
 
 def test_at_step_0_the_copy_sees_what_the_unet_sees(unet: UNet2DConditionModel) -> None:
@@ -153,9 +172,13 @@ def test_feature_is_added_after_conv_in(unet: UNet2DConditionModel) -> None:
     assert torch.equal(first_features(network, *inputs, entered), network.conv_in(inputs[0]) + entered)
 
 
-def test_networks_of_older_folders_have_no_convolution(unet: UNet2DConditionModel, tmp_path: Path) -> None:
+def test_networks_of_older_folders_have_no_convolution(
+    unet: UNet2DConditionModel, tmp_path: Path
+) -> None:
     """Their config.json does not name it; a run that goes on from one adds its feature as it was added."""
-    old = ControlNetwork(**{k: v for k, v in unet.config.items() if k in ControlNetwork._get_init_keys(ControlNetwork)})
+    old = ControlNetwork(
+        **{k: v for k, v in unet.config.items() if k in ControlNetwork._get_init_keys(ControlNetwork)}
+    )
     features = unet_inputs()[3]
     assert old.enter(features) is features
     save_component(old, tmp_path / "control_network", torch.float32)

@@ -38,7 +38,10 @@ VAES: dict[str, dict[str, Any]] = {
     },
 }
 P_D_DIM = 5
-DECODERS: dict[type[AutoencoderKL], Any] = {AutoencoderKL: DegradationAwareDecoder, PatchAutoencoderKL: MiniDecoder}
+DECODERS: dict[type[AutoencoderKL], Any] = {
+    AutoencoderKL: DegradationAwareDecoder,
+    PatchAutoencoderKL: MiniDecoder,
+}
 
 
 def refined(vae: AutoencoderKL, **options: Any) -> DegradationAwareDecoder:
@@ -58,7 +61,9 @@ def build(cls: type[AutoencoderKL], name: str) -> AutoencoderKL:
     return vae
 
 
-@pytest.fixture(params=[(cls, name) for cls in (AutoencoderKL, PatchAutoencoderKL) for name in VAES], ids=str)
+@pytest.fixture(
+    params=[(cls, name) for cls in (AutoencoderKL, PatchAutoencoderKL) for name in VAES], ids=str
+)
 def vae(request: pytest.FixtureRequest) -> AutoencoderKL:
     return build(*request.param)
 
@@ -78,7 +83,9 @@ def test_step_0_equals_the_vae_s_decoder_exactly(vae: AutoencoderKL) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("cls", [AutoencoderKL, PatchAutoencoderKL])
-def test_each_feature_and_p_d_matter_once_trained(cls: type[AutoencoderKL], randomised: Callable) -> None:
+def test_each_feature_and_p_d_matter_once_trained(
+    cls: type[AutoencoderKL], randomised: Callable
+) -> None:
     vae = build(cls, "sd-like")
     encoded = encode_image(vae, torch.rand(1, 3, 32, 32))
     latents, p_d = torch.randn_like(encoded.latents), torch.randn(1, P_D_DIM)
@@ -88,13 +95,17 @@ def test_each_feature_and_p_d_matter_once_trained(cls: type[AutoencoderKL], rand
     for i in range(len(encoded.features)):
         changed = list(encoded.features)
         changed[i] = -changed[i]
-        assert not torch.allclose(decoder(latents, changed, p_d), restored, atol=1e-5), f"feature {i} is not used"
+        assert not torch.allclose(decoder(latents, changed, p_d), restored, atol=1e-5), (
+            f"feature {i} is not used"
+        )
     assert not torch.allclose(decoder(latents, encoded.features, -p_d), restored, atol=1e-5)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("cls", [AutoencoderKL, PatchAutoencoderKL])
-def test_fidelity_0_is_the_plain_decoder_of_the_trained_weights(cls: type[AutoencoderKL], randomised: Callable) -> None:
+def test_fidelity_0_is_the_plain_decoder_of_the_trained_weights(
+    cls: type[AutoencoderKL], randomised: Callable
+) -> None:
     vae = build(cls, "sd-like")
     encoded = encode_image(vae, torch.rand(1, 3, 32, 32))
     decoder = randomised(refined(vae)).eval()
@@ -112,7 +123,11 @@ def test_refinement_blocks_join_features_of_equal_size() -> None:
         blocks = [m for m in decoder.modules() if isinstance(m, DegradationAwareRefinementBlock)]
         features = [torch.zeros(1, 512, 8, 8), torch.zeros(1, 512, 16, 16), torch.zeros(1, 256, 32, 32)]
         assert decoder(torch.zeros(1, 4, 8, 8), features, torch.zeros(1, 256)).shape == (1, 3, 64, 64)
-    assert [(b.merge.out_channels, b.merge.in_channels) for b in blocks] == [(512, 1024), (512, 1024), (512, 768)]
+    assert [(b.merge.out_channels, b.merge.in_channels) for b in blocks] == [
+        (512, 1024),
+        (512, 1024),
+        (512, 768),
+    ]
 
 
 def test_without_refinement_there_are_no_blocks() -> None:
@@ -126,5 +141,7 @@ def test_every_parameter_learns() -> None:
     vae = build(PatchAutoencoderKL, "sd-like")
     encoded = encode_image(vae, torch.rand(1, 3, 32, 32))
     decoder = refined(vae)
-    decoder(encoded.latents.detach(), encoded.features, torch.randn(1, P_D_DIM)).square().mean().backward()
+    decoder(
+        encoded.latents.detach(), encoded.features, torch.randn(1, P_D_DIM)
+    ).square().mean().backward()
     assert not [name for name, parameter in decoder.named_parameters() if parameter.grad is None]

@@ -59,10 +59,14 @@ def test_patch_shortcut_starts_as_a_projection() -> None:
     """What the shortcut alone encodes and decodes is the image's projection on the basis: constant images survive."""
     vae = tiny_vae(PatchAutoencoderKL)
     flat = torch.rand(1, 3, 1, 1).expand(1, 3, 16, 24)
-    torch.testing.assert_close(vae.decoder.shortcut(vae.encoder.shortcut(flat)), flat, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        vae.decoder.shortcut(vae.encoder.shortcut(flat)), flat, atol=1e-5, rtol=0
+    )
     images = torch.rand(1, 3, 16, 24)
     once = vae.decoder.shortcut(vae.encoder.shortcut(images))
-    torch.testing.assert_close(vae.decoder.shortcut(vae.encoder.shortcut(once)), once, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        vae.decoder.shortcut(vae.encoder.shortcut(once)), once, atol=1e-5, rtol=0
+    )
 
 
 @torch.no_grad()
@@ -71,10 +75,14 @@ def test_patch_shortcut_is_added_to_the_mean_and_to_the_image() -> None:
     plain = AutoencoderKL(**{k: v for k, v in vae.config.items() if not k.startswith("_")}).eval()
     shortcut = {name for name in vae.state_dict() if ".shortcut." in name}
     assert len(shortcut) == 4
-    plain.load_state_dict({name: value for name, value in vae.state_dict().items() if name not in shortcut})
+    plain.load_state_dict(
+        {name: value for name, value in vae.state_dict().items() if name not in shortcut}
+    )
     images, latents = torch.rand(2, 3, 16, 24), torch.randn(2, 4, 2, 3)
     mean, log_variance = plain.encoder(images).chunk(2, dim=1)
-    assert torch.equal(vae.encoder(images), torch.cat([mean + vae.encoder.shortcut(images), log_variance], dim=1))
+    assert torch.equal(
+        vae.encoder(images), torch.cat([mean + vae.encoder.shortcut(images), log_variance], dim=1)
+    )
     assert torch.equal(vae.decoder(latents), plain.decoder(latents) + vae.decoder.shortcut(latents))
 
 
@@ -122,7 +130,9 @@ def test_pixel_refinement_changes_nothing_untrained_and_sees_both_images_once_tr
 
 def mini_image_encoder() -> MiniImageEncoder:
     torch.manual_seed(0)
-    return MiniImageEncoder({"image_size": 64, "timm_model_name": "tf_efficientnet_lite0"}, 10, quick_gelu=False)
+    return MiniImageEncoder(
+        {"image_size": 64, "timm_model_name": "tf_efficientnet_lite0"}, 10, quick_gelu=False
+    )
 
 
 @torch.no_grad()
@@ -138,7 +148,10 @@ def test_image_encoder_summarises_every_stage_of_the_tower() -> None:
     tower = encoder.visual.tower.state_dict()
     reference.load_state_dict({name: tower[name] for name in reference.state_dict()})
     for features in reference(prepared):
-        assert any(stage.shape == features.shape and torch.allclose(stage, features, atol=1e-5) for stage in stages)
+        assert any(
+            stage.shape == features.shape and torch.allclose(stage, features, atol=1e-5)
+            for stage in stages
+        )
 
     statistics = torch.cat([torch.cat([s.mean((2, 3)), s.std((2, 3))], dim=1) for s in stages], dim=1)
     running = encoder.visual.standardise
@@ -169,7 +182,9 @@ def test_only_the_projection_learns() -> None:
     encoder(torch.rand(4, 3, 64, 64)).square().mean().backward()
     learning = {name for name, parameter in encoder.named_parameters() if parameter.grad is not None}
     assert learning == {"visual.project.weight", "visual.project.bias"}
-    assert all(torch.equal(before[name], value) for name, value in encoder.visual.tower.state_dict().items())
+    assert all(
+        torch.equal(before[name], value) for name, value in encoder.visual.tower.state_dict().items()
+    )
 
 
 def older_folder(folder: Path) -> Path:
@@ -181,7 +196,12 @@ def older_folder(folder: Path) -> Path:
         content = json.loads(path.read_text()) | changes
         path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
 
-    rewrite("decoder/config.json", _class_name="DegradationAwareDecoder", patch_shortcut=True, pixel_channels=None)
+    rewrite(
+        "decoder/config.json",
+        _class_name="DegradationAwareDecoder",
+        patch_shortcut=True,
+        pixel_channels=None,
+    )
     rewrite("control_encoder/config.json", _class_name="ControlEncoder")
     rewrite(
         "model_index.json",

@@ -9,7 +9,12 @@ import torch
 from torch import nn
 
 from diffrestorer.config.degradations import DEGRADATIONS
-from diffrestorer.models.components import ModelFolderError, load_component, read_classes, save_component
+from diffrestorer.models.components import (
+    ModelFolderError,
+    load_component,
+    read_classes,
+    save_component,
+)
 from diffrestorer.models.prompt_processor import PromptProcessor
 
 
@@ -31,7 +36,9 @@ def test_layer_counts_are_the_paper_s() -> None:
     assert layers(processor.semantic_branch) == [*hidden, *hidden, nn.Linear]
     assert layers(processor.degradation_branch) == [*hidden, nn.Linear]
     assert type(processor.classifier) is nn.Linear
-    linear = {name: tuple(m.weight.shape) for name, m in processor.named_modules() if isinstance(m, nn.Linear)}
+    linear = {
+        name: tuple(m.weight.shape) for name, m in processor.named_modules() if isinstance(m, nn.Linear)
+    }
     assert list(linear.values()) == [(768, 768)] * 3 + [(512, 768), (256, 512)] + [(8, 256)]
 
 
@@ -39,8 +46,12 @@ def test_classifier_reads_the_degradation_embedding() -> None:
     processor = PromptProcessor(12, 10, 9, 6)
     prompts = processor(torch.randn(2, 12))
     assert torch.equal(prompts.degradation_logits, processor.classifier(prompts.degradation_embedding))
-    assert torch.equal(prompts.degradation_embedding, processor.degradation_branch(prompts.clip_embedding))
-    assert torch.equal(prompts.semantic_embedding[:, 0], processor.semantic_branch(prompts.clip_embedding))
+    assert torch.equal(
+        prompts.degradation_embedding, processor.degradation_branch(prompts.clip_embedding)
+    )
+    assert torch.equal(
+        prompts.semantic_embedding[:, 0], processor.semantic_branch(prompts.clip_embedding)
+    )
 
 
 def test_no_semantic_hands_clip_s_embedding_on() -> None:
@@ -56,7 +67,9 @@ def test_no_degradation_gives_zeros_in_training_and_test(training: bool) -> None
     first, second = processor(torch.randn(2, 12)), processor(torch.randn(2, 12))
     assert torch.equal(first.degradation_embedding, torch.zeros(2, 6))
     assert torch.equal(first.degradation_logits, second.degradation_logits)
-    assert not torch.equal(first.semantic_embedding, second.semantic_embedding), "the semantic branch stays"
+    assert not torch.equal(first.semantic_embedding, second.semantic_embedding), (
+        "the semantic branch stays"
+    )
 
 
 def test_no_semantic_refuses_two_widths() -> None:
@@ -92,7 +105,9 @@ def test_classes_are_the_model_s_own() -> None:
     assert processor.class_prototypes.shape == (3, 6)
     torch.testing.assert_close(processor.prototype("sandstorm"), expected[:2].mean(0, keepdim=True))
     torch.testing.assert_close(processor.prototype("clean"), expected[2:])
-    with pytest.raises(ValueError, match=r"one of noise, sandstorm, clean, not 'sandstrom', did you mean 'sandstorm'"):
+    with pytest.raises(
+        ValueError, match=r"one of noise, sandstorm, clean, not 'sandstrom', did you mean 'sandstorm'"
+    ):
         processor.prototype("sandstrom")
 
 

@@ -27,7 +27,12 @@ from diffrestorer.models.components import (
 )
 from diffrestorer.models.control import ControlEncoder, ControlNetwork
 from diffrestorer.models.decoder import DegradationAwareDecoder
-from diffrestorer.models.mini import MiniControlEncoder, MiniDecoder, MiniImageEncoder, PatchAutoencoderKL
+from diffrestorer.models.mini import (
+    MiniControlEncoder,
+    MiniDecoder,
+    MiniImageEncoder,
+    PatchAutoencoderKL,
+)
 from diffrestorer.models.pretrained import load_base
 from diffrestorer.models.prompt_processor import PromptProcessor
 from diffrestorer.models.restorer import Restorer, build_restorer
@@ -38,7 +43,13 @@ UNET = {
     "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
 }
 UNETS: list[dict[str, Any]] = [
-    {**UNET, "block_out_channels": [4, 8], "norm_num_groups": 2, "cross_attention_dim": 5, "attention_head_dim": 2},
+    {
+        **UNET,
+        "block_out_channels": [4, 8],
+        "norm_num_groups": 2,
+        "cross_attention_dim": 5,
+        "attention_head_dim": 2,
+    },
     {
         **UNET,
         "in_channels": 7,
@@ -79,7 +90,10 @@ VARIANTS: list[tuple[str, Callable[[], ModelMixin]]] = [
             mid_block_add_attention=False,
         ),
     ),
-    ("image_encoder", lambda: ImageEncoder({"image_size": 28, "layers": 1, "width": 64, "patch_size": 14}, 6)),
+    (
+        "image_encoder",
+        lambda: ImageEncoder({"image_size": 28, "layers": 1, "width": 64, "patch_size": 14}, 6),
+    ),
     (
         "image_encoder",
         lambda: ImageEncoder(
@@ -93,7 +107,12 @@ VARIANTS: list[tuple[str, Callable[[], ModelMixin]]] = [
     (
         "image_encoder",
         lambda: ImageEncoder(
-            {"image_size": 32, "timm_model_name": "convnext_zepto_rms", "timm_pool": "avg", "timm_proj": "linear"},
+            {
+                "image_size": 32,
+                "timm_model_name": "convnext_zepto_rms",
+                "timm_pool": "avg",
+                "timm_proj": "linear",
+            },
             7,
             quick_gelu=False,
         ),
@@ -101,14 +120,23 @@ VARIANTS: list[tuple[str, Callable[[], ModelMixin]]] = [
     (
         "image_encoder",
         lambda: ImageEncoder(
-            {"image_size": 32, "timm_model_name": "regnetx_002", "timm_pool": "avg", "timm_proj": "linear"}, 9
+            {
+                "image_size": 32,
+                "timm_model_name": "regnetx_002",
+                "timm_pool": "avg",
+                "timm_proj": "linear",
+            },
+            9,
         ),
     ),
     ("prompt_processor", lambda: PromptProcessor(5, 7, 3, 2)),
     ("prompt_processor", lambda: PromptProcessor(6, 6, 3, 2, semantic=False, degradation=False)),
     *(("unet", lambda arguments=arguments: UNet2DConditionModel(**arguments)) for arguments in UNETS),
     *(
-        ("control_network", lambda arguments=arguments: ControlNetwork.from_unet(UNet2DConditionModel(**arguments)))
+        (
+            "control_network",
+            lambda arguments=arguments: ControlNetwork.from_unet(UNet2DConditionModel(**arguments)),
+        )
         for arguments in UNETS
     ),
     ("control_encoder", lambda: ControlEncoder([4, 2, 6, 8], 3, 2)),
@@ -119,10 +147,15 @@ VARIANTS: list[tuple[str, Callable[[], ModelMixin]]] = [
         "decoder",
         lambda: MiniDecoder(5, [3, 9, 6, 3], 2, 3, 0.7, False, False, degradation_dim=4, refine=False),
     ),
-    ("decoder", lambda: MiniDecoder(5, [3, 9, 6, 3], 2, 3, 0.7, False, False, 4, pixel_channels=[3, 6])),
+    (
+        "decoder",
+        lambda: MiniDecoder(5, [3, 9, 6, 3], 2, 3, 0.7, False, False, 4, pixel_channels=[3, 6]),
+    ),
     (
         "image_encoder",
-        lambda: MiniImageEncoder({"image_size": 32, "timm_model_name": "tf_efficientnet_lite0"}, 9, quick_gelu=False),
+        lambda: MiniImageEncoder(
+            {"image_size": 32, "timm_model_name": "tf_efficientnet_lite0"}, 9, quick_gelu=False
+        ),
     ),
 ]
 IDS = [f"{name}-{i}" for i, (name, _) in enumerate(VARIANTS)]
@@ -130,7 +163,8 @@ IDS = [f"{name}-{i}" for i, (name, _) in enumerate(VARIANTS)]
 
 def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
     return list(first) == list(second) and all(
-        a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(first.values(), second.values(), strict=True)
+        a.dtype == b.dtype and torch.equal(a, b)
+        for a, b in zip(first.values(), second.values(), strict=True)
     )
 
 
@@ -160,7 +194,9 @@ def test_saved_components_come_back_bit_for_bit(
 
 def test_every_component_is_among_the_variants() -> None:
     assert {name for name, _ in VARIANTS} == set(COMPONENTS)
-    assert {type(build()) for _, build in VARIANTS} == {cls for classes in COMPONENTS.values() for cls in classes}
+    assert {type(build()) for _, build in VARIANTS} == {
+        cls for classes in COMPONENTS.values() for cls in classes
+    }
 
 
 def test_fp16_saving_leaves_the_live_component_float32(tmp_path: Path, randomised: Callable) -> None:
@@ -172,14 +208,23 @@ def test_fp16_saving_leaves_the_live_component_float32(tmp_path: Path, randomise
     on_disk = load_file(tmp_path / "prompt_processor" / WEIGHTS_NAME)
     assert {value.dtype for value in on_disk.values()} == {torch.float16}
     loaded = load_component(tmp_path / "prompt_processor").state_dict()
-    assert same(dict(loaded), {key: value.half().float() for key, value in before.items()}), "read back in float32"
+    assert same(dict(loaded), {key: value.half().float() for key, value in before.items()}), (
+        "read back in float32"
+    )
 
 
 def test_counts_of_a_batch_norm_survive_fp16(tmp_path: Path) -> None:
     """fp16 ends at 65,504: what is no weight keeps its type."""
-    vision_cfg = {"image_size": 32, "timm_model_name": "regnetx_002", "timm_pool": "avg", "timm_proj": "linear"}
+    vision_cfg = {
+        "image_size": 32,
+        "timm_model_name": "regnetx_002",
+        "timm_pool": "avg",
+        "timm_proj": "linear",
+    }
     encoder = ImageEncoder(vision_cfg, 9)
-    counts = [buffer for name, buffer in encoder.named_buffers() if name.endswith("num_batches_tracked")]
+    counts = [
+        buffer for name, buffer in encoder.named_buffers() if name.endswith("num_batches_tracked")
+    ]
     assert counts
     for buffer in counts:
         buffer.fill_(100_001)
@@ -201,18 +246,36 @@ def _edit_weights(path: Path, change: Callable[[dict[str, torch.Tensor]], object
 
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no config": (lambda f: (f / "config.json").unlink(), r"config\.json is missing"),
-    "config cut off": (lambda f: (f / "config.json").write_text('{"clip_dim": '), r"config\.json cannot be read"),
-    "config not an object": (lambda f: (f / "config.json").write_text("[]"), r"config\.json .*no JSON object"),
+    "config cut off": (
+        lambda f: (f / "config.json").write_text('{"clip_dim": '),
+        r"config\.json cannot be read",
+    ),
+    "config not an object": (
+        lambda f: (f / "config.json").write_text("[]"),
+        r"config\.json .*no JSON object",
+    ),
     "config of another class": (
         lambda f: _edit_json(f / "config.json", _class_name="UNet2DModel"),
         r"config\.json describes a UNet2DModel, where PromptProcessor is expected",
     ),
     "unknown key": (lambda f: _edit_json(f / "config.json", sematic=True), r"config\.json.*sematic"),
-    "wrong value": (lambda f: _edit_json(f / "config.json", hidden_dim="wide"), r"config\.json does not describe"),
-    "impossible value": (lambda f: _edit_json(f / "config.json", hidden_dim=-1), r"config\.json does not describe"),
-    "other widths": (lambda f: _edit_json(f / "config.json", hidden_dim=4), rf"{WEIGHTS_NAME} does not fit"),
+    "wrong value": (
+        lambda f: _edit_json(f / "config.json", hidden_dim="wide"),
+        r"config\.json does not describe",
+    ),
+    "impossible value": (
+        lambda f: _edit_json(f / "config.json", hidden_dim=-1),
+        r"config\.json does not describe",
+    ),
+    "other widths": (
+        lambda f: _edit_json(f / "config.json", hidden_dim=4),
+        rf"{WEIGHTS_NAME} does not fit",
+    ),
     "no weights": (lambda f: (f / WEIGHTS_NAME).unlink(), rf"{WEIGHTS_NAME} is missing"),
-    "empty weights": (lambda f: (f / WEIGHTS_NAME).write_bytes(b""), rf"{WEIGHTS_NAME} is damaged or truncated"),
+    "empty weights": (
+        lambda f: (f / WEIGHTS_NAME).write_bytes(b""),
+        rf"{WEIGHTS_NAME} is damaged or truncated",
+    ),
     "weights cut off": (
         lambda f: (f / WEIGHTS_NAME).write_bytes((f / WEIGHTS_NAME).read_bytes()[:-20]),
         rf"{WEIGHTS_NAME} is damaged or truncated",
@@ -230,7 +293,9 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         rf"{WEIGHTS_NAME} does not fit its config.json: extra is \(2,\) there, not part of the model",
     ),
     "wrong shape": (
-        lambda f: _edit_weights(f / WEIGHTS_NAME, lambda t: t.update({"classifier.bias": torch.zeros(7)})),
+        lambda f: _edit_weights(
+            f / WEIGHTS_NAME, lambda t: t.update({"classifier.bias": torch.zeros(7)})
+        ),
         rf"{WEIGHTS_NAME} does not fit its config.json: classifier.bias is \(7,\) there, \(8,\) by the config",
     ),
 }
@@ -254,16 +319,22 @@ def test_step_0_leaves_the_unet_as_it_is(tiny_restorer: Restorer) -> None:
         condition = tiny_restorer.condition(lq, prompts)
         found = tiny_restorer.denoise(noisy, torch.tensor(500), condition)
         alone = tiny_restorer.unet(noisy, torch.tensor(500), prompts.semantic_embedding).sample
-        assert torch.equal(found, alone + condition.encoded.latents), "mini: relative to the degraded latents"
+        assert torch.equal(found, alone + condition.encoded.latents), (
+            "mini: relative to the degraded latents"
+        )
 
 
 def test_the_prediction_need_not_be_relative_and_then_is_the_unet_s(tiny_config: ModelConfig) -> None:
-    restorer = build_restorer(replace(tiny_config, relative_prediction=False), *load_base(tiny_config)).eval()
+    restorer = build_restorer(
+        replace(tiny_config, relative_prediction=False), *load_base(tiny_config)
+    ).eval()
     lq, noisy = torch.rand(1, 3, 32, 32), torch.randn(1, 4, 4, 4)
     with torch.no_grad():
         prompts = restorer.read_prompts(lq)
         found = restorer.denoise(noisy, torch.tensor([3]), restorer.condition(lq, prompts))
-        assert torch.equal(found, restorer.unet(noisy, torch.tensor([3]), prompts.semantic_embedding).sample)
+        assert torch.equal(
+            found, restorer.unet(noisy, torch.tensor([3]), prompts.semantic_embedding).sample
+        )
 
 
 def test_both_decoders_agree_at_step_0(tiny_restorer: Restorer, randomised: Callable) -> None:
@@ -278,7 +349,9 @@ def test_both_decoders_agree_at_step_0(tiny_restorer: Restorer, randomised: Call
         assert not torch.allclose(trained.decode(latents, condition), refined, atol=1e-3)
 
 
-def test_control_heeds_the_degraded_image_once_trained(tiny_restorer: Restorer, randomised: Callable) -> None:
+def test_control_heeds_the_degraded_image_once_trained(
+    tiny_restorer: Restorer, randomised: Callable
+) -> None:
     restorer, noisy = randomised(tiny_restorer), torch.randn(1, 4, 4, 4)
     lq = torch.rand(1, 3, 32, 32)
     with torch.no_grad():
@@ -295,7 +368,9 @@ def test_components_have_their_names(tiny_restorer: Restorer) -> None:
     components = tiny_restorer.components()
     assert list(components) == list(COMPONENTS)
     assert all(isinstance(components[name], classes) for name, classes in COMPONENTS.items())
-    assert sum(1 for _ in tiny_restorer.parameters()) == sum(len(list(c.parameters())) for c in components.values())
+    assert sum(1 for _ in tiny_restorer.parameters()) == sum(
+        len(list(c.parameters())) for c in components.values()
+    )
 
 
 @pytest.mark.parametrize(
@@ -306,8 +381,16 @@ def test_components_have_their_names(tiny_restorer: Restorer) -> None:
         ("prompt_processor", {"degradation_dim": 7}, "degradation_dim.*7.*degradation_dim.*6"),
         ("control_encoder", {"block_out_channels": [4, 8, 8, 16]}, "last width.*16.*first.*8"),
         ("unet", {"in_channels": 5}, "latent_channels.*4.*in_channels.*5"),
-        ("prompt_processor", {"sematic": False}, r"model\.prompt_processor\.sematic is not an argument"),
-        ("control_encoder", {"modulated": False}, r"model\.control_encoder\.modulated is not an argument"),
+        (
+            "prompt_processor",
+            {"sematic": False},
+            r"model\.prompt_processor\.sematic is not an argument",
+        ),
+        (
+            "control_encoder",
+            {"modulated": False},
+            r"model\.control_encoder\.modulated is not an argument",
+        ),
     ],
 )
 def test_networks_that_do_not_fit_are_refused(
@@ -319,17 +402,24 @@ def test_networks_that_do_not_fit_are_refused(
 
 
 def test_unknown_arguments_and_classes_are_refused(tiny_config: ModelConfig) -> None:
-    with pytest.raises(ValueError, match=r"model\.vae\.latents is not an argument of PatchAutoencoderKL"):
+    with pytest.raises(
+        ValueError, match=r"model\.vae\.latents is not an argument of PatchAutoencoderKL"
+    ):
         build_vae(replace(tiny_config, vae={**tiny_config.vae, "latents": 4}))
     with pytest.raises(ValueError, match=r"model\.unet\.width"):
         build_unet(replace(tiny_config, unet={**tiny_config.unet, "width": 4}))
-    with pytest.raises(ValueError, match=r"model\.vae_class=VAE is unknown; choose one of AutoencoderKL"):
+    with pytest.raises(
+        ValueError, match=r"model\.vae_class=VAE is unknown; choose one of AutoencoderKL"
+    ):
         build_vae(replace(tiny_config, vae_class="VAE"))
 
 
 def test_a_folder_s_files_are_config_and_safetensors(tmp_path: Path) -> None:
     save_component(PromptProcessor(5, 7, 3, 2), tmp_path / "prompt_processor", torch.float32)
-    assert {path.name for path in (tmp_path / "prompt_processor").iterdir()} == {"config.json", WEIGHTS_NAME}
+    assert {path.name for path in (tmp_path / "prompt_processor").iterdir()} == {
+        "config.json",
+        WEIGHTS_NAME,
+    }
     shutil.copytree(tmp_path / "prompt_processor", tmp_path / "elsewhere")
     assert isinstance(load_component(tmp_path / "elsewhere", "prompt_processor"), PromptProcessor)
     assert not re.search(str(tmp_path), (tmp_path / "prompt_processor" / "config.json").read_text())
@@ -337,5 +427,7 @@ def test_a_folder_s_files_are_config_and_safetensors(tmp_path: Path) -> None:
 
 def test_a_path_for_the_latents_needs_sample_prediction(tiny_config: ModelConfig) -> None:
     config = replace(tiny_config, scheduler={**tiny_config.scheduler, "prediction_type": "epsilon"})
-    with pytest.raises(ValueError, match=r"it needs model\.scheduler\.prediction_type=sample, not epsilon"):
+    with pytest.raises(
+        ValueError, match=r"it needs model\.scheduler\.prediction_type=sample, not epsilon"
+    ):
         build_restorer(config, *load_base(config))

@@ -79,7 +79,9 @@ def test_names_and_shapes_are_the_published_ones(name: str, networks: dict[str, 
     assert {key: found.get(key) for key in PUBLISHED[name]} == PUBLISHED[name]
 
 
-def test_the_control_network_is_a_controlnet_without_its_image_embedding(networks: dict[str, nn.Module]) -> None:
+def test_the_control_network_is_a_controlnet_without_its_image_embedding(
+    networks: dict[str, nn.Module],
+) -> None:
     with torch.device("meta"):
         own = shapes(ControlNetwork.from_unet(networks["unet"]))
     published = shapes(networks["controlnet"])

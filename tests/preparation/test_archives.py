@@ -34,7 +34,9 @@ def files(folder: Path) -> list[str]:
 
 
 def test_images_only(tmp_path: Path) -> None:
-    archive = make_zip(tmp_path / "a.zip", {"x/1.png": b"1", "x/readme.txt": b"2", "__MACOSX/x/._1.png": b"3"})
+    archive = make_zip(
+        tmp_path / "a.zip", {"x/1.png": b"1", "x/readme.txt": b"2", "__MACOSX/x/._1.png": b"3"}
+    )
     assert files(unpack(archive, tmp_path / "out")) == ["x/1.png"]
 
 
@@ -94,7 +96,10 @@ def test_pipes_named_like_images_or_archives_do_not_hang(tmp_path: Path, name: s
     root = tmp_path / "root"
     (root / "x").mkdir(parents=True)
     os.mkfifo(root / name)
-    for take in (lambda: list_files(root, tmp_path / "out"), lambda: list_files(root / name, tmp_path / "out")):
+    for take in (
+        lambda: list_files(root, tmp_path / "out"),
+        lambda: list_files(root / name, tmp_path / "out"),
+    ):
         with pytest.raises(ValueError, match=r"regular file|cannot be listed"):
             take()
 
@@ -109,7 +114,9 @@ def test_a_pipe_named_like_a_photo_or_a_shard_does_not_hang(tmp_path: Path) -> N
 
 
 def test_names_that_would_be_too_long_are_shortened_and_stay_apart(tmp_path: Path) -> None:
-    sources = [Source("é" * 100 + "/" + "x" * 180 + end, None, tmp_path / "a.png") for end in ("1", "2", "2")]
+    sources = [
+        Source("é" * 100 + "/" + "x" * 180 + end, None, tmp_path / "a.png") for end in ("1", "2", "2")
+    ]
     names = file_names([Planned(source, 0) for source in sources])
     assert len(set(names)) == 3
     for name in names:

@@ -28,11 +28,16 @@ def test_help_names_every_set() -> None:
 
 def test_published_counts() -> None:
     """SPEC: the sets' published counts."""
-    counts = {(name, part.name): part.published for name, entry in CATALOG.items() for part in entry.parts}
+    counts = {
+        (name, part.name): part.published for name, entry in CATALOG.items() for part in entry.parts
+    }
     assert counts["div2k", "DIV2K_train_HR"] == 800
     assert counts["flickr2k", "Flickr2K_HR"] == 2650
     assert counts["snow100k", "all"] == 50_000
-    assert sum(count for (name, part), count in counts.items() if name == "snow100k" and part != "all") == 50_000
+    assert (
+        sum(count for (name, part), count in counts.items() if name == "snow100k" and part != "all")
+        == 50_000
+    )
     assert counts["rtts", "RTTS"] == 4322
 
 
@@ -65,7 +70,12 @@ def test_two_thousand_snow_tests() -> None:
         ("reside", "ITS", "ITS/hazy/12_3_0.90179.png", "ITS/clear/12.png"),
         ("rain1400", "training", "x/training/rainy_image/12_14.jpg", "x/training/ground_truth/12.jpg"),
         ("raindrop", "test_a", "test_a/data/7_rain.png", "test_a/gt/7_clean.png"),
-        ("gopro", "train", "train/GOPR0372_07_00/blur/000047.png", "train/GOPR0372_07_00/sharp/000047.png"),
+        (
+            "gopro",
+            "train",
+            "train/GOPR0372_07_00/blur/000047.png",
+            "train/GOPR0372_07_00/sharp/000047.png",
+        ),
     ],
 )
 def test_partners_share_a_key(name: str, part: str, lq: str, gt: str) -> None:
@@ -77,12 +87,17 @@ def test_partners_share_a_key(name: str, part: str, lq: str, gt: str) -> None:
 
 def test_gopro_scenes_are_kept_apart() -> None:
     train = CATALOG["gopro"].parts[0]
-    keys = {train.key("gt", f"train/{scene}/sharp/000047.png") for scene in ("GOPR0372_07_00", "GOPR0374_11_00")}
+    keys = {
+        train.key("gt", f"train/{scene}/sharp/000047.png")
+        for scene in ("GOPR0372_07_00", "GOPR0374_11_00")
+    }
     assert len(keys) == 2
     assert train.key("lq", "train/GOPR0372_07_00/blur_gamma/000047.png") is None
 
 
-@pytest.mark.parametrize("path", ["SOTS/outdoor/hazy/0001_0.8_0.2.jpg", "SOTS/indoor/hazy/1400_1_0.9.png"])
+@pytest.mark.parametrize(
+    "path", ["SOTS/outdoor/hazy/0001_0.8_0.2.jpg", "SOTS/indoor/hazy/1400_1_0.9.png"]
+)
 def test_test_haze_is_never_training_haze(path: str) -> None:
     for part in CATALOG["reside"].parts[:2]:
         assert part.key("lq", path) is None

@@ -31,7 +31,9 @@ def read_row(out: Path, row: dict[str, Any]) -> list[np.ndarray]:
 
 
 def resized(path: Path) -> bytes:
-    return cv2.resize(np.asarray(Image.open(path)), (SIZE, SIZE), interpolation=cv2.INTER_AREA).tobytes()
+    return cv2.resize(
+        np.asarray(Image.open(path)), (SIZE, SIZE), interpolation=cv2.INTER_AREA
+    ).tobytes()
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +63,9 @@ def test_a_set_from_download_to_batch(name: str, tmp_path: Path) -> None:
     for degradation, count in train.items():
         share = training_share(degradation, "OTS")
         assert count == pytest.approx(BUDGET * share[name] / sum(share.values()), abs=1)
-    made = {(part.split, product.degradation) for part in CATALOG[name].parts for product in part.products}
+    made = {
+        (part.split, product.degradation) for part in CATALOG[name].parts for product in part.products
+    }
     assert {(row["split"], row["degradation"]) for row in rows} == made
 
     files = [(lq, gt) for gt, lq, _ in miniatures.LAYOUTS[name]]
@@ -164,7 +168,9 @@ def test_oversampling_is_recorded_and_hits_both_images(tmp_path: Path) -> None:
     """With LQ = GT on disk, every augmented pair is still equal."""
     for number in (2, 10):
         for side in ("low", "high"):
-            miniatures.save(tmp_path / "downloads" / "our485" / side / f"{number}.png", miniatures.scene(number))
+            miniatures.save(
+                tmp_path / "downloads" / "our485" / side / f"{number}.png", miniatures.scene(number)
+            )
     rows = make("lol", tmp_path / "downloads", tmp_path / "out", allow_incomplete=True)
     assert len(rows) == BUDGET
     assert Counter(bool(row["augmentation"]) for row in rows) == {False: 2, True: BUDGET - 2}
@@ -187,7 +193,10 @@ def test_larger_sets_are_sampled(tmp_path: Path) -> None:
 def test_scenes_of_the_test_are_not_trained_on(tmp_path: Path) -> None:
     miniatures.build("reside", tmp_path / "downloads")
     make("reside", tmp_path / "downloads", tmp_path / "out", budget=200)
-    shards = [open_shard(path) for path in sorted((tmp_path / "out" / "pairs/reside/train/haze").glob("*.npy"))]
+    shards = [
+        open_shard(path)
+        for path in sorted((tmp_path / "out" / "pairs/reside/train/haze").glob("*.npy"))
+    ]
     trained = {pixels.transpose(1, 2, 0).tobytes() for shard in shards for pixels in shard[:, 1]}
     clear = tmp_path / "downloads" / "RESIDE" / "OTS" / "clear"
     assert resized(clear / "0001.jpg") in trained
@@ -203,7 +212,12 @@ def test_photos_train_and_test(tmp_path: Path) -> None:
     assert {degradation: len(pairs) for (_, degradation), pairs in found.items()} == dict.fromkeys(
         (*DEGRADATIONS, *MIXTURES), 2
     )
-    clean = {pair.gt.read_bytes() for pairs in found.values() for pair in pairs if pair.name == "4" and pair.gt}
+    clean = {
+        pair.gt.read_bytes()
+        for pairs in found.values()
+        for pair in pairs
+        if pair.name == "4" and pair.gt
+    }
     assert len(clean) == 1, "a photo is cropped alike for every class"
     make("photos", root, tmp_path / "again", budget=None)
     make("photos", others, tmp_path / "again", budget=None, split="test")
@@ -217,7 +231,9 @@ def test_a_photo_does_not_depend_on_the_others(tmp_path: Path) -> None:
 
 
 def test_only_the_named_degradations_are_made(tmp_path: Path) -> None:
-    rows = make("photos", photos(tmp_path / "a", 1), tmp_path / "out", degradations=["noise", "blur"], budget=3)
+    rows = make(
+        "photos", photos(tmp_path / "a", 1), tmp_path / "out", degradations=["noise", "blur"], budget=3
+    )
     assert Counter(row["degradation"] for row in rows) == {"noise": 3, "blur": 3}
 
 
@@ -228,7 +244,9 @@ def test_files_tell_nothing_of_the_class(tmp_path: Path) -> None:
     for pairs in list_test_pairs(tmp_path / "out").values():
         for pair in pairs:
             with Image.open(pair.lq) as image:
-                statistics.add((image.size, image.mode, image.format, *sorted(image.info), pair.lq.stat().st_size))
+                statistics.add(
+                    (image.size, image.mode, image.format, *sorted(image.info), pair.lq.stat().st_size)
+                )
     assert statistics == {((SIZE, SIZE), "RGB", "PNG", pair.lq.stat().st_size)}
     make("photos", tmp_path / "a", tmp_path / "train", budget=None)
     shards = list((tmp_path / "train").glob("pairs/photos/train/*/00000.npy"))

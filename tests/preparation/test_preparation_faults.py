@@ -138,7 +138,9 @@ def test_other_settings_in_the_same_folder(lol: Path, tmp_path: Path) -> None:
         ({"set": "photos", "degradations": ["blur+noise"]}, "gives no pairs of blur"),
     ],
 )
-def test_wrong_keys(keys: dict[str, Any], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_keys(
+    keys: dict[str, Any], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     photos(tmp_path / "photos", 1)
     (tmp_path / "empty").mkdir()
@@ -155,7 +157,9 @@ def test_checksums_find_what_was_changed(tmp_path: Path) -> None:
     content[-1] ^= 1
     shard.write_bytes(content)
     (out / "pairs/photos/test/haze/lq/3.png").unlink()
-    with pytest.raises(ValueError, match=r"2 of 28 pairs in .* are damaged or missing: .*haze/lq/3\.png, .*rain.*#1/0"):
+    with pytest.raises(
+        ValueError, match=r"2 of 28 pairs in .* are damaged or missing: .*haze/lq/3\.png, .*rain.*#1/0"
+    ):
         prepare(PrepareConfig(out=str(out), check=True))
     (pair,) = list_test_pairs(out)["photos", "haze"]
     with pytest.raises(ValueError, match="no such file"):
@@ -176,7 +180,9 @@ def test_a_manifest_that_is_none(damage: str, tmp_path: Path) -> None:
     elif damage == "no rows":
         shutil.rmtree(out / "pairs")
         preparation.write_manifest(out)
-    expected = {"absent": "holds no manifest", "cut off": "cannot be read", "no rows": "names no pair"}[damage]
+    expected = {"absent": "holds no manifest", "cut off": "cannot be read", "no rows": "names no pair"}[
+        damage
+    ]
     with pytest.raises(ValueError, match=expected):
         prepare(PrepareConfig(out=str(out), check=True))
 
@@ -205,7 +211,8 @@ def _prepare_on_a_full_disk(root: str, out: str, answer: str) -> None:
 def test_a_disk_that_fills_up(tmp_path: Path) -> None:
     root = photos(tmp_path / "photos", *range(1, 4))
     process = multiprocessing.get_context("fork").Process(
-        target=_prepare_on_a_full_disk, args=(str(root), str(tmp_path / "out"), str(tmp_path / "answer"))
+        target=_prepare_on_a_full_disk,
+        args=(str(root), str(tmp_path / "out"), str(tmp_path / "answer")),
     )
     process.start()
     process.join(60)
@@ -235,7 +242,14 @@ def test_a_killed_preparation_ends_like_one_that_was_not(tmp_path: Path) -> None
 @pytest.mark.parametrize("seconds", [0.5, 1, 2, 3, 5])
 def test_a_preparation_killed_at_any_moment(tmp_path: Path, seconds: float) -> None:
     root = photos(tmp_path / "photos", *range(1, 25))
-    command = ["set=photos", f"root={root}", f"out={tmp_path / 'out'}", "size=256", "split=test", "num_workers=2"]
+    command = [
+        "set=photos",
+        f"root={root}",
+        f"out={tmp_path / 'out'}",
+        "size=256",
+        "split=test",
+        "num_workers=2",
+    ]
     for _ in range(3):
         process = runs.start("prepare_data.py", command, tmp_path / "log")
         process.join(seconds)

@@ -37,7 +37,9 @@ def test_clipping_floors_and_augmentation_are_the_authors(method: str, size: str
     assert config.train.lr_floor == FLOORS.get(method, 0)
     assert config.pretraining.lr_floor == 0
     assert config.data.augment == (method != "transweather")
-    assert not load("train_stage1", Stage1Config, ["hardware=cpu"]).data.augment, "ours is trained without"
+    assert not load("train_stage1", Stage1Config, ["hardware=cpu"]).data.augment, (
+        "ours is trained without"
+    )
 
 
 def test_cosine_ends_at_its_floor() -> None:
@@ -63,7 +65,9 @@ def measured_share(config: BaselineConfig, num_steps: int) -> float:
     task = AirNetEncoderTask(recipe("airnet", f"size={config.size}", network))
     side, patch, count = config.data.size, config.patch_size, config.train.global_batch_size
     rows = torch.arange(side, dtype=torch.float32)
-    image = torch.stack([rows[:, None].expand(side, side), rows.expand(side, side), torch.zeros(side, side)])
+    image = torch.stack(
+        [rows[:, None].expand(side, side), rows.expand(side, side), torch.zeros(side, side)]
+    )
     images, none = image.expand(count, 3, side, side), torch.zeros(count, 3, 1, 1, dtype=torch.uint8)
     shares = []
     for step in range(num_steps):
@@ -79,13 +83,17 @@ def test_airnets_two_crops_share_as_much_as_the_authors(size: str) -> None:
     """16 % of their area on average, and not 69 %: what two crops of 128 of a photo of 321x481 share."""
     config = recipe("airnet", f"size={size}")
     assert config.data.size >= config.window_size
-    assert config.data.size == (512 if size == "paper" else 200), "the window lies anywhere in the image"
+    assert config.data.size == (512 if size == "paper" else 200), (
+        "the window lies anywhere in the image"
+    )
     share = expected_share(config.window_size, config.patch_size)
     assert share == pytest.approx(0.16, rel=0.02)
     assert measured_share(config, 600) == pytest.approx(share, abs=4 * 0.21 / math.sqrt(600 * 8))
     assert expected_share(192, 128) == pytest.approx(0.69, abs=0.01), "as it was"
     photo = math.sqrt(expected_share(320, 128) * expected_share(480, 128))
-    assert photo == pytest.approx(0.165, abs=0.002), "the authors crop photos of 321x481 to multiples of 16"
+    assert photo == pytest.approx(0.165, abs=0.002), (
+        "the authors crop photos of 321x481 to multiples of 16"
+    )
 
 
 TINY_AIRNET = (
@@ -96,7 +104,9 @@ TINY_AIRNET = (
 
 def batch(step: int, size: int = 48) -> PairBatch:
     generator = torch.Generator().manual_seed(step)
-    lq, gt = (torch.randint(256, (4, 3, size, size), dtype=torch.uint8, generator=generator) for _ in range(2))
+    lq, gt = (
+        torch.randint(256, (4, 3, size, size), dtype=torch.uint8, generator=generator) for _ in range(2)
+    )
     return PairBatch(lq, gt, torch.arange(4), step, (0, 1, 2, 3))
 
 
@@ -123,7 +133,9 @@ def test_airnets_queue_and_adams_state_go_on_in_the_second_phase(tmp_path: Path)
             for key, value in adam.state[parameter].items():
                 assert torch.equal(going_on.state[found[name]][key], value), (name, key)
     started = {id(parameter) for parameter in going_on.state}
-    assert started == {id(parameter) for parameter in second.model.encoder.parameters()}, "the rest begins afresh"
+    assert started == {id(parameter) for parameter in second.model.encoder.parameters()}, (
+        "the rest begins afresh"
+    )
 
     # One more step of the first phase's loss moves the encoder alike in both.
     for task, optimizer in ((first, adam), (second, going_on)):
@@ -134,13 +146,17 @@ def test_airnets_queue_and_adams_state_go_on_in_the_second_phase(tmp_path: Path)
         torch.testing.assert_close(found[f"model.encoder.{name}"], parameter)
 
     (tmp_path / "pretraining" / "model" / "contrast.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"contrast\.safetensors is missing: remove .*pretraining and train"):
+    with pytest.raises(
+        ValueError, match=r"contrast\.safetensors is missing: remove .*pretraining and train"
+    ):
         AirNetTask(config)
 
 
 def tiny_controller() -> ControllerTask:
     encoder = "image_encoder: {vision_cfg: {image_size: 32}, embed_dim: 12}"
-    network = f"network={{{encoder}, features: 8, multipliers: [1, 2], attention_level: 1, num_steps: 4}}"
+    network = (
+        f"network={{{encoder}, features: 8, multipliers: [1, 2], attention_level: 1, num_steps: 4}}"
+    )
     torch.manual_seed(0)
     return ControllerTask(first_phase(recipe("da_clip", "size=mini", network, "clip=none")))
 
@@ -207,7 +223,9 @@ def test_pairs_come_in_eight_orientations_equally_often_and_degraded_and_clean_a
 
 
 @pytest.mark.parametrize("kind", ["photos", "prepared"])
-def test_data_augment_turns_pairs_and_changes_nothing_else(kind: str, photos_dir: Path, tmp_path: Path) -> None:
+def test_data_augment_turns_pairs_and_changes_nothing_else(
+    kind: str, photos_dir: Path, tmp_path: Path
+) -> None:
     if kind == "prepared":
         make("photos", photos(tmp_path / "train", 1, 2), tmp_path / "out", size=32, budget=None)
         plain = DataConfig("manifest", str(tmp_path / "out"), 32)
@@ -219,7 +237,9 @@ def test_data_augment_turns_pairs_and_changes_nothing_else(kind: str, photos_dir
     for step in range(4):
         for position in range(4):
             old, new = before[step, position], after[step, position]
-            assert orientations(old.lq).index(new.lq.tobytes()) == orientations(old.gt).index(new.gt.tobytes())
+            assert orientations(old.lq).index(new.lq.tobytes()) == orientations(old.gt).index(
+                new.gt.tobytes()
+            )
             assert (old.label, old.step, old.position) == (new.label, new.step, new.position)
             turned += new.lq.tobytes() != old.lq.tobytes()
     assert 8 <= turned <= 16, "one in eight stays as it is"

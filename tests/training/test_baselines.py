@@ -57,13 +57,16 @@ def build(method: str, first_phase: bool = False) -> Task:
 
 def batch(step: int = 0, positions: Sequence[int] = (0, 1)) -> PairBatch:
     generator = torch.Generator().manual_seed(step)
-    lq, gt = (torch.randint(256, (4, 3, 64, 64), dtype=torch.uint8, generator=generator) for _ in range(2))
+    lq, gt = (
+        torch.randint(256, (4, 3, 64, 64), dtype=torch.uint8, generator=generator) for _ in range(2)
+    )
     chosen = list(positions)
     return PairBatch(lq[chosen], gt[chosen], torch.arange(4)[chosen], step, tuple(positions))
 
 
 @pytest.mark.parametrize(
-    ("method", "first_phase"), [*((method, False) for method in TINY), *((method, True) for method in FIRST_PHASES)]
+    ("method", "first_phase"),
+    [*((method, False) for method in TINY), *((method, True) for method in FIRST_PHASES)],
 )
 def test_every_trainable_parameter_gets_a_gradient(method: str, first_phase: bool) -> None:
     task = build(method, first_phase)
@@ -72,16 +75,23 @@ def test_every_trainable_parameter_gets_a_gradient(method: str, first_phase: boo
     losses.total.backward()
     (optimizer,) = task.optimizers()
     optimised = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    trained = {name: parameter for name, parameter in task.named_parameters() if parameter.requires_grad}
-    assert {id(parameter) for parameter in optimised} == {id(parameter) for parameter in trained.values()}
+    trained = {
+        name: parameter for name, parameter in task.named_parameters() if parameter.requires_grad
+    }
+    assert {id(parameter) for parameter in optimised} == {
+        id(parameter) for parameter in trained.values()
+    }
     assert [name for name, parameter in trained.items() if parameter.grad is None] == []
     assert [
-        name for name, parameter in task.named_parameters() if name not in trained and parameter.grad is not None
+        name
+        for name, parameter in task.named_parameters()
+        if name not in trained and parameter.grad is not None
     ] == []
 
 
 @pytest.mark.parametrize(
-    ("method", "first_phase"), [*((method, False) for method in TINY), *((method, True) for method in FIRST_PHASES)]
+    ("method", "first_phase"),
+    [*((method, False) for method in TINY), *((method, True) for method in FIRST_PHASES)],
 )
 def test_a_step_on_a_gpu_waits_for_nothing(method: str, first_phase: bool) -> None:
     task = build(method, first_phase)
@@ -113,7 +123,11 @@ def test_airnets_first_phase_moves_the_encoder_its_copy_and_the_queue() -> None:
         task(batch(step)).total.backward()
         optimizer.step()
         optimizer.zero_grad()
-    changed = {name.split(".")[1] for name, value in task.state_dict().items() if not torch.equal(value, before[name])}
+    changed = {
+        name.split(".")[1]
+        for name, value in task.state_dict().items()
+        if not torch.equal(value, before[name])
+    }
     assert changed == {"encoder", "key_encoder", "keys", "position"}
     assert int(task.queue.position) == 4  # type: ignore[union-attr]
 
@@ -142,7 +156,9 @@ def test_da_clip_of_mini_starts_from_minis_image_encoder() -> None:
 )
 def test_what_does_not_fit_is_refused(overrides: list[str], message: str) -> None:
     method = overrides[0].split("=")[1]
-    config = load("train_baseline", BaselineConfig, [*tiny(method, "pretraining.max_steps=0"), *overrides])
+    config = load(
+        "train_baseline", BaselineConfig, [*tiny(method, "pretraining.max_steps=0"), *overrides]
+    )
     with pytest.raises(ValueError, match=message):
         PHASES.get(method, RegressionTask)(config)
 
@@ -155,10 +171,15 @@ def test_losses_are_the_golden_ones_on_one_process_and_on_two(
     losses: dict[int, dict[str, list[float]]] = {}
     for num_processes in (1, 2):
         folder = tmp_path / str(num_processes)
-        commands = [tiny(m, "train.max_steps=4", f"data.root={photos_dir}", f"output_dir={folder}/{m}") for m in TINY]
+        commands = [
+            tiny(m, "train.max_steps=4", f"data.root={photos_dir}", f"output_dir={folder}/{m}")
+            for m in TINY
+        ]
         runs.run_ranks("train_baseline.py", commands, tmp_path / "log", num_processes)
         phases = [*TINY, *(f"{method}/pretraining" for method in FIRST_PHASES)]
-        losses[num_processes] = {phase: [row["total"] for row in runs.losses(folder / phase)] for phase in phases}
+        losses[num_processes] = {
+            phase: [row["total"] for row in runs.losses(folder / phase)] for phase in phases
+        }
         for method in TINY:
             environment = json.loads((folder / method / "environment.json").read_text())
             assert environment["num_processes"] == num_processes
@@ -177,10 +198,16 @@ def test_losses_are_the_golden_ones_on_one_process_and_on_two(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["airnet", "promptir"])
-def test_a_stopped_run_ends_like_one_that_was_not(method: str, photos_dir: Path, tmp_path: Path) -> None:
+def test_a_stopped_run_ends_like_one_that_was_not(
+    method: str, photos_dir: Path, tmp_path: Path
+) -> None:
     output = tmp_path / "run"
     arguments = tiny(
-        method, f"data.root={photos_dir}", f"output_dir={output}", "train.max_steps=4", "train.checkpoint_every=2"
+        method,
+        f"data.root={photos_dir}",
+        f"output_dir={output}",
+        "train.max_steps=4",
+        "train.checkpoint_every=2",
     )
     runs.run("train_baseline.py", arguments, tmp_path / "log")
     model, losses = runs.files_of(output / "model"), runs.losses(output)

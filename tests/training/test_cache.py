@@ -38,7 +38,9 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pairs(prepared: Path) -> PreparedPairs:
-    return PreparedPairs(DataConfig("manifest", str(prepared), 32, CLASSES), seed=3, global_batch_size=2)
+    return PreparedPairs(
+        DataConfig("manifest", str(prepared), 32, CLASSES), seed=3, global_batch_size=2
+    )
 
 
 @pytest.fixture(scope="module")
@@ -63,13 +65,20 @@ def test_losses_are_those_without_a_cache(
     trained: Task = task
     if stage != "stage1":
         task.save_model(tmp_path / "stage1", torch.float32)
-        overrides = [*tiny_overrides, f"stage1={tmp_path}/stage1", f"z0={stage.split()[1]}", "z0_steps=2"]
+        overrides = [
+            *tiny_overrides,
+            f"stage1={tmp_path}/stage1",
+            f"z0={stage.split()[1]}",
+            "z0_steps=2",
+        ]
         torch.manual_seed(0)
         trained = DecoderTask(load("train_decoder", DecoderConfig, overrides))
     cached = make(tmp_path / "cache", trained, pairs)
     for step in (0, 1):
         without, losses = trained(batch(pairs, step)), trained(batch(cached, step))
-        if stage != "decoder sampled":  # there the cache keeps one sample a pair; without it every epoch draws its own
+        if (
+            stage != "decoder sampled"
+        ):  # there the cache keeps one sample a pair; without it every epoch draws its own
             assert losses.total.item() == pytest.approx(without.total.item(), rel=1e-5)
             for name, value in losses.parts.items():
                 assert value.item() == pytest.approx(without.parts[name].item(), rel=1e-5), name
@@ -82,7 +91,9 @@ def test_a_cached_batch_asks_no_encoder(
     cached = make(tmp_path, task, pairs)
     calls: list[str] = []
     for name in ("vae.encoder", "image_encoder"):
-        hook = task.restorer.get_submodule(name).register_forward_hook(lambda *_, name=name: calls.append(name))
+        hook = task.restorer.get_submodule(name).register_forward_hook(
+            lambda *_, name=name: calls.append(name)
+        )
         monkeypatch.setattr(task, f"_hook_{name}", hook, raising=False)
     task(batch(cached, 0))
     assert not calls
@@ -132,7 +143,9 @@ def test_other_encoders_and_other_pairs_make_another_cache(
         trained.restorer.control_encoder.conv_in.weight.add_(1)
     make(tmp_path, trained, pairs)
     make(tmp_path, task, PreparedPairs(DataConfig("manifest", str(prepared), 32, ["noise"]), 3, 2))
-    assert len(list(tmp_path.iterdir())) == 3, "a changed VAE, changed pairs; what trains does not matter"
+    assert len(list(tmp_path.iterdir())) == 3, (
+        "a changed VAE, changed pairs; what trains does not matter"
+    )
 
 
 def test_what_diffusers_notes_of_a_configuration_makes_no_other_cache(
@@ -159,11 +172,15 @@ def test_a_changed_transform_is_found(task: Stage1Task, pairs: PreparedPairs, tm
         make(tmp_path, task, changed)
 
 
-def test_what_cannot_be_cached_is_refused(task: Stage1Task, photos_dir: Path, prepared: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_cached_is_refused(
+    task: Stage1Task, photos_dir: Path, prepared: Path, tmp_path: Path
+) -> None:
     data = DataConfig("photos", str(photos_dir), 32, ["noise"])
     cropped = DataConfig("manifest", str(prepared), 16, ["noise"])
     for changing in (SynthesisedPairs(data, 0, 2), PreparedPairs(cropped, 0, 2)):
-        with pytest.raises(ValueError, match=r"train\.cache_dir needs pairs that are the same in every epoch"):
+        with pytest.raises(
+            ValueError, match=r"train\.cache_dir needs pairs that are the same in every epoch"
+        ):
             make(tmp_path, task, changing)
 
 
@@ -179,5 +196,8 @@ def test_stages_that_keep_other_encodings_have_other_caches(
     decoder = DecoderTask(load("train_decoder", DecoderConfig, [*keys, f"stage1={tmp_path}/stage1"]))
     student_keys = [*keys, f"teacher={tmp_path}/stage1", "lora_rank=2", "lambda_adversarial=0"]
     student = StudentTask(load("train_student", StudentConfig, student_keys))
-    caches = [make(tmp_path / "cache", task, pairs).cache.folder for task in (stage1, decoder, student, stage1)]
+    caches = [
+        make(tmp_path / "cache", task, pairs).cache.folder
+        for task in (stage1, decoder, student, stage1)
+    ]
     assert caches[0] == caches[1] == caches[3] != caches[2]

@@ -75,7 +75,9 @@ def test_an_unfinished_one_is_not_seen(tmp_path: Path) -> None:
     assert load_newest(tmp_path, *[network(0)[0]], [], LOG) == 0
 
 
-def test_a_damaged_one_is_passed_over_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_one_is_passed_over_and_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     module, optimizer = network(0)
     for step in (1, 2):
         save_checkpoint(tmp_path, take_snapshot(step, module, [optimizer]), keep=2)
@@ -106,7 +108,9 @@ def test_a_restored_run_holds_nothing_of_the_files(tmp_path: Path) -> None:
     other_average = WeightAverage(other, 0.9)
     assert load_newest(tmp_path, other, [other_optimizer], LOG, other_average) == 2
     for path in folder.glob("*.safetensors"):
-        path.write_bytes(b"\xff" * path.stat().st_size)  # the same inode: a view of the mapping would see it
+        path.write_bytes(
+            b"\xff" * path.stat().st_size
+        )  # the same inode: a view of the mapping would see it
     pairs = [(module.state_dict(), other.state_dict()), (average.state(), other_average.state())]
     for index, entry in optimizer.state_dict()["state"].items():
         pairs.append((entry, other_optimizer.state_dict()["state"][index]))
@@ -121,7 +125,10 @@ def _resume_as_a_rank(rank: int, port: int, folder: Path, out: Path) -> None:
     os.environ.update(MASTER_PORT=str(port), LOCAL_WORLD_SIZE="2")
     hashed: list[str] = []
     digest = checkpoint_module._digest
-    checkpoint_module._digest = lambda path: (hashed.append(f"{path.parent.name}/{path.name}"), digest(path))[1]
+    checkpoint_module._digest = lambda path: (
+        hashed.append(f"{path.parent.name}/{path.name}"),
+        digest(path),
+    )[1]
     accelerator = Accelerator(cpu=True)
     module, optimizer = network(rank)
     try:
@@ -138,7 +145,10 @@ def resume_on_two(folder: Path, out: Path) -> list[list[Any]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    ranks = [runs.context.Process(target=_resume_as_a_rank, args=(rank, port, folder, out)) for rank in range(2)]
+    ranks = [
+        runs.context.Process(target=_resume_as_a_rank, args=(rank, port, folder, out))
+        for rank in range(2)
+    ]
     for process in ranks:
         process.start()
     for process in ranks:
@@ -160,7 +170,11 @@ def test_a_node_s_first_process_verifies_for_all(tmp_path: Path) -> None:
             expected = module.state_dict()["0.weight"].flatten().tolist()
     (folder / "step_2" / "weights.safetensors").write_bytes(b"")
     first, second = resume_on_two(folder, tmp_path / "sound")
-    files = ["step_1/optimizer_0.safetensors", "step_1/weights.safetensors", "step_2/weights.safetensors"]
+    files = [
+        "step_1/optimizer_0.safetensors",
+        "step_1/weights.safetensors",
+        "step_2/weights.safetensors",
+    ]
     assert first == [files, "1", expected]
     assert second == [[], "1", expected]
 

@@ -26,7 +26,9 @@ def assert_steps_are_compiled(counts: Counts) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("stage", "calls"), [("stage1", STAGE1_CALLS), ("decoder", DECODER_CALLS)])
-def test_all_calls_of_a_step_are_compiled(stage: str, calls: int, photos_dir: Path, tmp_path: Path) -> None:
+def test_all_calls_of_a_step_are_compiled(
+    stage: str, calls: int, photos_dir: Path, tmp_path: Path
+) -> None:
     counts = count_calls(stage, "none", False, photos_dir, tmp_path)
     assert_steps_are_compiled(counts)
     assert counts["step 1"]["calls"] == calls

@@ -63,7 +63,9 @@ def test_contents_count(photos_copy: Path, tmp_path: Path, caplog: pytest.LogCap
     check(tmp_path / "run", photos_copy)
 
 
-def test_a_known_photo_is_not_read_again(photos_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_known_photo_is_not_read_again(
+    photos_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     check(tmp_path / "run", photos_copy)
     monkeypatch.setattr(data_check, "read_photo", lambda path: pytest.fail(f"{path} is read again"))
     check(tmp_path / "run", photos_copy)
@@ -76,7 +78,8 @@ def test_an_unreadable_photo_is_named_or_skipped(
     bad = photos_copy / "coffee.png"
     bad.write_bytes(bad.read_bytes()[:2000] if content is None else content)
     with pytest.raises(
-        ValueError, match=r"1 of 4 files .* cannot be read \(.*coffee\.png: .*data\.skip_unreadable=true"
+        ValueError,
+        match=r"1 of 4 files .* cannot be read \(.*coffee\.png: .*data\.skip_unreadable=true",
     ):
         check(tmp_path / "run", photos_copy)
     pairs = check(tmp_path / "run", photos_copy, skip=True)

@@ -18,10 +18,14 @@ from diffrestorer.training.stage1 import Stage1Task
 
 
 @pytest.fixture(scope="module")
-def keys(tiny_overrides: list[str], photos_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def keys(
+    tiny_overrides: list[str], photos_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> list[str]:
     folder = tmp_path_factory.mktemp("stage1")
     overrides = [*tiny_overrides, "data=photos", f"data.root={photos_dir}", "data.size=32"]
-    Stage1Task(load("train_stage1", Stage1Config, overrides)).save_model(folder / "model", torch.float32)
+    Stage1Task(load("train_stage1", Stage1Config, overrides)).save_model(
+        folder / "model", torch.float32
+    )
     return [*overrides, f"stage1={folder}", "discriminator_channels=8"]
 
 
@@ -31,13 +35,17 @@ def batch(photos_dir: Path, step: int) -> PairBatch:
 
 
 def test_the_adversary_waits_for_its_step(keys: list[str], photos_dir: Path) -> None:
-    task = DecoderTask(load("train_decoder", DecoderConfig, [*keys, "discriminator_start=1", "lambda_adversarial=0.1"]))
+    task = DecoderTask(
+        load("train_decoder", DecoderConfig, [*keys, "discriminator_start=1", "lambda_adversarial=0.1"])
+    )
     for step, weight in ((0, 0.0), (1, 0.1)):
         task.zero_grad()
         losses = task(batch(photos_dir, step))
         losses.total.backward()
         parts = {name: value.item() for name, value in losses.parts.items()}
-        expected = parts["pixel"] + weight * parts["adversarial"] + (weight > 0) * parts["discriminator"]
+        expected = (
+            parts["pixel"] + weight * parts["adversarial"] + (weight > 0) * parts["discriminator"]
+        )
         assert losses.total.item() == pytest.approx(expected, rel=1e-6)
         moves = any(p.grad.any() for p in task.discriminator.parameters())
         assert moves == (step == 1)
@@ -56,7 +64,10 @@ SAMPLING = {"unet", "control_encoder", "control_network"}
 
 def tasks(keys: list[str]) -> tuple[DecoderTask, DecoderTask]:
     """A run on encoded latents and one on sampled latents, with the same decoder, which has been trained somewhat."""
-    hq, sampled = (DecoderTask(load("train_decoder", DecoderConfig, [*keys, f"z0={z0}"])) for z0 in ("hq", "sampled"))
+    hq, sampled = (
+        DecoderTask(load("train_decoder", DecoderConfig, [*keys, f"z0={z0}"]))
+        for z0 in ("hq", "sampled")
+    )
     with torch.no_grad():
         for parameter in sampled.restorer.decoder.parameters():
             parameter.add_(0.01)
@@ -67,10 +78,14 @@ def tasks(keys: list[str]) -> tuple[DecoderTask, DecoderTask]:
 def test_what_samples_latents_stays_on_the_disk_where_none_are_sampled(keys: list[str]) -> None:
     hq, sampled = tasks(keys)
     assert set(sampled.restorer.components()) - set(hq.restorer.components()) == SAMPLING
-    assert not any(name.split(".")[1] in SAMPLING for name, _ in hq.named_parameters() if "restorer" in name)
+    assert not any(
+        name.split(".")[1] in SAMPLING for name, _ in hq.named_parameters() if "restorer" in name
+    )
     trained = [name for name, parameter in sampled.named_parameters() if parameter.requires_grad]
     assert [name for name, parameter in hq.named_parameters() if parameter.requires_grad] == trained
-    assert set(trained_state(hq)) == set(trained_state(sampled)), "a checkpoint of either fits the other"
+    assert set(trained_state(hq)) == set(trained_state(sampled)), (
+        "a checkpoint of either fits the other"
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

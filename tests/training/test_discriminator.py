@@ -36,4 +36,10 @@ def test_batch_equals_its_rows() -> None:
 def test_default_widths_are_those_of_the_70_pixel_patchgan() -> None:
     with torch.device("meta"):
         layers = PatchDiscriminator().layers
-    assert [layer.out_channels for layer in layers if isinstance(layer, nn.Conv2d)] == [64, 128, 256, 512, 1]
+    assert [layer.out_channels for layer in layers if isinstance(layer, nn.Conv2d)] == [
+        64,
+        128,
+        256,
+        512,
+        1,
+    ]

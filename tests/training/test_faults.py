@@ -72,7 +72,9 @@ def test_micro_batches_average_and_validation_change_no_loss(
     assert all(3 < float(row["psnr"]) < 40 and float(row["diff"]) > 0 for row in rows)
     assert {path.name for path in (output / "validation").iterdir()} == {"step_5.png", "step_10.png"}
     weights = "control_encoder/diffusion_pytorch_model.safetensors"
-    assert runs.files_of(output / "model")[weights] != runs.files_of(uninterrupted / "model")[weights], "the average"
+    assert (
+        runs.files_of(output / "model")[weights] != runs.files_of(uninterrupted / "model")[weights]
+    ), "the average"
 
 
 @pytest.mark.slow
@@ -96,7 +98,9 @@ def test_a_run_stops_when_asked_and_goes_on(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("limit", "what"), [(20_000, r"run could not be"), (400_000, r"step_10 could not be")])
+@pytest.mark.parametrize(
+    ("limit", "what"), [(20_000, r"run could not be"), (400_000, r"step_10 could not be")]
+)
 def test_a_full_disk_stops_the_run_and_loses_nothing(
     limit: int, what: str, arguments: list[str], uninterrupted: Path, tmp_path: Path
 ) -> None:
@@ -110,7 +114,9 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(
     process = runs.start("train_stage1.py", command, log, file_limit=limit)
     process.join(120)
     assert process.exitcode == 2, log.read_text()
-    assert re.search(what + r" written \(.*File too large.*\); what was saved before is intact", log.read_text())
+    assert re.search(
+        what + r" written \(.*File too large.*\); what was saved before is intact", log.read_text()
+    )
     assert "Traceback" not in log.read_text()
     assert runs.files_of(output / "checkpoints") == before
     assert not [path for path in output.rglob(".*") if path.is_file()], "nothing half written is left"
@@ -164,10 +170,16 @@ def test_memory_is_counted() -> None:
         (HardwareConfig("gpu40"), 1, "take hardware=gpu24; the losses"),
         (HardwareConfig("cpu"), 1, "take train.hardware.checkpointing=blocks; the losses"),
         (HardwareConfig("gpu24", checkpointing="blocks"), 9, "take train.micro_batch_size=3 (now 9)"),
-        (HardwareConfig("gpu24", checkpointing="blocks"), 1, "take more processes (now 2), a smaller data.size"),
+        (
+            HardwareConfig("gpu24", checkpointing="blocks"),
+            1,
+            "take more processes (now 2), a smaller data.size",
+        ),
     ],
 )
-def test_missing_memory_names_the_way_out(hardware: HardwareConfig, micro_batch_size: int, advice: str) -> None:
+def test_missing_memory_names_the_way_out(
+    hardware: HardwareConfig, micro_batch_size: int, advice: str
+) -> None:
     with (
         pytest.raises(ValueError, match=re.escape(advice)),
         explain_out_of_memory(hardware, micro_batch_size, 2),
@@ -187,7 +199,9 @@ def test_a_preset_s_micro_batch_divides_the_share() -> None:
     settings = TrainConfig(global_batch_size=12, hardware=HardwareConfig(max_micro_batch=4))
     assert [choose_micro_batch(settings, processes) for processes in (1, 2, 4, 6)] == [4, 3, 3, 2]
     assert choose_micro_batch(TrainConfig(global_batch_size=12), 1) is None
-    assert choose_micro_batch(TrainConfig(micro_batch_size=5), 1) == 5, "refused later, where it does not divide"
+    assert choose_micro_batch(TrainConfig(micro_batch_size=5), 1) == 5, (
+        "refused later, where it does not divide"
+    )
 
 
 def test_an_average_is_in_the_checkpoint_and_goes_on(tmp_path: Path) -> None:

@@ -24,9 +24,22 @@ def train_all_stages(folder: Path, overrides: list[str], photos: Path) -> dict[s
     log = folder / "log"
     runs.run("train_base.py", [*common, f"output_dir={folder}/base"], log)
     runs.run("train_stage1.py", [*pairs, f"base={folder}/base", f"output_dir={folder}/stage1"], log)
-    runs.run("train_decoder.py", [*pairs, f"stage1={folder}/stage1", "z0=sampled", f"output_dir={folder}/decoder"], log)
-    student = ["lambda_adversarial=0.1", "discriminator_channels=8", "lambda_distillation=1", "distillation_steps=2"]
-    runs.run("train_student.py", [*pairs, f"teacher={folder}/decoder", *student, f"output_dir={folder}/student"], log)
+    runs.run(
+        "train_decoder.py",
+        [*pairs, f"stage1={folder}/stage1", "z0=sampled", f"output_dir={folder}/decoder"],
+        log,
+    )
+    student = [
+        "lambda_adversarial=0.1",
+        "discriminator_channels=8",
+        "lambda_distillation=1",
+        "distillation_steps=2",
+    ]
+    runs.run(
+        "train_student.py",
+        [*pairs, f"teacher={folder}/decoder", *student, f"output_dir={folder}/student"],
+        log,
+    )
     return {stage: [row["total"] for row in runs.losses(folder / stage)] for stage in STAGES}
 
 

@@ -38,7 +38,10 @@ def batch(photos_dir: Path) -> PairBatch:
 
 @pytest.fixture(scope="module")
 def tasks(
-    tiny_overrides: list[str], photos_dir: Path, tmp_path_factory: pytest.TempPathFactory, randomised: Any
+    tiny_overrides: list[str],
+    photos_dir: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    randomised: Any,
 ) -> dict[str, Task]:
     """Both stages, with noise in what starts at zero: every block has a gradient.
 
@@ -67,7 +70,9 @@ def relative(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
     assert set(found) == set(expected)
     losses = [name for name in expected if expected[name].ndim == 0 and "." not in name]
     join = lambda values: torch.cat([values[name].flatten() for name in expected if name not in losses])  # noqa: E731
-    differences = [(found[name] - expected[name]).abs() / expected[name].abs().clamp(min=1e-3) for name in losses]
+    differences = [
+        (found[name] - expected[name]).abs() / expected[name].abs().clamp(min=1e-3) for name in losses
+    ]
     gradient = (join(found) - join(expected)).norm() / join(expected).norm()
     return max(value.item() for value in (*differences, gradient))
 
@@ -100,10 +105,15 @@ def test_queries_and_keys_of_one_token_are_idle(tasks: dict[str, Task], batch: P
 def test_channels_last_changes_no_loss(stage: str, tasks: dict[str, Task], batch: PairBatch) -> None:
     """Forward only: its backward pass needs a GPU, and a CPU is refused."""
     switched = copy.deepcopy(tasks[stage])
-    with pytest.raises(ValueError, match=r"channels_last and compile_blocks are for GPUs.*take hardware=cpu"):
+    with pytest.raises(
+        ValueError, match=r"channels_last and compile_blocks are for GPUs.*take hardware=cpu"
+    ):
         apply_hardware(switched, HardwareConfig(channels_last=True), CPU)
     apply_hardware(switched, HardwareConfig(channels_last=True), torch.device("cuda"))
-    assert any(p.ndim == 4 and p.is_contiguous(memory_format=torch.channels_last) for p in switched.parameters())
+    assert any(
+        p.ndim == 4 and p.is_contiguous(memory_format=torch.channels_last)
+        for p in switched.parameters()
+    )
     with torch.no_grad():
         found, expected = switched(batch), tasks[stage](batch)
     for name, value in expected.parts.items():
@@ -111,7 +121,9 @@ def test_channels_last_changes_no_loss(stage: str, tasks: dict[str, Task], batch
 
 
 @pytest.mark.parametrize(("stage", "share"), [("stage1", 0.6), ("decoder", 0.75)])
-def test_recomputation_keeps_less(stage: str, share: float, tasks: dict[str, Task], batch: PairBatch) -> None:
+def test_recomputation_keeps_less(
+    stage: str, share: float, tasks: dict[str, Task], batch: PairBatch
+) -> None:
     kept = {}
     for checkpointing in ("none", "blocks"):
         task = copy.deepcopy(tasks[stage])
@@ -134,7 +146,9 @@ def test_bf16_stays_near(stage: str, tasks: dict[str, Task], batch: PairBatch) -
 def test_fused_adamw_takes_the_same_steps(tasks: dict[str, Task], batch: PairBatch) -> None:
     plain, fused = (copy.deepcopy(tasks["stage1"]) for _ in range(2))
     for task, flag in ((plain, False), (fused, True)):
-        task.config = replace(task.config, train=replace(task.config.train, hardware=HardwareConfig(fused_adamw=flag)))
+        task.config = replace(
+            task.config, train=replace(task.config.train, hardware=HardwareConfig(fused_adamw=flag))
+        )
     (optimizer,), (fused_optimizer,) = plain.optimizers(), fused.optimizers()
     assert fused_optimizer.defaults["fused"]
     assert not optimizer.defaults["fused"]

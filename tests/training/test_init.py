@@ -18,7 +18,9 @@ def config(*overrides: str) -> BaseConfig:
     return load("train_base", BaseConfig, overrides)
 
 
-def test_a_part_begins_with_the_weights_of_another_run(tiny_overrides: list[str], tmp_path: Path) -> None:
+def test_a_part_begins_with_the_weights_of_another_run(
+    tiny_overrides: list[str], tmp_path: Path
+) -> None:
     first = ImageEncoderTask(config(*tiny_overrides, "part=image_encoder"))
     first.save_model(tmp_path, torch.float32)
     larger = [*tiny_overrides, "model.image_encoder.vision_cfg.image_size=64", f"init={tmp_path}"]
@@ -34,7 +36,9 @@ def test_a_part_begins_with_the_bundled_base() -> None:
         assert torch.equal(vae.state_dict()[name], weight), name
 
 
-def test_weights_that_are_missing_or_do_not_fit_are_refused(tiny_overrides: list[str], tmp_path: Path) -> None:
+def test_weights_that_are_missing_or_do_not_fit_are_refused(
+    tiny_overrides: list[str], tmp_path: Path
+) -> None:
     assert list(PARTS) == ["vae", "image_encoder", "unet"]
     with pytest.raises(ValueError, match=f"{tmp_path} holds no vae to begin with"):
         VAETask(config(*tiny_overrides, f"init={tmp_path}"))
@@ -58,7 +62,9 @@ def test_both_stages_go_on_from_a_model(
         for key, weight in getattr(second, name).state_dict().items():
             assert torch.equal(weight, expected[key]), (name, key)
     assert not torch.equal(second.vae.encoder.conv_in.weight, first.restorer.vae.encoder.conv_in.weight)
-    decoder = DecoderTask(load("train_decoder", DecoderConfig, [*tiny_overrides, *data, f"stage1={tmp_path}", init]))
+    decoder = DecoderTask(
+        load("train_decoder", DecoderConfig, [*tiny_overrides, *data, f"stage1={tmp_path}", init])
+    )
     for key, weight in decoder.restorer.decoder.state_dict().items():
         assert torch.equal(weight, first.restorer.decoder.state_dict()[key]), key
     other = [*tiny_overrides, *data, init, "model.control_encoder.block_out_channels=[4,4,8,8]"]

@@ -40,7 +40,9 @@ def unfinished(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     shutil.rmtree(list_checkpoints(output / "checkpoints")[-1])
     for name in ("config.yaml", "environment.json"):
         text = (output / name).read_text()
-        (output / name).write_text(text.replace("log_every: 1", "log_every: 3").replace("cpu", "another device"))
+        (output / name).write_text(
+            text.replace("log_every: 1", "log_every: 3").replace("cpu", "another device")
+        )
     (output / "data_files.json").unlink()
     write_sealed(output / "data.json", {"fingerprint": "", "contents": ""})
     shutil.copy(output / "checkpoints" / "step_6" / "data.json", output / "data.json")
@@ -57,7 +59,12 @@ def _train_with_hook(command: list[str], output: str, kill_at: int | None, log: 
         if dying:  # the event before has happened by now, and nothing of what follows it
             dying = False  # the kill is an event, too
             os.kill(os.getpid(), signal.SIGKILL)
-        if event not in WRITES or not values or output not in str(values[0]) or "train.log" in str(values[0]):
+        if (
+            event not in WRITES
+            or not values
+            or output not in str(values[0])
+            or "train.log" in str(values[0])
+        ):
             return
         if event == "open" and (values[1] is None or not set(values[1]) & set("wax+")):
             return
@@ -70,14 +77,18 @@ def _train_with_hook(command: list[str], output: str, kill_at: int | None, log: 
 
 
 def run_until(command: list[str], output: Path, kill_at: int | None, log: Path) -> int:
-    process = runs.context.Process(target=_train_with_hook, args=(command, str(output), kill_at, str(log)))
+    process = runs.context.Process(
+        target=_train_with_hook, args=(command, str(output), kill_at, str(log))
+    )
     process.start()
     process.join(600)
     assert process.exitcode is not None
     return process.exitcode
 
 
-def killed_at(moments: list[str], arguments: list[str], unfinished: Path, finished: Path, folder: Path) -> None:
+def killed_at(
+    moments: list[str], arguments: list[str], unfinished: Path, finished: Path, folder: Path
+) -> None:
     log = folder / "moments"
     for moment in moments:
         output = copy_run(unfinished, folder / "run")
@@ -90,20 +101,30 @@ def killed_at(moments: list[str], arguments: list[str], unfinished: Path, finish
 
 
 @pytest.fixture(scope="module")
-def moments(arguments: list[str], unfinished: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def moments(
+    arguments: list[str], unfinished: Path, tmp_path_factory: pytest.TempPathFactory
+) -> list[str]:
     """Every moment of a resumed run at which it changes its folder, numbered."""
     folder = tmp_path_factory.mktemp("moments")
     output = copy_run(unfinished, folder / "run")
     assert run_until(arguments, output, None, folder / "log") == 0, "it was to end"
     found = (folder / "log").read_text().splitlines()
-    assert all(any(name in line for line in found) for name in ("config.yaml", "losses.csv", "state.json", "model"))
+    assert all(
+        any(name in line for line in found)
+        for name in ("config.yaml", "losses.csv", "state.json", "model")
+    )
     return [f"{number} {line}" for number, line in enumerate(found)]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["config.yaml", "losses.csv", "data_files.json"])
 def test_a_kill_at_a_rewrite_loses_nothing(
-    name: str, moments: list[str], arguments: list[str], unfinished: Path, finished: Path, tmp_path: Path
+    name: str,
+    moments: list[str],
+    arguments: list[str],
+    unfinished: Path,
+    finished: Path,
+    tmp_path: Path,
 ) -> None:
     aimed = [moment for moment in moments if name in moment]
     killed_at([random.Random(name).choice(aimed)], arguments, unfinished, finished, tmp_path)

@@ -37,7 +37,11 @@ def test_what_would_be_ignored_is_refused(environment: dict[str, str], message: 
     [
         {},
         {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1", "ACCELERATE_MIXED_PRECISION": "no"},
-        {"ACCELERATE_MIXED_PRECISION": "bf16", "ACCELERATE_DYNAMO_BACKEND": "no", "ACCELERATE_USE_CPU": "True"},
+        {
+            "ACCELERATE_MIXED_PRECISION": "bf16",
+            "ACCELERATE_DYNAMO_BACKEND": "no",
+            "ACCELERATE_USE_CPU": "True",
+        },
         {"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "2"},
         {"MASTER_ADDR": "node-1", "MASTER_PORT": "29500"},
     ],

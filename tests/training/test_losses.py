@@ -73,7 +73,9 @@ def scores(*values: float) -> torch.Tensor:
         ((1.0, 1.0), (2.0, -1.0), 0.75),
     ],
 )
-def test_discriminator_s_hinge(real: tuple[float, ...], fake: tuple[float, ...], expected: float) -> None:
+def test_discriminator_s_hinge(
+    real: tuple[float, ...], fake: tuple[float, ...], expected: float
+) -> None:
     assert discriminator_hinge_loss(scores(*real), scores(*fake)).item() == pytest.approx(expected)
 
 
@@ -95,12 +97,18 @@ def test_contrastive_loss_is_smallest_for_matching_rows() -> None:
     for shift in range(1, 5):
         assert contrastive_loss(first, first.roll(shift, 0)) > matched + 1
     assert contrastive_loss(first, first + 0.5 * torch.randn(5, 8)) > matched
-    assert torch.allclose(contrastive_loss(first, first.roll(1, 0)), contrastive_loss(first.roll(1, 0), first))
+    assert torch.allclose(
+        contrastive_loss(first, first.roll(1, 0)), contrastive_loss(first.roll(1, 0), first)
+    )
 
 
 def test_equal_shards_average_to_the_whole() -> None:
     torch.manual_seed(0)
-    latents, images, maps = torch.randn(2, 6, 4, 5, 5), torch.rand(2, 6, 3, 8, 8), torch.randn(2, 6, 1, 3, 3)
+    latents, images, maps = (
+        torch.randn(2, 6, 4, 5, 5),
+        torch.rand(2, 6, 3, 8, 8),
+        torch.randn(2, 6, 1, 3, 3),
+    )
     logits, label = torch.randn(6, 8), torch.randint(8, (6,))
     losses = {
         "diff": lambda rows: diffusion_loss(latents[0][rows], latents[1][rows]),

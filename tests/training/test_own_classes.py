@@ -14,7 +14,13 @@ from miniatures import make, photos, rows_of, save, scene
 from diffrestorer.cli import main
 from diffrestorer.config.composition import load
 from diffrestorer.config.degradations import DEGRADATIONS
-from diffrestorer.config.schema import BaseConfig, BaselineConfig, DecoderConfig, PrepareConfig, Stage1Config
+from diffrestorer.config.schema import (
+    BaseConfig,
+    BaselineConfig,
+    DecoderConfig,
+    PrepareConfig,
+    Stage1Config,
+)
 from diffrestorer.data.counter import counter_rng
 from diffrestorer.data.synthesis import degrade
 from diffrestorer.inference.model_folder import find_model
@@ -70,13 +76,21 @@ def train(script: str, prepared: Path, folder: Path, *keys: str) -> Path:
 @pytest.fixture(scope="module")
 def stage1(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "stage1"
-    return train("train_stage1.py", prepared, folder, "train.max_steps=16", f"data.classes=[{','.join(CLASSES)}]")
+    return train(
+        "train_stage1.py", prepared, folder, "train.max_steps=16", f"data.classes=[{','.join(CLASSES)}]"
+    )
 
 
 @pytest.fixture(scope="module")
 def trained(prepared: Path, stage1: Path) -> Path:
     """The decoder's run after `stage1`."""
-    return train("train_decoder.py", prepared, stage1.with_name("decoder"), "train.max_steps=1", f"stage1={stage1}")
+    return train(
+        "train_decoder.py",
+        prepared,
+        stage1.with_name("decoder"),
+        "train.max_steps=1",
+        f"stage1={stage1}",
+    )
 
 
 @pytest.mark.slow
@@ -97,7 +111,9 @@ def test_a_model_of_own_classes_detects_and_restores(
     assert main(["detect", str(tmp_path / "in"), "--json", *model]) == 0
     lines = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
     assert all(tuple(line["degradations"]) == CLASSES for line in lines)
-    assert {Path(line["input"]).stem: line["degradation"] for line in lines} == {name: name for name in CLASSES}
+    assert {Path(line["input"]).stem: line["degradation"] for line in lines} == {
+        name: name for name in CLASSES
+    }
     assert main(["detect", str(tmp_path / "in"), *model]) == 0
     assert capfd.readouterr().out.splitlines()[0].split() == ["file", "most", "probable", *CLASSES]
 
@@ -130,7 +146,11 @@ def test_a_later_stage_keeps_the_classes(stage1: Path) -> None:
     def follow(*keys: str) -> DecoderConfig:
         return follow_stage1(load("train_decoder", DecoderConfig, [f"stage1={stage1}", *keys]))
 
-    assert follow().data.classes == follow("data.classes=[noise,sandstorm,clean]").data.classes == list(CLASSES)
+    assert (
+        follow().data.classes
+        == follow("data.classes=[noise,sandstorm,clean]").data.classes
+        == list(CLASSES)
+    )
     assert follow("data.degradations=[clean]").data.degradations == ["clean"]
     with pytest.raises(ValueError, match=r"data\.classes=\[noise,clean\] differ from those of stage1="):
         follow("data.classes=[noise,clean]")
@@ -150,16 +170,24 @@ def test_everything_that_classifies_follows_the_classes(tiny_overrides: list[str
     stage1 = Stage1Task(load("train_stage1", Stage1Config, [*tiny_overrides, *own]))
     assert stage1.restorer.prompt_processor.classes == CLASSES
     assert stage1.restorer.prompt_processor.classifier.out_features == 3
-    base = ImageEncoderTask(load("train_base", BaseConfig, [*tiny_overrides, "part=image_encoder", *own[:1]]))
+    base = ImageEncoderTask(
+        load("train_base", BaseConfig, [*tiny_overrides, "part=image_encoder", *own[:1]])
+    )
     assert base.classifier.out_features == 3
-    baseline = load("train_baseline", BaselineConfig, ["method=da_clip", "size=mini", "clip=none", *own])
+    baseline = load(
+        "train_baseline", BaselineConfig, ["method=da_clip", "size=mini", "clip=none", *own]
+    )
     assert ControllerTask(baseline).model.controller.class_embeddings.shape[0] == 3
 
 
-def test_a_model_goes_on_with_other_classes(tiny_overrides: list[str], tmp_path: Path, photos_dir: Path) -> None:
+def test_a_model_goes_on_with_other_classes(
+    tiny_overrides: list[str], tmp_path: Path, photos_dir: Path
+) -> None:
     """`init=`: the classes that both have keep their rows; the new one's are random."""
     data = ["data=photos", f"data.root={photos_dir}", "data.size=32"]
-    first = Stage1Task(load("train_stage1", Stage1Config, [*tiny_overrides, *data, "data.degradations=[noise]"]))
+    first = Stage1Task(
+        load("train_stage1", Stage1Config, [*tiny_overrides, *data, "data.degradations=[noise]"])
+    )
     first.save_model(tmp_path, torch.float32)
     keys = [f"init={tmp_path}", "data.classes=[clean,blur,noise]"]
     second = Stage1Task(load("train_stage1", Stage1Config, [*tiny_overrides, *data, *keys]))
@@ -170,13 +198,17 @@ def test_a_model_goes_on_with_other_classes(tiny_overrides: list[str], tmp_path:
     assert not any(torch.equal(after.weight[0], row) for row in before.weight)
 
 
-def test_validation_takes_the_classes_that_photos_can_have(tiny_overrides: list[str], photos_dir: Path) -> None:
+def test_validation_takes_the_classes_that_photos_can_have(
+    tiny_overrides: list[str], photos_dir: Path
+) -> None:
     keys = [f"data.classes=[{','.join(CLASSES)}]", f"data.validation_root={photos_dir}", "data.size=64"]
     config = load("train_stage1", Stage1Config, [*tiny_overrides, "data=manifest", *keys])
     labels = torch.cat([batch.label for batch in Validation(config, photos_dir).batches])
     assert labels.tolist() == [0, 2, 0, 2]
     config = replace(config, data=replace(config.data, degradations=["sandstorm"]))
-    with pytest.raises(ValueError, match="none of the classes that are trained on can be made from photos"):
+    with pytest.raises(
+        ValueError, match="none of the classes that are trained on can be made from photos"
+    ):
         Validation(config, photos_dir)
 
 
@@ -192,6 +224,8 @@ def test_an_older_folder_loads_as_the_eight(tmp_path: Path) -> None:
     embedding = pipe.image_encoder(torch.tensor(scene(1)).permute(2, 0, 1)[None] / 255)
     expected = processor(embedding).degradation_logits.softmax(-1)
     pipe.save_pretrained(tmp_path)
-    assert json.loads((tmp_path / "prompt_processor" / "config.json").read_text())["classes"] == list(DEGRADATIONS)
+    assert json.loads((tmp_path / "prompt_processor" / "config.json").read_text())["classes"] == list(
+        DEGRADATIONS
+    )
     for folder in ("mini", tmp_path):
         assert torch.equal(DiffRestorerPipeline.from_pretrained(folder).detect(scene(1)), expected)

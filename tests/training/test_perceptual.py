@@ -42,5 +42,7 @@ def test_transweathers_term_takes_the_images_as_they_are(monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("network", ["vgg16", "vgg19"])
 def test_a_missing_file_is_named(network: str) -> None:
-    with pytest.raises(ValueError, match=rf"perceptual_weights=nowhere.pth is no file; it is torchvision's {network}-"):
+    with pytest.raises(
+        ValueError, match=rf"perceptual_weights=nowhere.pth is no file; it is torchvision's {network}-"
+    ):
         PerceptualLoss(network, "nowhere.pth")

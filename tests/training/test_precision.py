@@ -14,7 +14,13 @@ from miniatures import make as make_pairs
 from miniatures import photos
 
 from diffrestorer.config.composition import load
-from diffrestorer.config.schema import BaseConfig, BaselineConfig, DataConfig, DecoderConfig, Stage1Config
+from diffrestorer.config.schema import (
+    BaseConfig,
+    BaselineConfig,
+    DataConfig,
+    DecoderConfig,
+    Stage1Config,
+)
 from diffrestorer.data.counter import counter_normal, counter_rng
 from diffrestorer.data.pairs import PairBatch, SynthesisedPairs, collate_pairs
 from diffrestorer.data.prepared import PreparedPairs
@@ -76,12 +82,16 @@ def positions_of_all_timesteps(seed: int) -> list[int]:
     found: dict[int, int] = {}
     position = 0
     while len(found) < NUM_TIMESTEPS:
-        found.setdefault(int(counter_rng(seed, "timestep", 0, position).integers(NUM_TIMESTEPS)), position)
+        found.setdefault(
+            int(counter_rng(seed, "timestep", 0, position).integers(NUM_TIMESTEPS)), position
+        )
         position += 1
     return [found[timestep] for timestep in range(NUM_TIMESTEPS)]
 
 
-def mixture(noisy: torch.Tensor, latents: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def mixture(
+    noisy: torch.Tensor, latents: torch.Tensor, noise: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Alpha and sigma of each row of noisy = alpha latents + sigma noise, by least squares in float64."""
     columns = torch.stack([latents.flatten(1), noise.flatten(1)], dim=2).double()
     solved = torch.linalg.lstsq(columns, noisy.flatten(1).double()[..., None]).solution
@@ -90,7 +100,9 @@ def mixture(noisy: torch.Tensor, latents: torch.Tensor, noise: torch.Tensor) -> 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["base_unet", "stage1"])
-def test_the_noise_of_every_timestep_is_float32_s(stage: str, pair: PairBatch, request: pytest.FixtureRequest) -> None:
+def test_the_noise_of_every_timestep_is_float32_s(
+    stage: str, pair: PairBatch, request: pytest.FixtureRequest
+) -> None:
     """What the UNet is given under autocast: bfloat16 latents had no noise at t = 0 and 1, 28 levels below t = 100."""
     task = request.getfixturevalue(stage)
     networks = task if stage == "base_unet" else task.restorer
@@ -122,7 +134,10 @@ def test_v_prediction_s_target_is_float32_s(stage1: Stage1Task, pair: PairBatch)
         latents = stage1.encode(batch)["latents"]
         target = add_noise(scheduler, latents, 0, batch).target
     noise = counter_normal(latents.shape[1:], 0, "noise", 0, batch.positions)
-    alpha, sigma = (x.sqrt()[:100, None, None, None] for x in (scheduler.alphas_cumprod, 1 - scheduler.alphas_cumprod))
+    alpha, sigma = (
+        x.sqrt()[:100, None, None, None]
+        for x in (scheduler.alphas_cumprod, 1 - scheduler.alphas_cumprod)
+    )
     assert torch.allclose(target, alpha * noise - sigma * latents, rtol=1e-6, atol=1e-6)
 
 
@@ -158,7 +173,9 @@ def test_ir_sde_s_noise_is_float32_s(pair: PairBatch) -> None:
     torch.manual_seed(0)
     task = IRSDETask(load("train_baseline", BaselineConfig, overrides))
     given: list[tuple[torch.Tensor, torch.Tensor]] = []
-    hook = task.model.unet.register_forward_pre_hook(lambda _, inputs: given.append((inputs[0], inputs[2])))
+    hook = task.model.unet.register_forward_pre_hook(
+        lambda _, inputs: given.append((inputs[0], inputs[2]))
+    )
     positions = list(range(8))
     with torch.no_grad():
         for context in (autocast(), torch.autocast("cpu", enabled=False)):
@@ -184,7 +201,11 @@ def mixed_accelerator() -> Iterator[Callable[[], Accelerator]]:
 
 @pytest.mark.parametrize("stage", ["stage1", "decoder hq"])
 def test_a_cached_step_has_the_losses_of_one_without(
-    stage: str, stage1: Stage1Task, keys: list[str], tmp_path: Path, mixed_accelerator: Callable[[], Accelerator]
+    stage: str,
+    stage1: Stage1Task,
+    keys: list[str],
+    tmp_path: Path,
+    mixed_accelerator: Callable[[], Accelerator],
 ) -> None:
     """Exactly: the cache is written in the run's precision, and rows do not depend on what is encoded with them."""
     make_pairs("photos", photos(tmp_path / "photos", 1, 2), tmp_path / "out", size=64, budget=None)
@@ -193,7 +214,9 @@ def test_a_cached_step_has_the_losses_of_one_without(
     if stage != "stage1":
         stage1.save_model(tmp_path / "stage1", torch.float32)
         torch.manual_seed(0)
-        task = DecoderTask(load("train_decoder", DecoderConfig, [*keys, f"stage1={tmp_path}/stage1", "z0=hq"]))
+        task = DecoderTask(
+            load("train_decoder", DecoderConfig, [*keys, f"stage1={tmp_path}/stage1", "z0=hq"])
+        )
     accelerator = mixed_accelerator()
     cached = open_cache(tmp_path / "cache", task, pairs, accelerator, 2, 0, logging.getLogger("test"))
     for step in (0, 1):
@@ -202,7 +225,9 @@ def test_a_cached_step_has_the_losses_of_one_without(
             batch = collate_pairs([source[step, position] for position in range(2)])
             with accelerator.autocast():
                 losses = task(batch)
-            found.append({"total": losses.total.item(), **{k: v.item() for k, v in losses.parts.items()}})
+            found.append(
+                {"total": losses.total.item(), **{k: v.item() for k, v in losses.parts.items()}}
+            )
         assert found[0] == found[1]
     exact = task(collate_pairs([pairs[1, position] for position in range(2)]))
     assert exact.total.item() != found[0]["total"], "autocast was on"

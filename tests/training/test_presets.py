@@ -9,7 +9,14 @@ import training_runs as runs
 
 from diffrestorer.config import composition
 from diffrestorer.config.composition import CONFIG_DIR, load
-from diffrestorer.config.hardware_presets import GIB, LIBRARIES, NEEDED, Detected, choose_preset, detect_hardware
+from diffrestorer.config.hardware_presets import (
+    GIB,
+    LIBRARIES,
+    NEEDED,
+    Detected,
+    choose_preset,
+    detect_hardware,
+)
 from diffrestorer.config.schema import Stage1Config
 from diffrestorer.training.hardware import check_precision
 
@@ -30,7 +37,9 @@ def test_presets_say_what_they_are() -> None:
     for path in sorted((CONFIG_DIR / "hardware").glob("*.yaml")):
         settings = load("train_stage1", Stage1Config, [f"hardware={path.stem}"]).train
         on_gpu = settings.hardware.name.startswith("gpu")
-        assert settings.hardware.name == (detect_hardware().preset if path.stem == "auto" else path.stem)
+        assert settings.hardware.name == (
+            detect_hardware().preset if path.stem == "auto" else path.stem
+        )
         assert (settings.mixed_precision == "bf16") == settings.hardware.compile_blocks == on_gpu
     key = load("train_stage1", Stage1Config, ["hardware=gpu80", "train.hardware.compile_blocks=false"])
     assert not key.train.hardware.compile_blocks, "a key of its own comes after the preset"
@@ -57,19 +66,27 @@ def test_a_preset_needs_what_was_counted(name: str, precision: str) -> None:
         (47.0, True, Detected("gpu40")),  # A6000, L40S
         (39.0, True, Detected("gpu40")),  # A100 of 40 GB
         (23.5, True, Detected("gpu24")),  # RTX 3090, 4090
-        (10.0, True, Detected("gpu24")),  # none fits: the smallest, and running out of memory gives advice
+        (
+            10.0,
+            True,
+            Detected("gpu24"),
+        ),  # none fits: the smallest, and running out of memory gives advice
         (31.5, False, Detected("gpu24", "no")),  # V100
         (14.5, False, Detected("gpu24", "no")),  # T4
     ],
 )
-def test_a_preset_is_chosen_by_free_memory_and_precision(free_gib: float, has_bf16: bool, expected: Detected) -> None:
+def test_a_preset_is_chosen_by_free_memory_and_precision(
+    free_gib: float, has_bf16: bool, expected: Detected
+) -> None:
     assert choose_preset(int(free_gib * GIB), has_bf16) == expected
 
 
 def test_a_trained_unet_fits_too() -> None:
     """`model.train_unet=all` at gpu80's and gpu40's micro batches."""
     for name, free in (("gpu80", 79), ("gpu40", 39)):
-        samples = load("train_stage1", Stage1Config, [f"hardware={name}"]).train.hardware.max_micro_batch
+        samples = load(
+            "train_stage1", Stage1Config, [f"hardware={name}"]
+        ).train.hardware.max_micro_batch
         assert samples is not None
         assert counted_gib("stage1 train_unet=all", "none", "bf16", samples) + LIBRARIES / GIB <= free
 
@@ -79,7 +96,9 @@ def test_a_chosen_preset_fits() -> None:
         for has_bf16, precision in ((True, "bf16"), (False, "no")):
             chosen = choose_preset(free * GIB, has_bf16).preset
             larger = list(NEEDED)[: list(NEEDED).index(chosen)]
-            assert all(NEEDED[name][precision] * GIB + LIBRARIES > free * GIB for name in larger), "the largest"
+            assert all(NEEDED[name][precision] * GIB + LIBRARIES > free * GIB for name in larger), (
+                "the largest"
+            )
             fits = NEEDED[chosen][precision] * GIB + LIBRARIES <= free * GIB
             assert fits or chosen == list(NEEDED)[-1]
 
@@ -89,7 +108,10 @@ def test_a_gpu_without_bf16_trains_in_float32(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(composition, "detect_hardware", lambda: Detected("gpu24", "no"))
     settings = load("train_stage1", Stage1Config).train
     assert (settings.hardware.name, settings.mixed_precision) == ("gpu24", "no")
-    assert load("train_stage1", Stage1Config, ["train.mixed_precision=bf16"]).train.mixed_precision == "bf16"
+    assert (
+        load("train_stage1", Stage1Config, ["train.mixed_precision=bf16"]).train.mixed_precision
+        == "bf16"
+    )
 
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
@@ -108,17 +130,23 @@ def test_bf16_on_a_cpu_needs_its_instructions(
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bool(avx512))
     assert check_precision("no", CPU) is None
     if not accepted:
-        with pytest.raises(ValueError, match=r"neither AMX nor AVX512-BF16.*take train.mixed_precision=no"):
+        with pytest.raises(
+            ValueError, match=r"neither AMX nor AVX512-BF16.*take train.mixed_precision=no"
+        ):
             check_precision("bf16", CPU)
     elif amx:
         assert check_precision("bf16", CPU) is None
     else:
         assert "without AMX" in (check_precision("bf16", CPU) or "")
-    assert load("train_stage1", Stage1Config, ["hardware=cpu"]).train.mixed_precision == "no", "never by itself"
+    assert load("train_stage1", Stage1Config, ["hardware=cpu"]).train.mixed_precision == "no", (
+        "never by itself"
+    )
 
 
 def test_fp16_is_refused_with_the_reason() -> None:
-    with pytest.raises(ValueError, match=r"train.mixed_precision=fp16 is refused: it needs loss scaling"):
+    with pytest.raises(
+        ValueError, match=r"train.mixed_precision=fp16 is refused: it needs loss scaling"
+    ):
         load("train_stage1", Stage1Config, ["train.mixed_precision=fp16"])
 
 

@@ -16,7 +16,12 @@ def test_a_saved_model_knows_each_degradation_it_saw(
     tiny_overrides: list[str], photos_dir: Path, tmp_path: Path
 ) -> None:
     seen = ["noise", "blur"]
-    data = ["data=photos", f"data.root={photos_dir}", "data.size=64", f"data.degradations=[{','.join(seen)}]"]
+    data = [
+        "data=photos",
+        f"data.root={photos_dir}",
+        "data.size=64",
+        f"data.degradations=[{','.join(seen)}]",
+    ]
     task = Stage1Task(load("train_stage1", Stage1Config, [*tiny_overrides, *data]))
     trained = [name for name, _ in task.named_parameters()]
     task.save_model(tmp_path, torch.float32)

@@ -41,7 +41,9 @@ def test_each_stage_goes_on_from_the_one_before(photos_dir: Path, tmp_path: Path
         ({"shares": {}}, "stage1, decoder, student"),
     ],
 )
-def test_what_can_t_be_trained_is_refused(change: dict, message: str, photos_dir: Path, tmp_path: Path) -> None:
+def test_what_can_t_be_trained_is_refused(
+    change: dict, message: str, photos_dir: Path, tmp_path: Path
+) -> None:
     config = recipe(photos_dir, tmp_path, 1)
     for name, value in change.items():
         setattr(config, name, value)
@@ -55,13 +57,19 @@ def test_what_can_t_be_trained_is_refused(change: dict, message: str, photos_dir
 def test_a_killed_recipe_goes_on_and_ends_with_a_student(photos_dir: Path, tmp_path: Path) -> None:
     """At mini's real size, on crops of 32 pixels."""
     output = tmp_path / "out"
-    common = "common=[" + ",".join(f"'{word}'" for word in (*load("train_mini", MiniConfig).common, *SMALL)) + "]"
+    common = (
+        "common=["
+        + ",".join(f"'{word}'" for word in (*load("train_mini", MiniConfig).common, *SMALL))
+        + "]"
+    )
     command = [f"root={photos_dir}", f"output_dir={output}", "minutes=1.5", "num_workers=0", common]
 
     def in_the_decoder(folder: Path) -> bool:
         return (folder / "decoder" / "losses.csv").exists()
 
-    runs.kill_when(runs.start("train_mini.py", command, tmp_path / "log"), output, in_the_decoder, timeout=900)
+    runs.kill_when(
+        runs.start("train_mini.py", command, tmp_path / "log"), output, in_the_decoder, timeout=900
+    )
     plan = read_sealed(output / "plan.json")
     runs.finish(runs.start("train_mini.py", command, tmp_path / "log"), tmp_path / "log", timeout=900)
 

@@ -40,7 +40,9 @@ def inside_a_checkpoint(output: Path) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", [after(1), after(9), inside_a_checkpoint], ids=["early", "late", "in a checkpoint"])
+@pytest.mark.parametrize(
+    "moment", [after(1), after(9), inside_a_checkpoint], ids=["early", "late", "in a checkpoint"]
+)
 def test_a_killed_run_ends_like_one_that_was_not(
     moment: Callable[[Path], bool], arguments: list[str], uninterrupted: Path, tmp_path: Path
 ) -> None:
@@ -97,7 +99,12 @@ def test_a_run_killed_again_and_again_ends_like_one_that_was_not(
 ) -> None:
     """Five kills a run, thirty in all; micro batches, so that they fall between the halves of a step too."""
     moments = random.Random(seed)
-    options = ["train.max_steps=60", "train.global_batch_size=4", "train.micro_batch_size=1", f"seed={seed}"]
+    options = [
+        "train.max_steps=60",
+        "train.global_batch_size=4",
+        "train.micro_batch_size=1",
+        f"seed={seed}",
+    ]
     whole = [*arguments, *options, f"output_dir={tmp_path}/whole"]
     killed = [*arguments, *options, f"output_dir={tmp_path}/killed"]
 
@@ -113,12 +120,16 @@ def test_a_run_killed_again_and_again_ends_like_one_that_was_not(
     assert "too late" not in done
     recorded = json.loads((tmp_path / "killed" / "environment.json").read_text())
     assert recorded["num_processes"] == num_processes
-    assert runs.files_of(tmp_path / "killed" / "model") == runs.files_of(tmp_path / "whole" / "model"), done
+    assert runs.files_of(tmp_path / "killed" / "model") == runs.files_of(
+        tmp_path / "whole" / "model"
+    ), done
     assert runs.losses(tmp_path / "killed") == runs.losses(tmp_path / "whole")
 
 
 @pytest.mark.slow
-def test_a_damaged_checkpoint_is_passed_over(arguments: list[str], uninterrupted: Path, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_passed_over(
+    arguments: list[str], uninterrupted: Path, tmp_path: Path
+) -> None:
     output = tmp_path / "run"
     shutil.copytree(uninterrupted, output)
     shutil.rmtree(output / "model")
@@ -131,7 +142,9 @@ def test_a_damaged_checkpoint_is_passed_over(arguments: list[str], uninterrupted
 
 
 @pytest.mark.slow
-def test_another_configuration_is_refused(arguments: list[str], uninterrupted: Path, tmp_path: Path) -> None:
+def test_another_configuration_is_refused(
+    arguments: list[str], uninterrupted: Path, tmp_path: Path
+) -> None:
     process = runs.start(
         "train_stage1.py", [*arguments, f"output_dir={uninterrupted}", "train.lr=0.5"], tmp_path / "log"
     )

@@ -51,7 +51,9 @@ def goes_on(command: list[str], output: Path, finished: Path) -> None:
     assert (output / "losses.csv").read_bytes() == (finished / "losses.csv").read_bytes()
 
 
-def damage_and_go_on(seed: int, command: list[str], unfinished: Path, finished: Path, folder: Path) -> None:
+def damage_and_go_on(
+    seed: int, command: list[str], unfinished: Path, finished: Path, folder: Path
+) -> None:
     chance = random.Random(seed)
     output = copy_run(unfinished, folder / "run")
     path = chance.choice(small_files(output))
@@ -80,13 +82,17 @@ def test_a_damaged_file_costs_nothing_or_is_named(
 
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
-def test_two_hundred_damaged_files(arguments: list[str], unfinished: Path, finished: Path, tmp_path: Path) -> None:
+def test_two_hundred_damaged_files(
+    arguments: list[str], unfinished: Path, finished: Path, tmp_path: Path
+) -> None:
     for seed in range(100, 300):
         damage_and_go_on(seed, arguments, unfinished, finished, tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["config.yaml", "data.json", "losses.csv", "data_files.json", "environment.json"])
+@pytest.mark.parametrize(
+    "name", ["config.yaml", "data.json", "losses.csv", "data_files.json", "environment.json"]
+)
 @pytest.mark.parametrize("content", [b"\xff\xfe garbage \x00", b"train:\n  lr: 0.5\n"])
 def test_every_file_is_rebuilt(
     name: str, content: bytes, arguments: list[str], unfinished: Path, finished: Path, tmp_path: Path
@@ -106,7 +112,9 @@ def test_a_damaged_configuration_does_not_let_another_one_in(
 ) -> None:
     output = copy_run(unfinished, tmp_path / "run")
     (output / "config.yaml").unlink()
-    with pytest.raises(ValueError, match=r"holds a run with another configuration \(train.lr: 1e-05 -> 0.5\)"):
+    with pytest.raises(
+        ValueError, match=r"holds a run with another configuration \(train.lr: 1e-05 -> 0.5\)"
+    ):
         train_stage1([*arguments, "train.lr=0.5"], output)
 
 
@@ -127,7 +135,9 @@ def test_no_damage_of_a_state_is_taken_for_a_state(unfinished: Path, tmp_path: P
 
 
 @pytest.mark.slow
-def test_stray_names_are_no_checkpoints(arguments: list[str], unfinished: Path, finished: Path, tmp_path: Path) -> None:
+def test_stray_names_are_no_checkpoints(
+    arguments: list[str], unfinished: Path, finished: Path, tmp_path: Path
+) -> None:
     output = copy_run(unfinished, tmp_path / "run")
     checkpoints = output / "checkpoints"
     for name in ("step_6 (copy)", "step_", "step_007", "step_-1", "step_x", "step_9.old", "my notes"):
@@ -137,14 +147,19 @@ def test_stray_names_are_no_checkpoints(arguments: list[str], unfinished: Path, 
 
 
 @pytest.mark.slow
-def test_a_folder_with_a_run_refuses_a_second_one(arguments: list[str], unfinished: Path, tmp_path: Path) -> None:
+def test_a_folder_with_a_run_refuses_a_second_one(
+    arguments: list[str], unfinished: Path, tmp_path: Path
+) -> None:
     """The sentence names the first; once that is killed, the folder is free, though its data workers still live."""
     output = copy_run(unfinished, tmp_path / "run")
     first = runs.start(
         "train_stage1.py", [*arguments, "train.max_steps=8", "train.num_workers=2", f"output_dir={output}"],
         tmp_path / "log",
     )  # fmt: skip
-    while not (output / "owner.json").exists() or f'"pid": {first.pid}' not in (output / "owner.json").read_text():
+    while (
+        not (output / "owner.json").exists()
+        or f'"pid": {first.pid}' not in (output / "owner.json").read_text()
+    ):
         assert first.is_alive(), (tmp_path / "log").read_text()
     os.kill(first.pid or 0, 19)  # SIGSTOP: it holds the folder for as long as the test likes
     before = runs.files_of(output)
@@ -158,7 +173,9 @@ def test_a_folder_with_a_run_refuses_a_second_one(arguments: list[str], unfinish
     train_stage1(arguments, output)
 
 
-def test_a_requeued_job_waits_for_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_requeued_job_waits_for_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     code = (
         "import sys, time; from pathlib import Path; from diffrestorer.training.ownership import own_folder\n"
         f"with own_folder(Path({str(tmp_path)!r})):\n  print('has it', flush=True); time.sleep(2)"
@@ -203,7 +220,9 @@ def test_a_finished_run_can_be_extended(arguments: list[str], finished: Path, tm
         train_stage1([*longer, "train.lr_schedule=cosine"], falling)
 
 
-@pytest.mark.parametrize("content", [None, b"", b"{", b'{"stage1": 70}', b'{"content": {"stage1": 1}, "sha256": "0"}'])
+@pytest.mark.parametrize(
+    "content", [None, b"", b"{", b'{"stage1": 70}', b'{"content": {"stage1": 1}, "sha256": "0"}']
+)
 def test_a_damaged_plan_keeps_the_steps_of_stages_that_began(
     content: bytes | None, unfinished: Path, tmp_path: Path
 ) -> None:

@@ -34,7 +34,11 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 @pytest.mark.timeout(3600)
 def test_a_step_of_sd15_fits_into_20_gib(photos_dir: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(photos_dir)], capture_output=True, text=True, check=False, timeout=3500
+        [sys.executable, "-c", PROGRAM, str(photos_dir)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=3500,
     )
     assert done.returncode == 0, done.stderr
     assert 8 * 2**30 < int(done.stdout) < 20 * 2**30, done.stderr

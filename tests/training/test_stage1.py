@@ -17,7 +17,13 @@ OF_SEVERAL_TOKENS = (".attn2.to_q.", ".attn2.to_k.", ".norm2.")
 @pytest.fixture
 def task(tiny_overrides: list[str], photos_dir: Path) -> Stage1Task:
     torch.manual_seed(0)
-    overrides = [*tiny_overrides, "data=photos", f"data.root={photos_dir}", "data.size=64", "train.lr=1e-3"]
+    overrides = [
+        *tiny_overrides,
+        "data=photos",
+        f"data.root={photos_dir}",
+        "data.size=64",
+        "train.lr=1e-3",
+    ]
     return Stage1Task(load("train_stage1", Stage1Config, overrides))
 
 
@@ -28,19 +34,29 @@ def batch(photos_dir: Path) -> PairBatch:
 
 
 def without_gradient(task: Stage1Task) -> set[str]:
-    trained = {name: parameter for name, parameter in task.named_parameters() if parameter.requires_grad}
-    assert all(parameter.grad is not None for parameter in trained.values()), "DDP waits for every gradient"
+    trained = {
+        name: parameter for name, parameter in task.named_parameters() if parameter.requires_grad
+    }
+    assert all(parameter.grad is not None for parameter in trained.values()), (
+        "DDP waits for every gradient"
+    )
     attention = {
-        name for name in trained if "control_network" in name and any(part in name for part in OF_SEVERAL_TOKENS)
+        name
+        for name in trained
+        if "control_network" in name and any(part in name for part in OF_SEVERAL_TOKENS)
     }
     return {name for name, parameter in trained.items() if not parameter.grad.any()} - attention
 
 
-def test_every_trained_parameter_gets_a_gradient_after_one_step(task: Stage1Task, batch: PairBatch) -> None:
+def test_every_trained_parameter_gets_a_gradient_after_one_step(
+    task: Stage1Task, batch: PairBatch
+) -> None:
     (optimizer,) = task.optimizers()
     task(batch).total.backward()
     blocked = {name for name in without_gradient(task) if "controlnet_" not in name}
-    assert {name.split(".")[1] for name in blocked} == {"control_network"}, "its output convolutions start at zero"
+    assert {name.split(".")[1] for name in blocked} == {"control_network"}, (
+        "its output convolutions start at zero"
+    )
     optimizer.step()
     optimizer.zero_grad()
     task(batch).total.backward()

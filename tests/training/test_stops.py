@@ -21,7 +21,9 @@ STEPS = 60
 
 @pytest.fixture(scope="module")
 def arguments(tiny_overrides: list[str], photos_dir: Path) -> list[str]:
-    return tiny_arguments(tiny_overrides, photos_dir, f"train.max_steps={STEPS}", "train.checkpoint_every=1000")
+    return tiny_arguments(
+        tiny_overrides, photos_dir, f"train.max_steps={STEPS}", "train.checkpoint_every=1000"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +57,9 @@ def ends_with_a_checkpoint(output: Path, log: Path) -> int:
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_like_a_signal_of_a_scheduler(arguments: list[str], whole: Path, tmp_path: Path) -> None:
+def test_ctrl_c_ends_like_a_signal_of_a_scheduler(
+    arguments: list[str], whole: Path, tmp_path: Path
+) -> None:
     """A terminal sends it to the data workers as well."""
     output, log = tmp_path / "run", tmp_path / "log"
     command = [*arguments, f"output_dir={output}", "train.num_workers=2"]
@@ -87,7 +91,9 @@ def test_ctrl_c_before_the_first_step_is_one_line(arguments: list[str], tmp_path
 
 
 @pytest.mark.slow
-def test_a_run_that_waits_for_data_stops_with_a_checkpoint(arguments: list[str], whole: Path, tmp_path: Path) -> None:
+def test_a_run_that_waits_for_data_stops_with_a_checkpoint(
+    arguments: list[str], whole: Path, tmp_path: Path
+) -> None:
     """Its data worker hangs; the signal comes while the main thread waits for it."""
     output, log = tmp_path / "run", tmp_path / "log"
     command = [*arguments, f"output_dir={output}", "train.num_workers=1"]
@@ -118,7 +124,9 @@ def until_it_stands(output: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stalled", [0, 1], ids=["the main process stalls", "the other process stalls"])
-def test_a_stalled_process_does_not_keep_the_others(stalled: int, arguments: list[str], tmp_path: Path) -> None:
+def test_a_stalled_process_does_not_keep_the_others(
+    stalled: int, arguments: list[str], tmp_path: Path
+) -> None:
     """One waits for its data for ever; the other, which waits for it, is told to stop."""
     output, log = tmp_path / "run", tmp_path / "log"
     command = [*arguments, f"output_dir={output}", "train.num_workers=1"]
@@ -137,7 +145,9 @@ def test_a_stalled_process_does_not_keep_the_others(stalled: int, arguments: lis
 @pytest.mark.slow
 def test_a_surviving_process_ends_with_a_sentence(arguments: list[str], tmp_path: Path) -> None:
     output, log = tmp_path / "run", tmp_path / "log"
-    survivor, killed = runs.start_ranks("train_stage1.py", [[*arguments, f"output_dir={output}"]], log, 2)
+    survivor, killed = runs.start_ranks(
+        "train_stage1.py", [[*arguments, f"output_dir={output}"]], log, 2
+    )
     wait_for_rows(output, 2, survivor, log)
     killed.kill()
     survivor.join(120)
@@ -152,7 +162,9 @@ def unreadable(photo: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize(("harm", "reason"), [(unreadable, "cut off|damaged"), (Path.unlink, "no such file")])
+@pytest.mark.parametrize(
+    ("harm", "reason"), [(unreadable, "cut off|damaged"), (Path.unlink, "no such file")]
+)
 def test_a_photo_that_goes_bad_ends_with_its_name_and_a_checkpoint(
     harm: Callable[[Path], object],
     reason: str,
@@ -170,7 +182,13 @@ def test_a_photo_that_goes_bad_ends_with_its_name_and_a_checkpoint(
         photo.save(tmp_path / "photos" / f"{number:03d}.png")
     output, log = tmp_path / "run", tmp_path / "log"
     root = f"data.root={tmp_path}/photos"
-    command = [*arguments, root, "data.degradations=[noise]", "train.max_steps=10000", f"output_dir={output}"]
+    command = [
+        *arguments,
+        root,
+        "data.degradations=[noise]",
+        "train.max_steps=10000",
+        f"output_dir={output}",
+    ]
     process = runs.start("train_stage1.py", [*command, f"train.num_workers={num_workers}"], log)
     wait_for_rows(output, 2, process, log)
     for photo in sorted((tmp_path / "photos").iterdir())[::2]:

@@ -79,13 +79,17 @@ def train_a_little(task: StudentTask, batch: PairBatch, steps: int = 2) -> None:
             optimizer.zero_grad()
 
 
-def test_mini_begins_with_the_degraded_image_s_latents(commands: dict[str, list[str]], batch: PairBatch) -> None:
+def test_mini_begins_with_the_degraded_image_s_latents(
+    commands: dict[str, list[str]], batch: PairBatch
+) -> None:
     task = student(commands["mini"])
     condition, encodings = task._inputs(batch)
     assert torch.equal(task._estimate(condition), encodings["lq_latents"])
 
 
-def test_sd15_begins_with_the_teacher_s_estimate_at_tau(commands: dict[str, list[str]], batch: PairBatch) -> None:
+def test_sd15_begins_with_the_teacher_s_estimate_at_tau(
+    commands: dict[str, list[str]], batch: PairBatch
+) -> None:
     task = student(commands["sd15"])
     teacher = DiffRestorerPipeline.from_pretrained(task.config.teacher)
     lq = to_unit(batch.lq)
@@ -97,8 +101,12 @@ def test_sd15_begins_with_the_teacher_s_estimate_at_tau(commands: dict[str, list
         expected = (start - b * output) / a
         found = task._estimate(task._inputs(batch)[0])
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)  # a and b have four digits
-    exact = OneStepScheduler.from_teacher(teacher.scheduler, task.config.tau).step(output, task.config.tau, start)
-    assert (found - exact.prev_sample).abs().max() <= 3e-6 * exact.prev_sample.abs().max(), "but for rounding"
+    exact = OneStepScheduler.from_teacher(teacher.scheduler, task.config.tau).step(
+        output, task.config.tau, start
+    )
+    assert (found - exact.prev_sample).abs().max() <= 3e-6 * exact.prev_sample.abs().max(), (
+        "but for rounding"
+    )
 
 
 @pytest.mark.parametrize("train_decoder", [True, False])
@@ -118,16 +126,22 @@ def test_what_trains_gets_a_gradient_and_nothing_else_does(
     known = ("attn2.to_q", "attn2.to_k", "norm2", "discriminator")
     assert all(any(word in name for word in known) for name in idle), idle
 
-    parts = {name.split(".")[1] if name.startswith("restorer.") else name.split(".")[0] for name in trained}
+    parts = {
+        name.split(".")[1] if name.startswith("restorer.") else name.split(".")[0] for name in trained
+    }
     assert parts == {"control_encoder", "control_network", "unet", "discriminator"} | (
         {"decoder"} if train_decoder else set()
     )
     adapters = {name for name in trained if ".unet." in name}
     assert all(".lora_" in name for name in adapters) == (model == "sd15")
-    assert not any("attn2.to_q" in name or "attn2.to_k" in name for name in adapters if ".lora_" in name)
+    assert not any(
+        "attn2.to_q" in name or "attn2.to_k" in name for name in adapters if ".lora_" in name
+    )
 
 
-def test_merged_adapters_are_the_adapters(commands: dict[str, list[str]], batch: PairBatch, tmp_path: Path) -> None:
+def test_merged_adapters_are_the_adapters(
+    commands: dict[str, list[str]], batch: PairBatch, tmp_path: Path
+) -> None:
     task = student(commands["sd15"])
     before = task.restore(batch).detach()
     train_a_little(task, batch)
@@ -148,7 +162,9 @@ def test_merged_adapters_are_the_adapters(commands: dict[str, list[str]], batch:
 
 
 @pytest.fixture(scope="module")
-def folder(commands: dict[str, list[str]], batch: PairBatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(
+    commands: dict[str, list[str]], batch: PairBatch, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """The model folder of a mini student that has trained."""
     folder = tmp_path_factory.mktemp("student")
     task = student(commands["mini"])
@@ -159,10 +175,14 @@ def folder(commands: dict[str, list[str]], batch: PairBatch, tmp_path_factory: p
 
 def test_a_folder_restores_in_one_step_whatever_the_seed(folder: Path, batch: PairBatch) -> None:
     pipe = DiffRestorerPipeline.from_pretrained(folder)
-    assert json.loads((folder / "model" / "scheduler" / "scheduler_config.json").read_text())["tau"] == 200
+    assert (
+        json.loads((folder / "model" / "scheduler" / "scheduler_config.json").read_text())["tau"] == 200
+    )
     assert pipe.default_steps == 1
     lq, steps = to_unit(batch.lq), []
-    first = pipe(lq, generator=torch.Generator().manual_seed(0), output_type="pt", on_step=steps.append).images
+    first = pipe(
+        lq, generator=torch.Generator().manual_seed(0), output_type="pt", on_step=steps.append
+    ).images
     second = pipe(lq, generator=torch.Generator().manual_seed(1), output_type="pt").images
     assert steps == [2]
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
@@ -182,7 +202,9 @@ def test_tiles_of_an_image_s_size_are_the_image(folder: Path, batch: PairBatch) 
     torch.testing.assert_close(tiled, whole, rtol=1e-5, atol=1e-5)
 
 
-def test_encodings_from_a_cache_give_the_same_losses(commands: dict[str, list[str]], batch: PairBatch) -> None:
+def test_encodings_from_a_cache_give_the_same_losses(
+    commands: dict[str, list[str]], batch: PairBatch
+) -> None:
     task = student(commands["mini"], "lambda_distillation=1", "distillation_steps=2")
     cached = PairBatch(batch.lq, batch.gt, batch.label, batch.step, batch.positions, task.encode(batch))
     found, expected = task(cached), task(batch)
@@ -192,10 +214,14 @@ def test_encodings_from_a_cache_give_the_same_losses(commands: dict[str, list[st
 
 
 def test_the_distillation_fades(commands: dict[str, list[str]]) -> None:
-    task = student(commands["mini"], "lambda_distillation=2", "train.max_steps=100", "distillation_share=0.3")
+    task = student(
+        commands["mini"], "lambda_distillation=2", "train.max_steps=100", "distillation_share=0.3"
+    )
     weights = [task._distillation_weight(step) for step in (0, 15, 30, 99)]
     assert weights == pytest.approx([2.0, 1.0, 0.0, 0.0])
-    assert not any("_teacher" in name for name in task.state_dict()), "the teacher is no part of the student"
+    assert not any("_teacher" in name for name in task.state_dict()), (
+        "the teacher is no part of the student"
+    )
 
 
 def test_the_decoder_waits_for_its_step(commands: dict[str, list[str]]) -> None:
@@ -216,7 +242,9 @@ def test_the_prompt_processor_trains_with_its_classifier(
 ) -> None:
     """With `lambda_degradation` every weight of it gets a gradient, and its prototypes are recorded again."""
     task = student(commands["mini"], "lambda_degradation=0.5", "lambda_adversarial=0")
-    train_a_little(task, batch)  # the UNet's last convolution leaves zero: from then on the token matters
+    train_a_little(
+        task, batch
+    )  # the UNet's last convolution leaves zero: from then on the token matters
     losses = task(batch)
     expected = torch.nn.functional.cross_entropy(
         task.restorer.read_prompts(to_unit(batch.lq)).degradation_logits, batch.label
@@ -231,23 +259,33 @@ def test_the_prompt_processor_trains_with_its_classifier(
     assert not torch.equal(task.restorer.prompt_processor.class_prototypes, before)
 
 
-def test_a_student_is_no_teacher_and_none_is_refused(folder: Path, commands: dict[str, list[str]]) -> None:
-    with pytest.raises(ValueError, match="is itself a student: give its own teacher, and init= to go on"):
+def test_a_student_is_no_teacher_and_none_is_refused(
+    folder: Path, commands: dict[str, list[str]]
+) -> None:
+    with pytest.raises(
+        ValueError, match="is itself a student: give its own teacher, and init= to go on"
+    ):
         student(commands["mini"], f"teacher={folder}")
     with pytest.raises(ValueError, match="teacher is not set"):
         StudentTask(load("train_student", StudentConfig, ["model=mini"]))
 
 
-def test_init_goes_on_from_a_student(folder: Path, commands: dict[str, list[str]], batch: PairBatch) -> None:
+def test_init_goes_on_from_a_student(
+    folder: Path, commands: dict[str, list[str]], batch: PairBatch
+) -> None:
     task = student(commands["mini"], f"init={folder}")
-    images = torch.stack(DiffRestorerPipeline.from_pretrained(folder)(to_unit(batch.lq), output_type="pt").images)
+    images = torch.stack(
+        DiffRestorerPipeline.from_pretrained(folder)(to_unit(batch.lq), output_type="pt").images
+    )
     with torch.no_grad():
         torch.testing.assert_close(task.restore(batch).clamp(0, 1), images, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["mini", "sd15"])
-def test_killed_runs_and_two_processes_end_like_one(model: str, commands: dict[str, list[str]], tmp_path: Path) -> None:
+def test_killed_runs_and_two_processes_end_like_one(
+    model: str, commands: dict[str, list[str]], tmp_path: Path
+) -> None:
     keys = [
         f"train.max_steps={STEPS}", "train.global_batch_size=2", "train.num_workers=0", "train.log_every=1",
         "train.checkpoint_every=2", "decoder_start=2", "train.ema_decay=0.9", "train.sample_every=100",
@@ -260,7 +298,9 @@ def test_killed_runs_and_two_processes_end_like_one(model: str, commands: dict[s
         return (output / "losses.csv").exists() and len(runs.losses(output)) > 3
 
     runs.kill_when(
-        runs.start("train_student.py", [*command, f"output_dir={killed}"], tmp_path / "log"), killed, after_four
+        runs.start("train_student.py", [*command, f"output_dir={killed}"], tmp_path / "log"),
+        killed,
+        after_four,
     )
     runs.run("train_student.py", [*command, f"output_dir={killed}"], tmp_path / "log")
     assert runs.files_of(killed / "model") == runs.files_of(whole / "model")
@@ -269,7 +309,9 @@ def test_killed_runs_and_two_processes_end_like_one(model: str, commands: dict[s
     runs.run_ranks("train_student.py", [[*command, f"output_dir={two}"]], tmp_path / "log", 2)
     assert json.loads((two / "environment.json").read_text())["num_processes"] == 2
     for several, one in zip(runs.losses(two), runs.losses(whole), strict=True):
-        assert several == pytest.approx(one, rel=1e-5, abs=1e-6)  # the adversarial loss is a mean near zero
+        assert several == pytest.approx(
+            one, rel=1e-5, abs=1e-6
+        )  # the adversarial loss is a mean near zero
 
 
 def _without(command: list[str], key: str) -> list[str]:
@@ -294,6 +336,8 @@ def test_perceptual_loss_by_lpips(tmp_path: Path, batch: PairBatch) -> None:
         _, index, kind = name.split(".")
         parameter.data.copy_(getattr(network.features[int(index)], kind).data)
     assert loss(one, one).item() == 0
-    assert loss(one, other).item() == pytest.approx(expected(one * 2 - 1, other * 2 - 1).mean().item(), rel=1e-6)
+    assert loss(one, other).item() == pytest.approx(
+        expected(one * 2 - 1, other * 2 - 1).mean().item(), rel=1e-6
+    )
     with pytest.raises(ValueError, match="is no file; it is torchvision's vgg16"):
         PerceptualLoss("lpips", str(tmp_path / "missing.pth"))

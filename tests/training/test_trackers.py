@@ -30,7 +30,9 @@ def test_without_a_key_one_sentence_before_anything_loads(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without_keys(monkeypatch, tmp_path)
-    with pytest.raises(ValueError, match=r"has no key .*WANDB_API_KEY.*train\.wandb_mode=offline") as caught:
+    with pytest.raises(
+        ValueError, match=r"has no key .*WANDB_API_KEY.*train\.wandb_mode=offline"
+    ) as caught:
         train_stage1([*arguments, "train.tracker=wandb"], tmp_path / "run")
     assert len(str(caught.value).splitlines()) == 1
     assert not (tmp_path / "run").exists()

@@ -51,7 +51,9 @@ def _activation_of(tag: str, architecture: str) -> bool:
     """Return whether a tag's weights were trained with QuickGELU, by open_clip's catalogue."""
     tags = list_pretrained_tags_by_model(architecture)
     if tag not in tags:
-        raise ValueError(f"clip={tag} is neither a file nor a tag of open_clip's {architecture}: {', '.join(tags)}")
+        raise ValueError(
+            f"clip={tag} is neither a file nor a tag of open_clip's {architecture}: {', '.join(tags)}"
+        )
     return bool(get_pretrained_cfg(architecture, tag).get("quick_gelu", False))
 
 

@@ -23,7 +23,10 @@ def tower_blocks(encoder: ImageEncoder) -> list[tuple[nn.Module, int]]:
     visual: Any = encoder.visual
     if hasattr(visual, "transformer"):
         return [(block, visual.transformer.width) for block in visual.transformer.resblocks]
-    return [(visual.trunk.get_submodule(info["module"]), info["num_chs"]) for info in visual.trunk.feature_info]
+    return [
+        (visual.trunk.get_submodule(info["module"]), info["num_chs"])
+        for info in visual.trunk.feature_info
+    ]
 
 
 def clip_view(images: Images, side: int) -> Float[Tensor, "b 3 _ _"]:

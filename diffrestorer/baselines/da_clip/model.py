@@ -40,7 +40,10 @@ class DaClip(Baseline):
 
     authors_names = (*names.CONTROLLER, *names.UNET)
     authors_unused = names.UNUSED
-    authors_parts = {"the U-Net": "init_conv.weight", "the controlled CLIP": "visual_control.conv1.weight"}
+    authors_parts = {
+        "the U-Net": "init_conv.weight",
+        "the controlled CLIP": "visual_control.conv1.weight",
+    }
     own_tensors = ("controller.class_embeddings",)
 
     @register_to_config
@@ -99,7 +102,9 @@ class DaClip(Baseline):
             return drawn.expand(lq.shape)
 
         # From T down to 1; the last step adds no noise.
-        deviation = sde.previous_deviation if self.config.sampler == "posterior" else sde.reverse_deviation
+        deviation = (
+            sde.previous_deviation if self.config.sampler == "posterior" else sde.reverse_deviation
+        )
         state = lq + sde.max_sigma / 255 * noise(sde.num_steps)
         for step in range(sde.num_steps, 0, -1):
             steps = torch.full((len(lq),), step, device=lq.device)
@@ -120,7 +125,9 @@ class DaClip(Baseline):
         degradation: Embedding,
     ) -> Float[Tensor, "t 3 h w"]:
         """Run the U-Net; all tiles of an image share its embeddings."""
-        conditions = (tensor.expand(len(state), *tensor.shape[1:]) for tensor in (steps, content, degradation))
+        conditions = (
+            tensor.expand(len(state), *tensor.shape[1:]) for tensor in (steps, content, degradation)
+        )
         return self.unet(state, lq, *conditions)
 
     def step_mean(

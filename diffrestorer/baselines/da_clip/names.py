@@ -6,7 +6,10 @@ _CONTENT = ".fn.fn.transformer_blocks.0.attn2.to_"
 CONTROLLER = (
     ("controller.control.visual.transformer.", "visual_control.transformer.transformer."),
     ("controller.control.visual.", "visual_control."),
-    *((f"controller.zeros.{i}.linear.", f"visual_control.transformer.zero_modules.{i}.") for i in range(12)),
+    *(
+        (f"controller.zeros.{i}.linear.", f"visual_control.transformer.zero_modules.{i}.")
+        for i in range(12)
+    ),
     ("controller.", ""),
 )
 

@@ -42,7 +42,9 @@ class IRSDE:
 
     def __post_init__(self) -> None:
         if self.num_steps < 1 or self.max_sigma <= 0:
-            raise ValueError(f"IR-SDE needs num_steps >= 1 and max_sigma > 0, not {self.num_steps}, {self.max_sigma}")
+            raise ValueError(
+                f"IR-SDE needs num_steps >= 1 and max_sigma > 0, not {self.num_steps}, {self.max_sigma}"
+            )
 
     def rates(self) -> Float[Tensor, "t1"]:
         """Return theta_t dt for t = 0..T (0 at 0), scaled so that they sum to -log(remainder)."""
@@ -114,6 +116,8 @@ class IRSDE:
 
 
 @functools.lru_cache(maxsize=32)
-def _table_on(process: IRSDE, name: str, device: torch.device, dtype: torch.dtype) -> Float[Tensor, "t1"]:
+def _table_on(
+    process: IRSDE, name: str, device: torch.device, dtype: torch.dtype
+) -> Float[Tensor, "t1"]:
     """Return a table of the process by its method's name. It stays on the device, since each copy would wait for it."""
     return getattr(process, name)().to(device, dtype)

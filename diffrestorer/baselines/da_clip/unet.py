@@ -147,7 +147,9 @@ class ContentAttention(nn.Module):
         attended = self.attend(self.self_q(hidden), self.self_k(hidden), self.self_v(hidden))
         tokens = tokens + self.self_out(attended)
         token = content[:, None]
-        attended = self.attend(self.content_q(self.norm2(tokens)), self.content_k(token), self.content_v(token))
+        attended = self.attend(
+            self.content_q(self.norm2(tokens)), self.content_k(token), self.content_v(token)
+        )
         tokens = tokens + self.content_out(attended)
 
         # Gated feed-forward, and back to an image.
@@ -167,7 +169,9 @@ class DaClipUNet(nn.Module):
         attention_level: first level with attention to the content; levels above have linear attention.
     """
 
-    def __init__(self, features: int, multipliers: Sequence[int], content_dim: int, attention_level: int = 3) -> None:
+    def __init__(
+        self, features: int, multipliers: Sequence[int], content_dim: int, attention_level: int = 3
+    ) -> None:
         super().__init__()
         self.features = features
         self.multiple = 2 ** len(multipliers)
@@ -176,13 +180,19 @@ class DaClipUNet(nn.Module):
         last = len(multipliers) - 1
 
         def attention(dim: int, level: int) -> nn.Module:
-            return ContentAttention(dim, content_dim) if level >= attention_level else LinearAttention(dim)
+            return (
+                ContentAttention(dim, content_dim) if level >= attention_level else LinearAttention(dim)
+            )
 
         # The degradation joins the time embedding.
         self.embed = nn.Conv2d(6, features, 7, padding=3, bias=False)
-        self.time = nn.Sequential(nn.Linear(features, time_dim), nn.GELU(), nn.Linear(time_dim, time_dim))
+        self.time = nn.Sequential(
+            nn.Linear(features, time_dim), nn.GELU(), nn.Linear(time_dim, time_dim)
+        )
         self.prompt = nn.Parameter(torch.rand(1, time_dim))
-        self.degradation = nn.Sequential(nn.Linear(content_dim, time_dim), nn.SiLU(), nn.Linear(time_dim, time_dim))
+        self.degradation = nn.Sequential(
+            nn.Linear(content_dim, time_dim), nn.SiLU(), nn.Linear(time_dim, time_dim)
+        )
         self.prompt_out = nn.Linear(time_dim, time_dim)
 
         # Two residual blocks, attention and a change of size per level.

@@ -56,7 +56,9 @@ def aperture(image: Image, rng: np.random.Generator, strength: float) -> Image:
     shape *= 1.0 + rng.uniform(-0.5, 1.0) * (offsets[:, None] ** 2 + offsets[None, :] ** 2)
     kernel = shape.reshape(2 * half + 1, _FINE, 2 * half + 1, _FINE).mean(axis=(1, 3))
     if rng.random() < 0.4:
-        kernel = cv2.GaussianBlur(kernel, (0, 0), max(0.25 * radius, 0.3), borderType=cv2.BORDER_CONSTANT)
+        kernel = cv2.GaussianBlur(
+            kernel, (0, 0), max(0.25 * radius, 0.3), borderType=cv2.BORDER_CONSTANT
+        )
     return _filtered(image, kernel, rng, strength)
 
 
@@ -99,7 +101,11 @@ def video(image: Image, rng: np.random.Generator, strength: float) -> Image:
     shift = (rng.normal(0.0, 0.4, 2) * reach).tolist()
     push = (rng.normal(0.0, 0.25, 2) * reach).tolist()
     turn, zoom = (rng.normal(0.0, 0.5, 2) * reach / max(height, width)).tolist()
-    moving = smooth_field(height, width, 3, rng) if rng.random() < 0.5 else np.zeros((height, width), np.float32)
+    moving = (
+        smooth_field(height, width, 3, rng)
+        if rng.random() < 0.5
+        else np.zeros((height, width), np.float32)
+    )
     rows, columns = np.mgrid[0:height, 0:width].astype(np.float32)
     across, down = columns - width / 2, rows - height / 2
 

@@ -20,7 +20,9 @@ def process(image: Image, rng: np.random.Generator) -> Image:
         larger = (max(round(width * factor), 1), max(round(height * factor), 1))
         method = (cv2.INTER_LINEAR, cv2.INTER_CUBIC)[rng.integers(2)]
         image = cv2.resize(
-            cv2.resize(image, larger, interpolation=method), (width, height), interpolation=cv2.INTER_AREA
+            cv2.resize(image, larger, interpolation=method),
+            (width, height),
+            interpolation=cv2.INTER_AREA,
         )
 
     # A curve that keeps black and white and bends the middle either way.

@@ -86,8 +86,12 @@ def segments(image: Image, rng: np.random.Generator, strength: float) -> Image:
     rule = (cv2.TERM_CRITERIA_MAX_ITER, 8, 0.0)
     _, labels, centres = cv2.kmeans(points, _SEGMENTS, labels, rule, 1, cv2.KMEANS_USE_INITIAL_LABELS)
     distances = (1.1 - centres[:, 3] + rng.uniform(0.0, 0.5, _SEGMENTS)).astype(np.float32)
-    coarse = cv2.resize(distances[labels].reshape(40, 40), (width, height), interpolation=cv2.INTER_NEAREST)
-    depth = np.clip(_guided(coarse, tones.mean(axis=2), max(2, round(0.03 * min(height, width)))), 0.1, None)
+    coarse = cv2.resize(
+        distances[labels].reshape(40, 40), (width, height), interpolation=cv2.INTER_NEAREST
+    )
+    depth = np.clip(
+        _guided(coarse, tones.mean(axis=2), max(2, round(0.03 * min(height, width)))), 0.1, None
+    )
 
     blurred = soften(tones, mix(strength, 0.3, 1.6))
     far = normalised(depth)[..., None]
@@ -120,5 +124,7 @@ def _guided(field: Field, guide: Field, radius: int, edge: float = 1e-3) -> Fiel
         return np.asarray(cv2.blur(values, side, borderType=cv2.BORDER_REFLECT), np.float32)
 
     mean_guide, mean_field = mean(guide), mean(field)
-    slope = (mean(guide * field) - mean_guide * mean_field) / (mean(guide * guide) - mean_guide**2 + edge)
+    slope = (mean(guide * field) - mean_guide * mean_field) / (
+        mean(guide * guide) - mean_guide**2 + edge
+    )
     return mean(slope) * guide + mean(mean_field - slope * mean_guide)

@@ -16,7 +16,13 @@ _SAMPLING = {
     "420": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420,
 }
 _NAMES = tuple(_SAMPLING)
-_SOFTWARE = ("low", "medium", "web_low", "web_medium", "web_high")  # presets whose tables differ in shape
+_SOFTWARE = (
+    "low",
+    "medium",
+    "web_low",
+    "web_medium",
+    "web_high",
+)  # presets whose tables differ in shape
 _WEAK, _STRONG = 92.0, 5.0  # quality
 
 
@@ -96,7 +102,9 @@ def through_opencv(image: Image, quality: int, sampling: str) -> Image:
     """
     options = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, _SAMPLING[sampling]]
     _, encoded = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
-    return np.asarray(cv2.cvtColor(cv2.imdecode(encoded, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB), np.uint8)
+    return np.asarray(
+        cv2.cvtColor(cv2.imdecode(encoded, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB), np.uint8
+    )
 
 
 def _through_pillow(image: Image, kind: str, options: dict[str, object]) -> Image:

@@ -83,7 +83,9 @@ def bayer(image: Image, rng: np.random.Generator, strength: float) -> Image:
     gain[1::2, 1::2] = rng.uniform(1.2, 2.2)
     full_well = ratio(strength, 6000.0, 40.0)
     read = rng.uniform(0.5, 2.0) / full_well
-    noise = np.sqrt(mosaic * gain / full_well + (gain * read) ** 2) * gaussian_noise((height, width), rng)
+    noise = np.sqrt(mosaic * gain / full_well + (gain * read) ** 2) * gaussian_noise(
+        (height, width), rng
+    )
 
     # The difference alone is demosaicked, so the scene keeps its sharpness and only the noise takes the filter's form.
     codes = np.rint(np.clip(0.5 + 0.25 * noise, 0.0, 1.0) * 65535.0).astype(np.uint16)
@@ -129,7 +131,9 @@ def film(image: Image, rng: np.random.Generator, strength: float) -> Image:
 
     # Layers of one film share most of their grain; a scanner sees each grain as a small disc.
     shared = rng.uniform(0.3, 1.0)
-    grain: Field = shared * gaussian_noise((*image.shape[:2], 1), rng) + (1 - shared) * gaussian_noise(image.shape, rng)
+    grain: Field = shared * gaussian_noise((*image.shape[:2], 1), rng) + (1 - shared) * gaussian_noise(
+        image.shape, rng
+    )
     radius = int(rng.integers(1, 3))
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1,) * 2).astype(np.float32)
     grain = cv2.filter2D(grain, -1, disc / disc.sum(), borderType=cv2.BORDER_REFLECT)

@@ -39,7 +39,9 @@ def jpeg(image: Image, rng: np.random.Generator, jpeg: Jpeg) -> Image:
     """Encode as JPEG with 4:2:0 chroma and decode, in memory (quality 10: Dong et al., ARCNN, ICCV 2015)."""
     options = [cv2.IMWRITE_JPEG_QUALITY, draw_count(rng, jpeg.quality)]
     _, encoded = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
-    return np.asarray(cv2.cvtColor(cv2.imdecode(encoded, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB), np.uint8)
+    return np.asarray(
+        cv2.cvtColor(cv2.imdecode(encoded, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB), np.uint8
+    )
 
 
 def low_light(image: Image, rng: np.random.Generator, low_light: LowLight) -> Image:
@@ -74,8 +76,12 @@ def haze(image: Image, rng: np.random.Generator, haze: Haze, depth: Field | None
 def _smooth_depth(height: int, width: int, vertical: float, rng: np.random.Generator) -> Field:
     """Draw a depth (h, w) >= 0.2: the share `vertical` grows towards the top, the rest are large soft bumps."""
     towards_top = np.linspace(1.0, 0.0, height, dtype=np.float32)[:, None]
-    bumps = cv2.resize(rng.random((5, 5), dtype=np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
-    return np.asarray(0.2 + vertical * towards_top + (1.0 - vertical) * np.clip(bumps, 0.0, 1.0), np.float32)
+    bumps = cv2.resize(
+        rng.random((5, 5), dtype=np.float32), (width, height), interpolation=cv2.INTER_CUBIC
+    )
+    return np.asarray(
+        0.2 + vertical * towards_top + (1.0 - vertical) * np.clip(bumps, 0.0, 1.0), np.float32
+    )
 
 
 def rain(image: Image, rng: np.random.Generator, rain: Rain) -> Image:
@@ -91,7 +97,9 @@ def rain(image: Image, rng: np.random.Generator, rain: Rain) -> Image:
     clear = np.full((height, width), 1.0 - draw(rng, rain.veil), np.float32)
     for layer in rain.layers:
         tilt = angle + math.radians(rng.uniform(-_RAIN_SPREAD, _RAIN_SPREAD))
-        kernel = capsule(draw(rng, layer.length) * scale, draw(rng, layer.width) * scale / 2, tilt, softness=1.0)
+        kernel = capsule(
+            draw(rng, layer.length) * scale, draw(rng, layer.width) * scale / 2, tilt, softness=1.0
+        )
         opacity, density = draw(rng, layer.opacity), draw(rng, layer.density) / scale**2
         clear *= 1.0 - opacity * scatter(height, width, kernel, density, rng)
     return to_bytes(blend(to_float(image), colour, 1.0 - clear))
@@ -106,7 +114,9 @@ def raindrop(image: Image, rng: np.random.Generator, raindrop: Raindrop) -> Imag
     height, width = image.shape[:2]
     scale = scale_of(image)
     clear = to_float(image)
-    blurred = cv2.GaussianBlur(clear, (0, 0), max(draw(rng, raindrop.blur) * scale, 0.3), borderType=cv2.BORDER_REFLECT)
+    blurred = cv2.GaussianBlur(
+        clear, (0, 0), max(draw(rng, raindrop.blur) * scale, 0.3), borderType=cv2.BORDER_REFLECT
+    )
     columns, rows = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
     mask = np.zeros((height, width), np.float32)
     shading = np.ones((height, width), np.float32)
@@ -125,7 +135,9 @@ def raindrop(image: Image, rng: np.random.Generator, raindrop: Raindrop) -> Imag
         strength = lens * (0.5 + 0.5 * distance * distance)
         columns[window] = np.where(covers, x - dx * strength, columns[window])
         rows[window] = np.where(covers, y - dy * strength, rows[window])
-        rim = 1.0 - raindrop.rim * np.minimum(distance, 1.0) ** 4 * (1.0 - dy / np.float32(1.5 * radius))
+        rim = 1.0 - raindrop.rim * np.minimum(distance, 1.0) ** 4 * (
+            1.0 - dy / np.float32(1.5 * radius)
+        )
         shading[window] = np.where(covers, rim, shading[window])
         mask[window] = np.maximum(mask[window], inside)
     seen = cv2.remap(blurred, columns, rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
@@ -198,5 +210,7 @@ def _trajectory(extent: float, rng: np.random.Generator) -> Field:
     path = ndimage.zoom(path, (16, 1), order=1)  # dense enough that no pixel on the way is skipped
     path = (path - path.mean(axis=0)) * (extent - 1.0) / np.ptp(path, axis=0).max()
     half = math.ceil(np.abs(path).max()) + 2
-    dwell, _, _ = np.histogram2d(path[:, 0], path[:, 1], bins=2 * half + 1, range=[[-half - 0.5, half + 0.5]] * 2)
+    dwell, _, _ = np.histogram2d(
+        path[:, 0], path[:, 1], bins=2 * half + 1, range=[[-half - 0.5, half + 0.5]] * 2
+    )
     return np.asarray(ndimage.gaussian_filter(dwell, 0.5), np.float32)

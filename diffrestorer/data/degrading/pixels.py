@@ -17,7 +17,9 @@ Image = NDArray[np.uint8]
 Field = NDArray[np.floating[Any]]
 
 _SRGB = np.linspace(0.0, 1.0, 256)
-TO_LINEAR = np.where(_SRGB <= 0.04045, _SRGB / 12.92, ((_SRGB + 0.055) / 1.055) ** 2.4).astype(np.float32)
+TO_LINEAR = np.where(_SRGB <= 0.04045, _SRGB / 12.92, ((_SRGB + 0.055) / 1.055) ** 2.4).astype(
+    np.float32
+)
 """Table from 8-bit sRGB to linear light in [0, 1]."""
 _LINEAR = np.linspace(0.0, 1.0, 1 << 16)
 _TO_SRGB = np.where(_LINEAR <= 0.0031308, _LINEAR * 12.92, 1.055 * _LINEAR ** (1 / 2.4) - 0.055)
@@ -32,8 +34,12 @@ def capsule(length: float, radius: float, angle: float, softness: float) -> Fiel
     """
     half = math.ceil(length / 2 + radius + softness)
     offset = np.arange(-half, half + 1, dtype=np.float32)
-    along = offset[:, None] * np.float32(math.cos(angle)) + offset[None, :] * np.float32(math.sin(angle))
-    across = offset[None, :] * np.float32(math.cos(angle)) - offset[:, None] * np.float32(math.sin(angle))
+    along = offset[:, None] * np.float32(math.cos(angle)) + offset[None, :] * np.float32(
+        math.sin(angle)
+    )
+    across = offset[None, :] * np.float32(math.cos(angle)) - offset[:, None] * np.float32(
+        math.sin(angle)
+    )
     distance = np.hypot(np.maximum(np.abs(along) - np.float32(length / 2), 0.0), across)
     return np.asarray(np.clip((radius - distance) / softness + 0.5, 0.0, 1.0), np.float32)
 
@@ -46,7 +52,9 @@ def scatter(height: int, width: int, kernel: Field, density: float, rng: np.rand
     seeds = np.zeros((tall, wide), np.float32)
     seeds[rng.integers(tall, size=count), rng.integers(wide, size=count)] = rng.uniform(0.3, 1.0, count)
     spread = cv2.filter2D(seeds, -1, kernel, borderType=cv2.BORDER_CONSTANT)
-    return np.asarray(np.clip(spread[margin : margin + height, margin : margin + width], 0.0, 1.0), np.float32)
+    return np.asarray(
+        np.clip(spread[margin : margin + height, margin : margin + width], 0.0, 1.0), np.float32
+    )
 
 
 def blend(image: Field, over: Field | np.float32, opacity: Field) -> Field:
@@ -83,7 +91,9 @@ def to_bytes(image: Field) -> Image:
 
 def linear_to_bytes(light: Field) -> Image:
     """Convert linear light in [0, 1] (clipped) to 8-bit sRGB, by table: exact to one grey level."""
-    return np.asarray(_TO_SRGB_8BIT[np.rint(np.clip(light, 0.0, 1.0) * 65535.0).astype(np.uint16)], np.uint8)
+    return np.asarray(
+        _TO_SRGB_8BIT[np.rint(np.clip(light, 0.0, 1.0) * 65535.0).astype(np.uint16)], np.uint8
+    )
 
 
 def mix(strength: float, weak: float, strong: float) -> float:
@@ -101,7 +111,9 @@ def soften(image: Field, sigma: float) -> Field:
     if sigma < 0.2:
         return image
     side = 2 * math.ceil(3.0 * sigma) + 1
-    return np.asarray(cv2.GaussianBlur(image, (side, side), sigma, borderType=cv2.BORDER_REFLECT), np.float32)
+    return np.asarray(
+        cv2.GaussianBlur(image, (side, side), sigma, borderType=cv2.BORDER_REFLECT), np.float32
+    )
 
 
 def gaussian_noise(shape: Sequence[int], rng: np.random.Generator) -> Field:

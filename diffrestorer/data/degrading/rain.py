@@ -79,7 +79,12 @@ def curtain(image: Image, rng: np.random.Generator, strength: float) -> Image:
 
     # Brightening prevails: drops collect light from the sky, and only few block it.
     bright = np.clip(sheet - 0.3, -0.4, 1.6)
-    veiled = _misty(soften(to_float(image), mix(strength, 0.0, 0.7) * scale), rng, 0.3 + 0.7 * strength, certain=True)
+    veiled = _misty(
+        soften(to_float(image), mix(strength, 0.0, 0.7) * scale),
+        rng,
+        0.3 + 0.7 * strength,
+        certain=True,
+    )
     return to_bytes(veiled + mix(strength, 0.012, 0.13) * bright[..., None])
 
 
@@ -102,7 +107,12 @@ def backlit(image: Image, rng: np.random.Generator, strength: float) -> Image:
     edge = _draw_lines(size, count, length, width, angle, spread, np.random.default_rng(key))
     core = _draw_lines(size, count, length, 0.4 * width, angle, spread, np.random.default_rng(key))
     opacity = mix(strength, 0.14, 0.8)
-    dark = overlay(clear, soften(edge, rng.uniform(0.6, 1.1) * scale) * opacity, seen * rng.uniform(0.75, 1.0), "alpha")
+    dark = overlay(
+        clear,
+        soften(edge, rng.uniform(0.6, 1.1) * scale) * opacity,
+        seen * rng.uniform(0.75, 1.0),
+        "alpha",
+    )
     wet = overlay(dark, soften(core, 0.5 * scale) * opacity, seen * rng.uniform(1.0, 1.6), "alpha")
     return to_bytes(_misty(wet, rng, strength))
 
@@ -147,7 +157,10 @@ def _misty(image: Field, rng: np.random.Generator, strength: float, certain: boo
     if not certain and rng.random() < 0.5:
         return image
     height, width = image.shape[:2]
-    thickness = 0.5 + smooth_field(height, width, 2, rng) * np.linspace(1.0, 0.4, height, dtype=np.float32)[:, None]
+    thickness = (
+        0.5
+        + smooth_field(height, width, 2, rng) * np.linspace(1.0, 0.4, height, dtype=np.float32)[:, None]
+    )
     veil = thickness * rng.uniform(0.0, mix(strength, 0.02, 0.28))
     return overlay(image, np.clip(veil, 0.0, 1.0), pale_colour(rng, 0.55, 0.9), "alpha")
 

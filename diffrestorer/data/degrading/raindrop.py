@@ -46,7 +46,9 @@ def merged(image: Image, rng: np.random.Generator, strength: float) -> Image:
     height, width = image.shape[:2]
     scale = scale_of(image)
     count = 1 + rng.poisson(ratio(strength, 5.0, 45.0))
-    radii = np.minimum(2.5 * (1.0 - rng.random(count)) ** (-1.0 / 1.3), mix(strength, 10.0, 34.0)) * scale
+    radii = (
+        np.minimum(2.5 * (1.0 - rng.random(count)) ** (-1.0 / 1.3), mix(strength, 10.0, 34.0)) * scale
+    )
     total = np.zeros((height, width), np.float32)
     for radius in radii.tolist():
         # Far from its centre a bump is nothing, so a window of it is enough. The lower end hangs down.
@@ -105,8 +107,13 @@ def trails(image: Image, rng: np.random.Generator, strength: float) -> Image:
         y = np.linspace(top, top + length, steps)
         points = np.rint(np.column_stack([x, y]) * unit).astype(np.int32)
         thickness = max(round(rng.uniform(1.5, mix(strength, 3.0, 6.0)) * scale), 1)
-        cv2.polylines(canvas, [points], False, int(rng.integers(120, 220)), thickness, cv2.LINE_AA, _SUBPIXEL)
-        head = (max(round(rng.uniform(0.9, 1.6) * thickness * unit), 1), max(round(1.4 * thickness * unit), 1))
+        cv2.polylines(
+            canvas, [points], False, int(rng.integers(120, 220)), thickness, cv2.LINE_AA, _SUBPIXEL
+        )
+        head = (
+            max(round(rng.uniform(0.9, 1.6) * thickness * unit), 1),
+            max(round(1.4 * thickness * unit), 1),
+        )
         x_end, y_end = points[-1].tolist()
         cv2.ellipse(canvas, (x_end, y_end), head, 0, 0, 360, 255, -1, cv2.LINE_AA, _SUBPIXEL)
     water = soften(to_float(canvas), 1.2 * scale)
@@ -154,7 +161,10 @@ def caps(image: Image, rng: np.random.Generator, strength: float) -> Image:
         loss[window] = np.where(covers, 1.0 - 0.6 * np.clip(from_centre, 0.0, 1.0) ** 6, loss[window])
         mask[window] = np.maximum(mask[window], inside)
     near = soften(clear, 1.2 * scale)
-    seen = cv2.remap(near, columns, rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT) * loss[..., None]
+    seen = (
+        cv2.remap(near, columns, rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+        * loss[..., None]
+    )
     opacity = mix(strength, 0.4, 1.0)
     return to_bytes(overlay(clear, soften(mask, 0.6 * scale) * opacity, seen, "alpha"))
 
@@ -198,4 +208,6 @@ def _look_through(
         glint = np.clip((slope_y + slope_x) * 1.2 - 0.9, 0.0, 1.0)
         seen = overlay(seen, soften(glint, 0.5 * scale) * 0.8, pale_colour(rng, 0.9, 1.0), "alpha")
     opacity = mix(strength, 0.4, 1.0)
-    return to_bytes(overlay(clear, soften(mask, rng.uniform(0.3, 1.2) * scale) * opacity, seen, "alpha"))
+    return to_bytes(
+        overlay(clear, soften(mask, rng.uniform(0.3, 1.2) * scale) * opacity, seen, "alpha")
+    )

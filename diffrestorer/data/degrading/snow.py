@@ -29,7 +29,11 @@ def discs(image: Image, rng: np.random.Generator, strength: float) -> Image:
     scale = scale_of(image)
     falling = to_float(image)
     colour = pale_colour(rng, 0.85, 1.0)
-    for radius, density, sigma, cover in ((0.8, 5.0, 0.5, 0.8), (1.7, 1.6, 0.7, 1.0), (4.5, 0.22, 2.0, 0.6)):
+    for radius, density, sigma, cover in (
+        (0.8, 5.0, 0.5, 0.8),
+        (1.7, 1.6, 0.7, 1.0),
+        (4.5, 0.22, 2.0, 0.6),
+    ):
         # Each depth is there or not, and with flakes of sizes of its own.
         size = radius * rng.uniform(0.7, 1.3) * scale
         count = rng.poisson(density * ratio(strength, 0.15, 1.4) * height * width / (1000.0 * scale**2))
@@ -101,7 +105,9 @@ def polygons(image: Image, rng: np.random.Generator, strength: float) -> Image:
     count = 1 + rng.poisson(ratio(strength, 0.5, 6.0) * height * width / (1000.0 * scale**2))
     radii = np.minimum(0.8 * (1.0 - rng.random(count)) ** (-1.0 / 2.2), 9.0) * scale
     places = rng.uniform((0, 0), (width, height), (count, 2))
-    corners = np.linspace(0.0, 2 * math.pi, 8, endpoint=False)[None, :] + rng.uniform(0.0, math.pi, (count, 1))
+    corners = np.linspace(0.0, 2 * math.pi, 8, endpoint=False)[None, :] + rng.uniform(
+        0.0, math.pi, (count, 1)
+    )
     reaches = radii[:, None] * rng.uniform(0.45, 1.3, (count, 8))
     stretch = rng.uniform(1.0, 2.0)
     x = places[:, :1] + reaches * np.cos(corners)
@@ -119,7 +125,11 @@ def polygons(image: Image, rng: np.random.Generator, strength: float) -> Image:
     mask = light * mix(strength, 0.12, 0.95)
     falling = overlay(to_float(image), mask, pale_colour(rng, 0.85, 1.0), "screen")
     upward = np.linspace(1.0, 0.2, height, dtype=np.float32)[:, None] * mix(strength, 0.0, 0.25)
-    return to_bytes(overlay(falling, np.broadcast_to(upward, (height, width)), pale_colour(rng, 0.75, 0.95), "alpha"))
+    return to_bytes(
+        overlay(
+            falling, np.broadcast_to(upward, (height, width)), pale_colour(rng, 0.75, 0.95), "alpha"
+        )
+    )
 
 
 def _veiled(image: Field, rng: np.random.Generator, strength: float) -> Field:

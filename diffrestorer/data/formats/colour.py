@@ -7,11 +7,15 @@ from PIL import Image, ImageCms
 
 from diffrestorer.data.formats.photo import ImageError
 
-_MODES = frozenset(("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"))
+_MODES = frozenset(
+    ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV")
+)
 _DEVICE_SPACES = {"CMYK": b"CMYK", "L": b"GRAY"}
 
 
-def to_rgb(image: Image.Image, profile: bytes | None) -> tuple[np.ndarray, np.ndarray | None, bytes | None]:
+def to_rgb(
+    image: Image.Image, profile: bytes | None
+) -> tuple[np.ndarray, np.ndarray | None, bytes | None]:
     """Convert a picture of 8-bit samples.
 
     Args:
@@ -52,7 +56,9 @@ def _apply_profile(image: Image.Image, profile: bytes) -> np.ndarray | None:
     """Return sRGB (h, w, 3); None if the profile is damaged or for other devices."""
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+        converted = ImageCms.profileToProfile(
+            image, source, ImageCms.createProfile("sRGB"), outputMode="RGB"
+        )
     except (ImageCms.PyCMSError, OSError, ValueError):
         return None
     return None if converted is None else np.asarray(converted)

@@ -95,7 +95,15 @@ def _encode_tiff(channels: np.ndarray, photo: Photo) -> bytes:
     # Tags of TIFF 6.0, section 6 (RGB), then what describes the photo.
     directory = TiffImagePlugin.ImageFileDirectory_v2()
     bits = 8 * channels.dtype.itemsize
-    layout = {256: width, 257: height, 258: (bits,) * samples, 259: _DEFLATE, 262: 2, 277: samples, 278: height}
+    layout = {
+        256: width,
+        257: height,
+        258: (bits,) * samples,
+        259: _DEFLATE,
+        262: 2,
+        277: samples,
+        278: height,
+    }
     for tag, value in layout.items():
         directory[tag] = value
     directory[284], directory[317] = 1, _HORIZONTAL

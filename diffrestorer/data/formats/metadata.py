@@ -111,7 +111,9 @@ def _patch(data: bytearray, order: str, start: int, values: dict[int, int]) -> i
         if tag in values:
             code = "HH" if kind == _SHORT and values[tag] < 65536 else "I"
             numbers = (values[tag], 0)[: len(code)]
-            struct.pack_into(f"{order}HI{code}", data, place + 2, _SHORT if code == "HH" else 4, 1, *numbers)
+            struct.pack_into(
+                f"{order}HI{code}", data, place + 2, _SHORT if code == "HH" else 4, 1, *numbers
+            )
     return exif
 
 

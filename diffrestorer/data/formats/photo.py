@@ -28,11 +28,21 @@ class Photo:
     xmp: bytes | None = None
 
     def __post_init__(self) -> None:
-        if self.pixels.ndim != 3 or self.pixels.shape[2] != 3 or self.pixels.dtype not in (np.uint8, np.uint16):
-            raise ValueError(f"pixels are uint8 or uint16 (h, w, 3), got {self.pixels.dtype} {self.pixels.shape}")
+        if (
+            self.pixels.ndim != 3
+            or self.pixels.shape[2] != 3
+            or self.pixels.dtype not in (np.uint8, np.uint16)
+        ):
+            raise ValueError(
+                f"pixels are uint8 or uint16 (h, w, 3), got {self.pixels.dtype} {self.pixels.shape}"
+            )
         alpha = self.alpha
-        if alpha is not None and (alpha.shape != self.pixels.shape[:2] or alpha.dtype != self.pixels.dtype):
-            raise ValueError(f"alpha has the size and type of the pixels, got {alpha.dtype} {alpha.shape}")
+        if alpha is not None and (
+            alpha.shape != self.pixels.shape[:2] or alpha.dtype != self.pixels.dtype
+        ):
+            raise ValueError(
+                f"alpha has the size and type of the pixels, got {alpha.dtype} {alpha.shape}"
+            )
 
 
 def check_size(width: int, height: int, max_pixels: int) -> None:

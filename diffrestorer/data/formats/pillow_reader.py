@@ -44,8 +44,12 @@ def read_with_pillow(file: BinaryIO, max_pixels: int) -> Photo:
     """
     image: Image.Image = Image.open(file, formats=_formats())
     check_size(image.width, image.height, max_pixels)
-    if image.format not in ("MPO", "HEIF") and getattr(image, "is_animated", False):  # there, the first is the photo
-        raise ImageError(f"it has {_count_frames(image)} frames (an animation); only still images are supported")
+    if image.format not in ("MPO", "HEIF") and getattr(
+        image, "is_animated", False
+    ):  # there, the first is the photo
+        raise ImageError(
+            f"it has {_count_frames(image)} frames (an animation); only still images are supported"
+        )
     return _load(image)
 
 

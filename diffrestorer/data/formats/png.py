@@ -51,7 +51,9 @@ def read_png(file: BinaryIO, max_pixels: int) -> Photo:
     """
     chunks = _read_chunks(file, max_pixels)
     if chunks.frames > 1:
-        raise ImageError(f"it has {chunks.frames} frames (an animation); only still images are supported")
+        raise ImageError(
+            f"it has {chunks.frames} frames (an animation); only still images are supported"
+        )
 
     # Pillow cuts 16-bit samples to 8, so another decoder takes those.
     profile = chunks.metadata.get("icc")
@@ -141,7 +143,15 @@ def _raw_size(header: bytes) -> int:
     width, height, depth, colour, _, _, interlaced = struct.unpack(">IIBBBBB", header)
     passes = [(0, 0, 1, 1)]
     if interlaced:
-        passes = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
+        passes = [
+            (0, 0, 8, 8),
+            (4, 0, 8, 8),
+            (0, 4, 4, 8),
+            (2, 0, 4, 4),
+            (0, 2, 2, 4),
+            (1, 0, 2, 2),
+            (0, 1, 1, 2),
+        ]
     size = 0
     for left, top, across, down in passes:
         columns = max(0, -(-(width - left) // across))
@@ -203,7 +213,10 @@ def _keep_metadata(metadata: dict[str, bytes], kind: bytes, body: bytes) -> None
         elif kind == b"iTXt" and keyword == _XMP_KEYWORD:
             packed, text = rest[0], rest[2:].split(b"\x00", 2)[2]
             metadata["xmp"] = _unpack(text) if packed else text
-        elif kind in (b"tEXt", b"zTXt") and keyword in (b"Raw profile type exif", b"Raw profile type APP1"):
+        elif kind in (b"tEXt", b"zTXt") and keyword in (
+            b"Raw profile type exif",
+            b"Raw profile type APP1",
+        ):
             # ImageMagick's way: a name, a length and hexadecimal digits, a line each.
             text = _unpack(rest[1:]) if kind == b"zTXt" else rest
             block = bytes.fromhex("".join(text.decode("ascii").split()[2:]))

@@ -20,13 +20,29 @@ MAGICS = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 _MOST_PAGES = 64  # thumbnails, masks and pages that are looked at; a file with more is no photo
 _LARGEST_TILE = 1 << 22  # pixels; larger ones only in large pictures: a tile is decoded whole
 _SUBFILE, _OLD_SUBFILE, _ORIENTATION, _SAMPLE_FORMAT, _SUB_DIRECTORIES = 254, 255, 274, 339, 330
-_BITS, _COMPRESSION, _PHOTOMETRIC, _PLANES, _XMP, _PROFILE, _DNG_VERSION = 258, 259, 262, 284, 700, 34675, 50706
+_BITS, _COMPRESSION, _PHOTOMETRIC, _PLANES, _XMP, _PROFILE, _DNG_VERSION = (
+    258,
+    259,
+    262,
+    284,
+    700,
+    34675,
+    50706,
+)
 _REDUCED, _MASK = 1, 4  # bits of the subfile type
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR = 0, 1, 2, 3, 5, 6
 _RAW = (32803, 34892)  # colour filter array, linear raw
 _COLOURS = {_WHITE_IS_ZERO: 1, _BLACK_IS_ZERO: 1, _RGB: 3, _PALETTE: 1, _CMYK: 4, _YCBCR: 3}
 _JPEG, _FAX = 7, (2, 3, 4)
-_LOSSLESS = (1, 5, 8, 32946, 32773, 34925, 50000)  # none, LZW, Deflate (two codes), PackBits, LZMA, Zstandard
+_LOSSLESS = (
+    1,
+    5,
+    8,
+    32946,
+    32773,
+    34925,
+    50000,
+)  # none, LZW, Deflate (two codes), PackBits, LZMA, Zstandard
 _IS_RAW = "it is a camera's raw file; develop it to TIFF or JPEG first"
 _DAMAGED, _CUT_OFF = "the image data is damaged", "the file is cut off"
 
@@ -52,11 +68,15 @@ def read_tiff(file: BinaryIO, max_pixels: int) -> Photo:
             _confirm_fax(file, index, samples)
         orientation = page.tags.valueof(_ORIENTATION, 1)
         profile, xmp = page.tags.valueof(_PROFILE), page.tags.valueof(_XMP)
-        pixels, alpha, profile = _to_photo(page, samples, profile if isinstance(profile, bytes) else None)
+        pixels, alpha, profile = _to_photo(
+            page, samples, profile if isinstance(profile, bytes) else None
+        )
 
     exif = _read_exif(file, index)
     xmp = xmp if isinstance(xmp, bytes | str) else None
-    return upright_photo(pixels, alpha, profile, exif, xmp, orientation if orientation in range(1, 9) else 1)
+    return upright_photo(
+        pixels, alpha, profile, exif, xmp, orientation if orientation in range(1, 9) else 1
+    )
 
 
 def _find_picture(tiff: tifffile.TiffFile) -> tuple[tifffile.TiffPage, int]:
@@ -146,7 +166,9 @@ def _check_layout(page: tifffile.TiffPage) -> None:
     if widths & {24, 32, 64}:
         raise ImageError("its pixels are 32-bit numbers; only 8-bit and 16-bit images are supported")
     if formats - {1, 4}:
-        raise ImageError("its samples are signed or floating-point numbers; only 8-bit and 16-bit images are supported")
+        raise ImageError(
+            "its samples are signed or floating-point numbers; only 8-bit and 16-bit images are supported"
+        )
     allowed = {8, 16} if _COLOURS[photometric] > 1 else {1, 2, 4, 8, 16}
     if photometric == _PALETTE:
         allowed = {1, 2, 4, 8}
@@ -157,15 +179,23 @@ def _check_layout(page: tifffile.TiffPage) -> None:
 
     # Compression: each with the kinds of pictures that it is used for.
     bilevel = widths == {1} and photometric in (_WHITE_IS_ZERO, _BLACK_IS_ZERO)
-    known = compression in _LOSSLESS or (compression in _FAX and bilevel) or (compression == _JPEG and widths == {8})
+    known = (
+        compression in _LOSSLESS
+        or (compression in _FAX and bilevel)
+        or (compression == _JPEG and widths == {8})
+    )
     if not known or (photometric == _YCBCR and compression != _JPEG):
         name = getattr(compression, "name", compression)
         raise ImageError(
             f"it is compressed in a way that is not supported here ({name}); save it as a plain TIFF first"
         )
-    plain_jpeg = photometric in (_BLACK_IS_ZERO, _RGB, _YCBCR) and page.samplesperpixel == _COLOURS[photometric]
+    plain_jpeg = (
+        photometric in (_BLACK_IS_ZERO, _RGB, _YCBCR) and page.samplesperpixel == _COLOURS[photometric]
+    )
     if compression == _JPEG and not plain_jpeg:
-        raise ImageError("it is compressed in a way that is not supported here (JPEG); save it as a plain TIFF first")
+        raise ImageError(
+            "it is compressed in a way that is not supported here (JPEG); save it as a plain TIFF first"
+        )
     planes = page.tags.valueof(_PLANES, 1)
     if page.predictor not in (1, 2) or page.imagedepth > 1 or planes not in (1, 2):
         raise ImageError("it is laid out in a way that is not supported; save it as a plain TIFF first")
@@ -176,7 +206,9 @@ def _check_layout(page: tifffile.TiffPage) -> None:
     right_names = names == further or (names == 0 and further == 1)
     right_bits = not isinstance(bits, tuple) or len(bits) == page.samplesperpixel
     if not (right_number and right_names and right_bits):
-        raise ImageError(f"it has {page.samplesperpixel} samples per pixel, a layout that is not supported")
+        raise ImageError(
+            f"it has {page.samplesperpixel} samples per pixel, a layout that is not supported"
+        )
 
 
 def _check_segments(file: BinaryIO, page: tifffile.TiffPage, size: int) -> None:
@@ -186,7 +218,9 @@ def _check_segments(file: BinaryIO, page: tifffile.TiffPage, size: int) -> None:
     if page.is_tiled:
         if min(page.tilewidth, page.tilelength) < 1:
             raise ImageError(_DAMAGED)
-        check_size(page.tilewidth, page.tilelength, max(4 * page.imagewidth * page.imagelength, _LARGEST_TILE))
+        check_size(
+            page.tilewidth, page.tilelength, max(4 * page.imagewidth * page.imagelength, _LARGEST_TILE)
+        )
         across, down = -(-page.imagewidth // page.tilewidth), -(-page.imagelength // page.tilelength)
     expected = across * down * (page.samplesperpixel if page.planarconfig == 2 else 1)
     if len(offsets) != expected or len(counts) != expected:
@@ -248,11 +282,15 @@ def _to_photo(
     if alpha is not None and page.extrasamples[:1] == (1,):
         full = np.iinfo(colour.dtype).max
         opacity = np.maximum(alpha, 1).astype(np.uint64)[..., None]
-        colour = np.minimum((colour.astype(np.uint64) * full + opacity // 2) // opacity, full).astype(colour.dtype)
+        colour = np.minimum((colour.astype(np.uint64) * full + opacity // 2) // opacity, full).astype(
+            colour.dtype
+        )
 
     if colour.dtype == np.uint8 and colour.shape[2] != 3:
         mode = "CMYK" if colour.shape[2] == 4 else "L"
-        image = Image.fromarray(np.ascontiguousarray(colour if mode == "CMYK" else colour[..., 0]), mode)
+        image = Image.fromarray(
+            np.ascontiguousarray(colour if mode == "CMYK" else colour[..., 0]), mode
+        )
         pixels, _, profile = to_rgb(image, profile)
         return pixels, alpha, profile
     if photometric == _CMYK:
