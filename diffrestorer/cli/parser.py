@@ -88,6 +88,16 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         )
         _add_model(command)
     _add_compile(restore)
+    _add_app(commands, layout)
+    about = (
+        "Asks people which of two restored photos is better: a page of blind pairs, then the ranking."
+    )
+    study = commands.add_parser("study", help=about, description=about, epilog=_ON_STUDY, **layout)
+    _add_study(study.add_subparsers(dest="action", metavar="ACTION", required=True), layout)
+    return _with_late_inputs(parser, argv)
+
+
+def _add_app(commands: Any, layout: dict[str, Any]) -> None:
     about = "Serves a web page: drop a photo, see what is wrong with it, restore, compare, download."
     app = commands.add_parser(
         "app", help="restore photos on a web page", description=about, epilog=_ON_APP, **layout
@@ -102,13 +112,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     app.add_argument("--allow-host", action="append", default=[], metavar="NAME", help=name_help)
     _add_model(app)
     _add_compile(app)
-    about = (
-        "Asks people which of two restored photos is better: a page of blind pairs, then the ranking."
-    )
-    study = commands.add_parser("study", help=about, description=about, epilog=_ON_STUDY, **layout)
-    _add_study(study.add_subparsers(dest="action", metavar="ACTION", required=True), layout)
 
-    # argparse takes the INPUTs before the first option only; those behind it come back as unknown options do.
+
+def _with_late_inputs(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None
+) -> argparse.Namespace:
+    """Parse, and take INPUTs behind options too: argparse returns those as it does unknown options."""
     arguments, unknown = parser.parse_known_args(argv)
     plain = unknown.index("--") if "--" in unknown else len(unknown)
     mistyped = any(text.startswith("-") for text in unknown[:plain])

@@ -59,8 +59,7 @@ class DiffRestorerPipeline(ComponentPipeline):
             fidelity: weight in [0, 1] of what the refined decoder takes from the degraded image; 0 is `sd`.
             output_type: `pil`, `np`, `pt`, or `latent` for latents that are not decoded.
             degradation: one of `classes`, to be removed in place of what the model detects.
-            tile, tile_batch_size, callback_on_step_end: see `sample`.
-            on_step: called after every denoising step with the number of images it was a step of.
+            tile, tile_batch_size, on_step, callback_on_step_end: see `sample`.
             return_dict: False returns a tuple of images and probabilities.
 
         Raises:
@@ -79,20 +78,10 @@ class DiffRestorerPipeline(ComponentPipeline):
             # Restore the images of one size together.
             own = [generator[i] for i in indices] if isinstance(generator, Sequence) else generator
             lq, size = self._take_batch(images, indices)
-            sampled = self.sample(
-                lq,
-                num_inference_steps,
-                own,
-                degradation,
-                tile,
-                tile_batch_size,
-                on_step,
-                size,
-                callback_on_step_end,
-            )
-            probabilities[indices] = (
-                sampled.condition.prompts.degradation_logits.float().softmax(dim=-1).cpu()
-            )
+            options = (degradation, tile, tile_batch_size, on_step, size, callback_on_step_end)
+            sampled = self.sample(lq, num_inference_steps, own, *options)
+            logits = sampled.condition.prompts.degradation_logits.float()
+            probabilities[indices] = logits.softmax(dim=-1).cpu()
             outputs = self._outputs(sampled, decoder, fidelity, output_type)
             for output, index in zip(outputs, indices, strict=True):
                 restored[index] = output
@@ -133,6 +122,7 @@ class DiffRestorerPipeline(ComponentPipeline):
             tile: `auto` restores more than 1024x1024 pixels by tiles, smaller ones where memory falls short; `none`
                 takes any image whole; a number is the side of the largest tile.
             tile_batch_size: tiles at a time; None: as many as make 1024x1024 pixels.
+            on_step: called after every denoising step with the number of images it was a step of.
             size: height and width before `lq` was padded; None: it has not been.
             callback_on_step_end: diffusers' own, see `StepCallback`.
 
@@ -151,13 +141,7 @@ class DiffRestorerPipeline(ComponentPipeline):
 
         # The noise is copied before the device is busy: the host waits for the copy.
         padded = pad_to_multiple(self._to_device(lq), self._multiple)
-        shape = (
-            len(padded),
-            self.unet.config.in_channels,
-            padded.shape[-2] // PATCH,
-            padded.shape[-1] // PATCH,
-        )
-        noise = draw_noise(shape, generator, self._execution_device)
+        noise = self._noise(padded, generator)
         prompts = self._read_prompts(padded[..., :height, :width], degradation)
 
         def run(side: int | None, batch_size: int | None) -> SampledLatents:
@@ -172,12 +156,10 @@ class DiffRestorerPipeline(ComponentPipeline):
                         on_step(len(padded))
 
                 edit = self._after_step(steps, count, callback_on_step_end)
-                latents = run_scheduler(
-                    self.scheduler, steps, condition, noise, predict, edit, generator
-                )
-            return SampledLatents(
-                latents, condition, padded, height, width, side, batch_size, tile == "auto"
-            )
+                calls = (noise, predict, edit, generator)
+                latents = run_scheduler(self.scheduler, steps, condition, *calls)
+            place = (padded, height, width, side, batch_size, tile == "auto")
+            return SampledLatents(latents, condition, *place)
 
         return until_it_fits(run, self._sides(side, padded, tile == "auto"), tile_batch_size)
 
@@ -248,6 +230,14 @@ class DiffRestorerPipeline(ComponentPipeline):
             return prompts
         own = self.prompt_processor.prototype(degradation).expand(len(lq), -1)
         return replace(prompts, degradation_embedding=own)
+
+    def _noise(
+        self, padded: Float[Tensor, "b 3 hp wp"], generator: Generator
+    ) -> Float[Tensor, "b l h8 w8"]:
+        """Return the starting noise of padded images, drawn on the generator's device."""
+        height, width = padded.shape[-2] // PATCH, padded.shape[-1] // PATCH
+        shape = (len(padded), self.unet.config.in_channels, height, width)
+        return draw_noise(shape, generator, self._execution_device)
 
     def _tile_side(self, tile: Tile, height: int, width: int, count: int) -> int | None:
         """Return the side of the largest tile, None for whole images, and refuse several images that need tiles."""

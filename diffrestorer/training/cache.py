@@ -153,15 +153,12 @@ def open_cache(
             "train.cache_dir needs pairs that are the same in every epoch: prepare them (scripts/prepare_data.py) at "
             "data.size, or leave it null; pairs made on the fly are new each time"
         )
+
     # The name follows from the content.
     task.to(accelerator.device)
     names = sorted(task.encode(collate_pairs([pairs.fixed(0)]).to(accelerator.device)))
-    key = {
-        "format": FORMAT,
-        "pairs": pairs.fingerprint(),
-        "encoders": _weights_digest(modules),
-        "settings": settings,
-    }
+    key = {"format": FORMAT, "pairs": pairs.fingerprint(), "settings": settings}
+    key["encoders"] = _weights_digest(modules)
     key.update(_later_keys(accelerator.mixed_precision, names))
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     cache = EncodingCache(root / name, pairs.num_variants)

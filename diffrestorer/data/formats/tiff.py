@@ -147,7 +147,7 @@ def _check_layout(page: tifffile.TiffPage) -> None:
     Raises:
         ImageError: the reason.
     """
-    photometric, compression, bits = page.photometric, page.compression, page.tags.valueof(_BITS, 1)
+    photometric, bits = page.photometric, page.tags.valueof(_BITS, 1)
     if photometric not in _COLOURS:
         name = getattr(photometric, "name", photometric)
         raise ImageError(f"its colours are in the space {name}; convert it to RGB first")
@@ -177,7 +177,18 @@ def _check_layout(page: tifffile.TiffPage) -> None:
             f"its samples have {' and '.join(map(str, sorted(widths)))} bits, a layout that is not supported"
         )
 
-    # Compression: each with the kinds of pictures that it is used for.
+    _check_compression(page, widths)
+    _check_further_samples(page, bits)
+
+
+def _check_compression(page: tifffile.TiffPage, widths: set[int]) -> None:
+    """Refuse compressions and predictors that are not known to be decoded right.
+
+    Raises:
+        ImageError: the reason.
+    """
+    # Each compression with the kinds of pictures that it is used for.
+    photometric, compression = page.photometric, page.compression
     bilevel = widths == {1} and photometric in (_WHITE_IS_ZERO, _BLACK_IS_ZERO)
     known = (
         compression in _LOSSLESS
@@ -200,7 +211,14 @@ def _check_layout(page: tifffile.TiffPage) -> None:
     if page.predictor not in (1, 2) or page.imagedepth > 1 or planes not in (1, 2):
         raise ImageError("it is laid out in a way that is not supported; save it as a plain TIFF first")
 
-    # Samples beyond the colours: opacity or selections. One may go without a name.
+
+def _check_further_samples(page: tifffile.TiffPage, bits: int | tuple[int, ...]) -> None:
+    """Refuse samples beyond the colours that are neither opacity nor selections; one may go without a name.
+
+    Raises:
+        ImageError: their number.
+    """
+    photometric = page.photometric
     further, names = page.samplesperpixel - _COLOURS[photometric], len(page.extrasamples)
     right_number = 0 <= further <= (1 if _COLOURS[photometric] == 1 else 4)
     right_names = names == further or (names == 0 and further == 1)
