@@ -137,9 +137,9 @@ def as_photo(image: Image.Image) -> Photo:
         ImageError: as `read_photo` does.
     """
     file = getattr(image, "fp", None)
-    undecoded = file is not None and bool(getattr(image, "tile", None)) and image.tell() == 0
+    undecoded = bool(getattr(image, "tile", None)) and image.tell() == 0
     try:
-        if undecoded and image.format in ("PNG", "TIFF", "PPM"):
+        if file is not None and undecoded and image.format in ("PNG", "TIFF", "PPM"):
             return _reread(file)
         _check_pillow_tiff(image)
         return photo_from_pil(image)
