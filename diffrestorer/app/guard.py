@@ -108,6 +108,7 @@ class Guard:
         self, scope: dict[str, Any], receive: Receive, send: Send, headers: dict[str, str]
     ) -> None:
         """Take an upload if there is room for it."""
+        # What is being uploaded by others counts as if it were there.
         stated = headers.get("content-length", "")
         if not stated.isdecimal():
             return await _refuse(send, 411, "An upload must state its length.")

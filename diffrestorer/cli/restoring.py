@@ -78,6 +78,7 @@ def _restore_all(run: Run, jobs: Sequence[Job], hidden: bool) -> None:
         Writer(run) as writer,
         closing(_read_ahead(run, jobs, batch_size)) as photos,
     ):
+        # Photos wait here, by size, for others to make a batch with.
         bar, done = progress.add_task("", total=len(jobs)), 0
         waiting: dict[tuple[int, ...], list[tuple[Job, Photo]]] = {}
         for job, photo in photos:

@@ -58,6 +58,7 @@ def _check_scans(data: bytes) -> int:
     missing: dict[tuple[int, int], int] = {}
     restarts = 0
     for marker, body, entropy in _segments(data):
+        # The frame names the components; each scan sends some bits of some coefficients of some components.
         if marker in _FRAMES:
             components = {body[6 + 3 * i] for i in range(body[5])}
             missing = {(component, place): 1 for component in components for place in range(64)}

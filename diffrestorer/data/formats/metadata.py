@@ -103,6 +103,7 @@ def upright_exif(block: bytes | None, width: int, height: int) -> bytes | None:
 def _patch(data: bytearray, order: str, start: int, values: dict[int, int]) -> int | None:
     """Overwrite integer tags of the directory at `start`; return the offset of its EXIF directory if it has one."""
     exif = None
+    # A directory: the number of its entries, then tag, type, count and value (or its offset) of each.
     (count,) = struct.unpack_from(f"{order}H", data, start)
     for place in range(start + 2, start + 2 + 12 * count, 12):
         tag, kind, _, value = struct.unpack_from(f"{order}HHII", data, place)

@@ -19,20 +19,36 @@ MAGICS = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 
 _MOST_PAGES = 64  # thumbnails, masks and pages that are looked at; a file with more is no photo
 _LARGEST_TILE = 1 << 22  # pixels; larger ones only in large pictures: a tile is decoded whole
-_SUBFILE, _OLD_SUBFILE, _ORIENTATION, _SAMPLE_FORMAT, _SUB_DIRECTORIES = 254, 255, 274, 339, 330
-_BITS, _COMPRESSION, _PHOTOMETRIC, _PLANES, _XMP, _PROFILE, _DNG_VERSION = (
-    258,
-    259,
-    262,
-    284,
-    700,
-    34675,
-    50706,
-)
-_REDUCED, _MASK = 1, 4  # bits of the subfile type
-_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR = 0, 1, 2, 3, 5, 6
+
+# Tags.
+_SUBFILE = 254
+_OLD_SUBFILE = 255
+_ORIENTATION = 274
+_SAMPLE_FORMAT = 339
+_SUB_DIRECTORIES = 330
+_BITS = 258
+_COMPRESSION = 259
+_PHOTOMETRIC = 262
+_PLANES = 284
+_XMP = 700
+_PROFILE = 34675
+_DNG_VERSION = 50706
+
+# Bits of the subfile type.
+_REDUCED = 1
+_MASK = 4
+
+# Photometric interpretations, and the samples that their colours take.
+_WHITE_IS_ZERO = 0
+_BLACK_IS_ZERO = 1
+_RGB = 2
+_PALETTE = 3
+_CMYK = 5
+_YCBCR = 6
 _RAW = (32803, 34892)  # colour filter array, linear raw
 _COLOURS = {_WHITE_IS_ZERO: 1, _BLACK_IS_ZERO: 1, _RGB: 3, _PALETTE: 1, _CMYK: 4, _YCBCR: 3}
+
+# Compressions.
 _JPEG, _FAX = 7, (2, 3, 4)
 _LOSSLESS = (
     1,
@@ -43,6 +59,7 @@ _LOSSLESS = (
     34925,
     50000,
 )  # none, LZW, Deflate (two codes), PackBits, LZMA, Zstandard
+
 _IS_RAW = "it is a camera's raw file; develop it to TIFF or JPEG first"
 _DAMAGED, _CUT_OFF = "the image data is damaged", "the file is cut off"
 
