@@ -66,7 +66,7 @@ class Method:
 
     @property
     def sampled(self) -> bool:
-        """Whether its outputs depend on the seed."""
+        """Return whether its outputs depend on the seed."""
         return self.kind == "model" or self.base in SAMPLED_BASELINES
 
     def output(self, item: Item, output_dir: Path) -> Path:
@@ -118,7 +118,12 @@ def _whole(suite: str) -> list[str]:
     return [*ABLATIONS, "diff_restorer_sd", "diff_restorer"] if suite == "ablation" else [*BUILT_IN, *BASELINES]
 
 
-def _chosen(names: Sequence[str], suite: str, model: str, ablation: str | None) -> list[str]:
+def _chosen(
+    names: Sequence[str],
+    suite: str,
+    model: str,
+    ablation: str | None,
+) -> list[str]:
     """Return the entries to parse: those asked for, the ablation's, or else what the suite is about."""
     if ablation is None:
         return list(names) or (["all"] if suite == "ablation" else list(BUILT_IN))
@@ -156,7 +161,12 @@ def _parse(entry: str, model: str, trained: str) -> Method:
     return Method(name, "outputs", folder)
 
 
-def _named(name: str, model: str, trained: Path, decoder: Decoder) -> Method:
+def _named(
+    name: str,
+    model: str,
+    trained: Path,
+    decoder: Decoder,
+) -> Method:
     """Return a method that was given without a folder."""
     # What is built in uses the model of the run.
     if name == "degraded":
@@ -194,7 +204,8 @@ def _holds(folder: Path, file: str) -> bool:
 def _check_baseline(name: str, folder: str) -> None:
     from diffrestorer.baselines.registry import find_baseline  # brings the networks, which take seconds
 
-    found = next(filter(None, (find_baseline(Path(folder) / inner) for inner in ("", "model"))), None)
+    # The folder itself, or a training run's model/ in it.
+    found = find_baseline(Path(folder)) or find_baseline(Path(folder) / "model")
     if found is None or (name in BASELINES and name != found):
         holds = found or f"none of the compared methods {', '.join(BASELINES)}"
         raise ValueError(f"method={name}={folder}: {folder} holds {holds}")
@@ -218,12 +229,14 @@ def collect_outputs(methods: Sequence[Method], suite: Suite, output_dir: Path) -
 
 def _check_outputs(method: Method, suite: Suite) -> None:
     folder = Path(method.source)
+    # All there, then all of the size that they are compared at.
     missing = [item.file for item in suite.items if not (folder / item.file).is_file()]
     if missing:
         raise ValueError(f"{method.name}: {folder} lacks {_some(missing)}")
     other = []
     for item in suite.items:
-        size, expected = (image_size(path) for path in (folder / item.file, item.gt or item.lq))
+        size = image_size(folder / item.file)
+        expected = image_size(item.gt or item.lq)
         if size != expected:
             other.append(f"{item.file} ({size[1]}x{size[0]}, not {expected[1]}x{expected[0]})")
     if other:

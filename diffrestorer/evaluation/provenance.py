@@ -41,6 +41,7 @@ def made_with(
         config: the settings of the run.
         device: where scores were computed.
     """
+    # A run that only scores reads them from the first output.
     settings = restoring.get(method.name)
     if settings is None and method.kind != "degraded":
         settings = made_by(method.output(suite.items[0], Path(config.output_dir)))
@@ -53,7 +54,10 @@ def made_with(
     }
 
 
-def join_runs(known: dict[str, str] | None, run: dict[str, str]) -> dict[str, str]:
+def join_runs(
+    known: dict[str, str] | None,
+    run: dict[str, str],
+) -> dict[str, str]:
     """Add what a further run of a method depends on: where runs differ, as in their seeds, all values are kept."""
     if known is None:
         return run

@@ -20,10 +20,11 @@ from diffrestorer.evaluation.report.write_report import Findings, write_report
 from diffrestorer.evaluation.restoring.precision import check_precision, gpu_products
 from diffrestorer.evaluation.scoring.fid import FidScorer
 from diffrestorer.evaluation.scoring.image_scorer import Scorer
-from diffrestorer.evaluation.scoring.metrics import METRICS, Metric, select_metrics, suite_metrics
+from diffrestorer.evaluation.scoring.metrics import Metric, select_metrics, suite_metrics
 from diffrestorer.evaluation.scoring.pyiqa_networks import WeightsError, metric_version
 from diffrestorer.evaluation.scoring.score_store import ScoreStore
-from diffrestorer.evaluation.scoring.scores import Score, summarise
+from diffrestorer.evaluation.scoring.scores import Score, SetScore, summarise
+from diffrestorer.evaluation.scoring.set_scoring import SetScoring
 from diffrestorer.evaluation.scoring.suite_scoring import Scoring
 from diffrestorer.evaluation.suites import Suite
 
@@ -122,12 +123,13 @@ def _score(
     of_images = [metric for metric in metrics if not metric.of_sets and not metric.of_input]
     scorer = Scorer(of_images, process.device, weights)
     unavailable = dict(scorer.unavailable)
-    fid = None
-    if METRICS["fid"] in metrics:
-        try:
-            fid = FidScorer(process.device, weights)
-        except WeightsError as error:
-            unavailable["fid"] = str(error)
+    of_sets = []
+    for metric in metrics:
+        if metric.of_sets:
+            try:
+                of_sets.append(FidScorer(process.device, weights, metric))
+            except WeightsError as error:
+                unavailable[metric.name] = str(error)
     working = [metric for metric in metrics if metric.name not in unavailable]
     versions = {metric.name: metric_version(metric, weights) for metric in working}
 
@@ -136,11 +138,14 @@ def _score(
     running = [method for method in methods if not method.reason]
     store = ScoreStore(output_dir / "scores", process.state.process_index)
     scoring = Scoring(
-        suite, running, output_dir, scorer, of_input, versions, store, config.batch_size, process.state, fid,
-        config.fid_floor,
+        suite, running, output_dir, scorer, of_input, versions, store, config.batch_size, process.state
     )  # fmt: skip
     scores = scoring.score_images(process.progress)
-    set_values = {} if fid is None else scoring.score_sets(process.progress)
+    set_values: dict[tuple[str, str, str], SetScore | str] = {}
+    for fid in of_sets:
+        version = versions[fid.metric.name]
+        sets = SetScoring(suite, running, output_dir, fid, config.fid_floor, version, store, process.state)
+        set_values |= sets.score(process.progress)
     store.close()
 
     # Each row with what it depends on.

@@ -213,10 +213,17 @@ def open_photo(name: str, size: int) -> np.ndarray:
         import skimage.data
     except ImportError:
         raise ValueError("the open photos need scikit-image: pip install 'diffrestorer[eval]'") from None
-    photo = skimage.data.stereo_motorcycle()[0] if name == "motorcycle" else getattr(skimage.data, name)()
+    if name == "motorcycle":
+        photo = skimage.data.stereo_motorcycle()[0]
+    else:
+        photo = getattr(skimage.data, name)()
+
+    # Shrunk, so that the crop shows a scene.
     scale = DEMO_SHORTER_SIDE / min(photo.shape[:2])
     height, width = (round(side * scale) for side in photo.shape[:2])
     photo = cv2.resize(photo[..., :3], (width, height), interpolation=cv2.INTER_AREA)
+
+    # The centre.
     top, left = (height - size) // 2, (width - size) // 2
     return np.ascontiguousarray(photo[top : top + size, left : left + size])
 

@@ -7,7 +7,8 @@ import pytest
 
 from diffrestorer.evaluation.scoring.metrics import METRICS
 from diffrestorer.evaluation.scoring.scores import Score, SetScore
-from diffrestorer.evaluation.scoring.standings import compare_methods, compare_sets, image_scores
+from diffrestorer.evaluation.scoring.set_standings import compare_sets
+from diffrestorer.evaluation.scoring.standings import compare_methods, image_scores
 
 PSNR, NLPD = METRICS["psnr"], METRICS["nlpd"]
 

@@ -107,8 +107,12 @@ def draw_tiles(config: FiguresConfig) -> np.ndarray:
     # The centre, where four tiles meet, in full size.
     grid = Grid.over(restored.shape[:2], AUTO_SIDE, 64, PATCH)
     # Where the second tile of each axis begins, in the middle: the first ends a quarter of a tile later.
-    top, left = (PATCH * (axis.starts[1] + axis.side // 8) - SHOWN_SIDE // 2 for axis in (grid.rows, grid.columns))
-    small = (cv2.resize(image, (SHOWN_SIDE, SHOWN_SIDE), interpolation=cv2.INTER_AREA) for image in (lq, restored))
+    middles = [PATCH * (axis.starts[1] + axis.side // 8) for axis in (grid.rows, grid.columns)]
+    top, left = (middle - SHOWN_SIDE // 2 for middle in middles)
+
+    # Both whole images, shrunk, beside it.
+    size = (SHOWN_SIDE, SHOWN_SIDE)
+    small = [cv2.resize(image, size, interpolation=cv2.INTER_AREA) for image in (lq, restored)]
     shown = restored[top : top + SHOWN_SIDE, left : left + SHOWN_SIDE]
     captions = ("2048 x 2048, noise", "restored by 3 x 3 tiles", "where four tiles meet, full size")
     return _page([list(zip(captions, (*small, shown), strict=True))])
@@ -150,23 +154,34 @@ def _photo(name: str, side: int) -> np.ndarray:
         import skimage.data
     except ImportError:
         raise ValueError("the photos of the figures need scikit-image: pip install 'diffrestorer[eval]'") from None
+
+    # The largest square in the middle.
     photo = getattr(skimage.data, name)()
     square = min(photo.shape[:2])
     top, left = ((size - square) // 2 for size in photo.shape[:2])
+    middle = photo[top : top + square, left : left + square]
     method = cv2.INTER_AREA if side < square else cv2.INTER_CUBIC
-    return cv2.resize(photo[top : top + square, left : left + square], (side, side), interpolation=method)
+    return cv2.resize(middle, (side, side), interpolation=method)
 
 
-def _page(rows: Sequence[Sequence[tuple[str, np.ndarray]]]) -> np.ndarray:
+def _page(
+    rows: Sequence[Sequence[tuple[str, np.ndarray]]],
+) -> np.ndarray:
     """Lay rows of captioned square tiles on white: uint8 (h, w, 3)."""
+    # The longest row gives the width.
     side = len(rows[0][0][1])
     step_x, step_y = side + GAP, side + CAPTION_HEIGHT + GAP
-    page = Image.new("RGB", (GAP + max(map(len, rows)) * step_x, GAP + len(rows) * step_y), "white")
+    width = GAP + max(map(len, rows)) * step_x
+    height = GAP + len(rows) * step_y
+    page = Image.new("RGB", (width, height), "white")
+
+    # Each tile under its caption.
     draw = ImageDraw.Draw(page)
     font = ImageFont.load_default(size=13)
     for row, tiles in enumerate(rows):
         for column, (caption, pixels) in enumerate(tiles):
             left, top = GAP + column * step_x, GAP + row * step_y
-            draw.text((left + side // 2, top + CAPTION_HEIGHT // 2), caption, "black", font, anchor="mm")
+            centre = (left + side // 2, top + CAPTION_HEIGHT // 2)
+            draw.text(centre, caption, "black", font, anchor="mm")
             page.paste(Image.fromarray(pixels), (left, top + CAPTION_HEIGHT))
     return np.asarray(page)

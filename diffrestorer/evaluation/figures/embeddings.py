@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from itertools import product
 
 import numpy as np
 import torch
@@ -42,7 +43,11 @@ class Separability:
     accuracy: float
 
 
-def measure_separability(embeddings: np.ndarray, classes: np.ndarray, photos: np.ndarray) -> Separability:
+def measure_separability(
+    embeddings: np.ndarray,
+    classes: np.ndarray,
+    photos: np.ndarray,
+) -> Separability:
     """Measure the separation of classes.
 
     Args:
@@ -76,17 +81,19 @@ def draw_embeddings(config: FiguresConfig) -> Figure:
     found = embed(pipe, [example.lq for example in examples])
     classes = np.array([pipe.classes.index(example.degradation) for example in examples])
     photos = np.unique([example.photo for example in examples], return_inverse=True)[1]
-    told = (found.degradation_logits.argmax(1).numpy() == classes).mean()
+    guesses = found.degradation_logits.argmax(1).numpy()
+    told = (guesses == classes).mean()
 
     # One scatter plot per prompt.
     figure = Figure(figsize=(11, 5.2), layout="constrained")
     axes = figure.subplots(1, 2)
-    prompts = {"P_CLIP": found.clip_embedding.numpy(), "P_D": found.degradation_embedding.numpy()}
-    for axis, (name, embeddings) in zip(axes, prompts.items(), strict=True):
+    prompts = {"P_CLIP": found.clip_embedding, "P_D": found.degradation_embedding}
+    for axis, (name, prompt) in zip(axes, prompts.items(), strict=True):
+        embeddings = prompt.numpy()
         apart = measure_separability(embeddings, classes, photos)
         perplexity = min(20, len(embeddings) - 1)
-        points = TSNE(perplexity=perplexity, init="pca", random_state=config.seed).fit_transform(embeddings)
-        _scatter(axis, points, classes, pipe.classes)
+        projection = TSNE(perplexity=perplexity, init="pca", random_state=config.seed)
+        _scatter(axis, projection.fit_transform(embeddings), classes, pipe.classes)
         axis.set_title(f"{name}: silhouette {apart.silhouette:.2f}, nearest-neighbour accuracy {apart.accuracy:.0%}")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=8)
     figure.suptitle(
@@ -108,14 +115,15 @@ class Example:
 def degraded_crops(classes: Sequence[str], seed: int) -> list[Example]:
     """Return crops of the open photos under each of a model's classes that can be made from photos."""
     examples = []
+    labels = [label for label, name in enumerate(classes) if is_synthesised(name)]
     for number, photo in enumerate(DEMO_PHOTOS):
         whole = open_photo(photo, DEMO_SHORTER_SIDE)
-        for label, name in enumerate(classes):
-            for index in range(CROPS if is_synthesised(name) else 0):
-                rng = counter_rng(seed, "figure10", number, label, index)
-                top, left = rng.integers(len(whole) - CROP + 1, size=2)
-                crop = np.ascontiguousarray(whole[top : top + CROP, left : left + CROP])
-                examples.append(Example(degrade(crop, name, rng), photo, name))
+        for label, index in product(labels, range(CROPS)):
+            name = classes[label]
+            rng = counter_rng(seed, "figure10", number, label, index)
+            top, left = rng.integers(len(whole) - CROP + 1, size=2)
+            crop = np.ascontiguousarray(whole[top : top + CROP, left : left + CROP])
+            examples.append(Example(degrade(crop, name, rng), photo, name))
     return examples
 
 
@@ -128,12 +136,25 @@ def degraded_photos(data: TestDataConfig) -> list[Example]:
 @torch.no_grad()
 def embed(pipe: DiffRestorerPipeline, images: Sequence[np.ndarray]) -> VisualPrompts:
     """Return the prompts of images, which need not be of one size."""
-    rows = [pipe.restorer.read_prompts(as_batch([image]).to(pipe.device)) for image in images]
-    names = [item.name for item in fields(VisualPrompts)]
-    return VisualPrompts(**{name: torch.cat([getattr(row, name) for row in rows]).cpu() for name in names})
+    rows = []
+    for image in images:
+        batch = as_batch([image]).to(pipe.device)
+        rows.append(pipe.restorer.read_prompts(batch))
+
+    # The fields of all rows, joined.
+    joined = {}
+    for item in fields(VisualPrompts):
+        values = [getattr(row, item.name) for row in rows]
+        joined[item.name] = torch.cat(values).cpu()
+    return VisualPrompts(**joined)
 
 
-def _scatter(axis: Axes, points: np.ndarray, classes: np.ndarray, names: Sequence[str]) -> None:
+def _scatter(
+    axis: Axes,
+    points: np.ndarray,
+    classes: np.ndarray,
+    names: Sequence[str],
+) -> None:
     for label in np.unique(classes):
         own, name = points[classes == label], names[label]
         axis.scatter(own[:, 0], own[:, 1], s=14, color=f"C{label}", label=name)

@@ -72,10 +72,14 @@ def read_evaluation(folder: Path) -> Finished:
     assert isinstance(config, EvaluateConfig)
     config.output_dir = str(folder)  # it may have been moved
     scores: dict[tuple[str, str, str], dict[str, float]] = {}
-    for row in read_scores(folder / "scores.csv").to_dict("records"):
-        values = {name: row[name] for name in METRICS if name in row and not math.isnan(row[name])}
-        scores[row["degradation"], row["image"], row["method"]] = values
-    items = {(item.degradation, item.image): item for item in build_suite(config).items}
+    table = read_scores(folder / "scores.csv")
+    names = [name for name in METRICS if name in table]
+    for row in table.to_dict("records"):
+        values = {name: row[name] for name in names if not math.isnan(row[name])}
+        key = (row["degradation"], row["image"], row["method"])
+        scores[key] = values
+    suite = build_suite(config)
+    items = {(item.degradation, item.image): item for item in suite.items}
     return Finished(config, items, scores)
 
 
@@ -87,8 +91,12 @@ def draw_grid(config: FiguresConfig) -> Figure:
     """
     title, tasks, wanted = GRIDS[config.figure]
     finished = read_evaluation(Path(config.evaluation))
-    methods = [name for name in wanted or finished.methods if name in finished.methods and name != "degraded"]
-    covered = [task for task in tasks if any(key[0] == task for key in finished.items)]
+
+    # The figure's methods and tasks that the evaluation has.
+    methods = [name for name in wanted or finished.methods if name in finished.methods]
+    methods = [name for name in methods if name != "degraded"]
+    there = {task for task, _ in finished.items}
+    covered = [task for task in tasks if task in there]
     if not covered or not methods:
         needed = "ablation" if wanted else next(suite for suite, names in TASKS.items() if names == tasks)
         raise ValueError(
@@ -97,23 +105,33 @@ def draw_grid(config: FiguresConfig) -> Figure:
         )
 
     # Two rows of axes per task: the whole image, and the region magnified.
-    titles = ["degraded", *(Method(name, "model").title for name in methods), "clean"]
+    titles = ["degraded"]
+    titles += [Method(name, "model").title for name in methods]
+    titles += ["clean"]
     figure = Figure(figsize=(1.8 * len(titles), 2.75 * len(covered) + 0.5), layout="constrained")
     figure.suptitle(f"Figure {config.figure}: {title}")
-    axes = figure.subplots(2 * len(covered), len(titles), squeeze=False, height_ratios=[2, 1] * len(covered))
+    heights = [2, 1] * len(covered)
+    axes = figure.subplots(len(heights), len(titles), squeeze=False, height_ratios=heights)
+
     for row, task in enumerate(covered):
         item = typical(finished, task, methods)
         images = _images(finished, item, methods)
-        top, left, side = differing_region([image for image in images[1:] if image is not None])
+        shown = [image for image in images[1:] if image is not None]
+        region = differing_region(shown)
         for column, image in enumerate(images):
-            _draw_image(axes[2 * row][column], axes[2 * row + 1][column], image, (top, left, side))
+            _draw_image(axes[2 * row][column], axes[2 * row + 1][column], image, region)
             if row == 0 and image is not None:
                 axes[0][column].set_title(titles[column], fontsize=9)
         axes[2 * row][0].set_ylabel(f"{task}\n{item.image}", fontsize=8)
     return figure
 
 
-def _draw_image(whole: Axes, detail: Axes, image: np.ndarray | None, region: tuple[int, int, int]) -> None:
+def _draw_image(
+    whole: Axes,
+    detail: Axes,
+    image: np.ndarray | None,
+    region: tuple[int, int, int],
+) -> None:
     """Draw an image with its region marked, and the region below; None leaves both places empty."""
     for axis in (whole, detail):
         axis.set_xticks([])
@@ -128,7 +146,11 @@ def _draw_image(whole: Axes, detail: Axes, image: np.ndarray | None, region: tup
     detail.imshow(image[top : top + side, left : left + side], interpolation="nearest")
 
 
-def _images(finished: Finished, item: Item, methods: Sequence[str]) -> list[np.ndarray | None]:
+def _images(
+    finished: Finished,
+    item: Item,
+    methods: Sequence[str],
+) -> list[np.ndarray | None]:
     folder = Path(finished.config.output_dir) / "restored"
     restored = [read_pixels(folder / name / item.file) for name in methods]
     return [read_pixels(item.lq), *restored, None if item.gt is None else read_pixels(item.gt)]
@@ -137,17 +159,32 @@ def _images(finished: Finished, item: Item, methods: Sequence[str]) -> list[np.n
 def typical(finished: Finished, task: str, methods: Sequence[str]) -> Item:
     """Return the item of a task whose leading score, averaged over the methods, is the (lower) median."""
     items = [item for (name, _), item in finished.items.items() if name == task]
-    rows = {item.image: [finished.scores[task, item.image, name] for name in methods] for item in items}
-    metric = next((m for m in LEADING_METRICS if all(m in score for row in rows.values() for score in row)), None)
-    if metric is None:
+    scores = {}
+    for item in items:
+        scores[item.image] = [finished.scores[task, item.image, name] for name in methods]
+
+    # The first leading metric that every output has.
+    outputs = [score for row in scores.values() for score in row]
+    known = [name for name in LEADING_METRICS if all(name in score for score in outputs)]
+    if not known:
         return items[0]
-    ordered = sorted(items, key=lambda item: sum(score[metric] for score in rows[item.image]))
+
+    def total(item: Item) -> float:
+        return sum(score[known[0]] for score in scores[item.image])
+
+    ordered = sorted(items, key=total)
     return ordered[(len(ordered) - 1) // 2]
 
 
-def differing_region(images: Sequence[np.ndarray]) -> tuple[int, int, int]:
+def differing_region(
+    images: Sequence[np.ndarray],
+) -> tuple[int, int, int]:
     """Return top, left and side of the square where images (h, w, 3) differ most, by the largest mean variance."""
-    variance = np.stack(images).astype(np.float32).var(axis=0).mean(axis=-1)
+    # Variance over the images, mean over the channels.
+    stacked = np.stack(images).astype(np.float32)
+    variance = stacked.var(axis=0).mean(axis=-1)
+
+    # Its mean over every square that lies within the image.
     height, width = variance.shape
     side = max(8, round(min(height, width) * REGION_SHARE))
     means = cv2.boxFilter(variance, -1, (side, side), anchor=(0, 0), borderType=cv2.BORDER_REFLECT)

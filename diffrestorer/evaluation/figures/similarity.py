@@ -53,7 +53,11 @@ def draw_similarity(config: FiguresConfig) -> Figure:
 
 
 @torch.no_grad()
-def measure_similarity(clip: torch.nn.Module, tokenizer: Callable[[list[str]], Any], seed: int) -> Float[Tensor, "n n"]:
+def measure_similarity(
+    clip: torch.nn.Module,
+    tokenizer: Callable[[list[str]], Any],
+    seed: int,
+) -> Float[Tensor, "n n"]:
     """Return the similarities: a row per degradation, mean over the photos; a column per text, softmax (Eq. 1)."""
     import open_clip
     from torchvision.transforms.v2.functional import resize

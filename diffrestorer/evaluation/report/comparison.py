@@ -45,7 +45,7 @@ class Cell:
 
     @property
     def leads(self) -> bool:
-        """Whether ours is not significantly worse than the best of its column."""
+        """Return whether ours is not significantly worse than the best of its column."""
         return self.standing is not None and self.standing.leads
 
 
@@ -83,7 +83,11 @@ class Comparison:
         return [line for block in self.blocks.values() for line in block]
 
 
-def ranks(values: Sequence[float | None], lower_is_better: bool, decimals: int) -> list[int]:
+def ranks(
+    values: Sequence[float | None],
+    lower_is_better: bool,
+    decimals: int,
+) -> list[int]:
     """Return 1 for the best value, 2 for the second best, 0 for the others; equal ones, as printed, share a rank.
 
     None takes no part. Where a value is NaN nobody is ranked, for it might be the best.
@@ -91,7 +95,8 @@ def ranks(values: Sequence[float | None], lower_is_better: bool, decimals: int) 
     known = [round(value, decimals) for value in values if value is not None]
     if len(known) < 2 or any(math.isnan(value) for value in known):
         return [0] * len(values)
-    places = {value: place for place, value in enumerate(sorted(set(known), reverse=not lower_is_better)[:2], start=1)}
+    order = sorted(set(known), reverse=not lower_is_better)
+    places = {value: place for place, value in enumerate(order[:2], start=1)}
     return [0 if value is None else places.get(round(value, decimals), 0) for value in values]
 
 
@@ -127,7 +132,10 @@ def compare(
         lines = []
         for name in names:
             summary = found.get((task, name)) if one_task else _average(found, name, averaged)
-            known = {metric: standings.get((task or AVERAGE, metric), {}).get(name) for metric in paper.metrics}
+            known = {}
+            for metric in paper.metrics:
+                row = standings.get((task or AVERAGE, metric), {})
+                known[metric] = row.get(name)
             cells = _cells(summary, paper, name, task, one_task or len(averaged) == len(AVERAGED), known)
             if name not in titles:
                 cells = {metric: replace(cell, mark="–") for metric, cell in cells.items()}
@@ -159,11 +167,17 @@ def _reasons(summary: Summary | None) -> set[str]:
     return undefined | lacking
 
 
-def _average(found: dict[tuple[str, str], Summary], method: str, tasks: Sequence[str]) -> Summary | None:
+def _average(
+    found: dict[tuple[str, str], Summary],
+    method: str,
+    tasks: Sequence[str],
+) -> Summary | None:
     """Return a method's mean over tasks; a metric that lacks one of them has none."""
     parts = [found[task, method] for task in tasks if (task, method) in found]
     if not parts:
         return None
+
+    # A metric's mean needs every task.
     names = {name for part in parts for name in (*part.values, *part.reasons)}
     values, reasons = {}, {}
     for name in names:
@@ -175,7 +189,8 @@ def _average(found: dict[tuple[str, str], Summary], method: str, tasks: Sequence
             values[name] = sum(part.values[name] for part in parts) / len(parts)
     undefined = {name for part in parts for name in part.nans}
     nans = {name: sum(part.nans.get(name, 0) for part in parts) for name in undefined}
-    return Summary("ablation", "", method, sum(p.n for p in parts), values, nans, reasons, parts[-1].made_with)
+    images = sum(part.n for part in parts)
+    return Summary("ablation", "", method, images, values, nans, reasons, parts[-1].made_with)
 
 
 def _cells(
@@ -197,6 +212,7 @@ def _cells(
 
 
 def _ranked(lines: list[Line], paper: PaperTable) -> list[Line]:
+    # Column by column: ours among ours, the paper's among the paper's.
     cells: list[dict[str, Cell]] = [{} for _ in lines]
     for metric in paper.metrics:
         lower, decimals = METRICS[metric].lower_is_better, DECIMALS[metric]

@@ -27,6 +27,7 @@ def write_comparison(comparison: Comparison, output_dir: Path) -> None:
 
 def as_markdown(comparison: Comparison) -> str:
     """Return a table per block; a cell is `ours / paper / difference`, best in bold, second best in italics."""
+    # Notes first, then a table per block.
     paper = comparison.paper
     lines = [f"# Table {ROMAN[paper.number]}: {paper.title}", "", _key("**bold**", "*italics*"), ""]
     lines += [f"- {note}" for note in comparison.notes]
@@ -64,6 +65,7 @@ def as_latex(comparison: Comparison) -> str:
         hrules=True, multicol_align="c", column_format="lr" + "rrr" * len(paper.metrics)
     )
 
+    # Scaled to the width of both columns.
     caption = f"{escape_latex(paper.title)}. {escape_latex(_key('bold', 'underlined'))}"
     return "\n".join(
         [
@@ -103,6 +105,7 @@ def _with_tasks(text: str, tasks: list[str], span: int) -> str:
 
 def as_csv(comparison: Comparison) -> str:
     """Return a row per line: METRIC, METRIC_paper, METRIC_difference, METRIC_rank, and what the row depends on."""
+    # The numbers of each metric, then what the row depends on.
     rows = []
     for line in comparison.lines:
         row: dict[str, object] = {"degradation": line.task, "method": line.method, "title": line.title, "n": line.n}
@@ -132,7 +135,12 @@ def _number_text(value: float | None) -> str:
     return "" if value is None else f"{value:.6f}"
 
 
-def cell_texts(metric: str, cell: Cell, best: str = "{}", second: str = "{}") -> list[str]:
+def cell_texts(
+    metric: str,
+    cell: Cell,
+    best: str = "{}",
+    second: str = "{}",
+) -> list[str]:
     """Return ours, the paper's and the difference as printed; `best` and `second` format these two ranks."""
     digits = DECIMALS[metric]
     ours = paper = difference = "–"

@@ -40,7 +40,11 @@ class PaperTable:
         """The transcription, every cell a text."""
         return pd.read_csv(FOLDER / self.file, dtype=str, keep_default_na=False, encoding="utf-8")
 
-    def values(self, method: str, task: str | None = None) -> dict[str, float]:
+    def values(
+        self,
+        method: str,
+        task: str | None = None,
+    ) -> dict[str, float]:
         """Return metric -> the paper's number for those that are legible; of one task in Table I."""
         row = self._row(method, task)
         return {name: float(row[name]) for name in self.metrics if row.get(name)}
@@ -49,7 +53,11 @@ class PaperTable:
         """Return what is doubtful about a row."""
         return self._row(method, task).get("note", "")
 
-    def _row(self, method: str, task: str | None) -> dict[str, str]:
+    def _row(
+        self,
+        method: str,
+        task: str | None,
+    ) -> dict[str, str]:
         found = self.rows[self.rows["method"] == self.methods.get(method, "")]
         if task is not None:
             found = found[found["degradation"] == task.replace("_", "-")]

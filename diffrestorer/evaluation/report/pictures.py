@@ -42,7 +42,9 @@ class Report:
     comparisons: Sequence[Comparison] = ()
 
     @cached_property
-    def _values(self) -> dict[tuple[str, str], dict[str, dict[str, float]]]:
+    def _values(
+        self,
+    ) -> dict[tuple[str, str], dict[str, dict[str, float]]]:
         values: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
         for score in self.scores:
             values.setdefault((score.degradation, score.image), {})[score.method] = score.values
@@ -53,7 +55,10 @@ class Report:
         """The methods that change the image: all but the degraded input."""
         return [method for method in self.methods if method.kind != "degraded"]
 
-    def values(self, item: Item) -> dict[str, dict[str, float]]:
+    def values(
+        self,
+        item: Item,
+    ) -> dict[str, dict[str, float]]:
         """Return method name -> metric name -> score of its output for one item."""
         return self._values[item.degradation, item.image]
 
@@ -80,9 +85,13 @@ class Report:
             return items[: self.cards]
 
         # Half of the cards are the worst under any method, the others come in order.
-        worst = sorted(items, key=lambda item: -max(self.badness(item, method) for method in self.restoring))
+        def worst_under_any(item: Item) -> float:
+            return max(self.badness(item, method) for method in self.restoring)
+
+        worst = sorted(items, key=worst_under_any, reverse=True)
         chosen = worst[: (self.cards + 1) // 2]
-        chosen += [item for item in items if item not in chosen][: self.cards - len(chosen)]
+        others = [item for item in items if item not in chosen]
+        chosen += others[: self.cards - len(chosen)]
         return [item for item in items if item in chosen]
 
 

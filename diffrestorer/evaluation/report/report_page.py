@@ -41,33 +41,31 @@ def templates() -> Environment:
 
 def write_page(report: Report) -> None:
     """Write index.html."""
+    # What may lie right of the line: our last method first, the clean image last.
     choices = {method.name: method.title for method in reversed(report.restoring)} | {"clean": "clean"}
     sections = []
     for name in report.suite.degradations:
         cards = [_card(report, item, choices) for item in report.shown(name)]
         sections.append({"name": name, "count": len(report.suite.of(name)), "cards": cards})
-    page = (
-        templates()
-        .get_template("page.html")
-        .render(
-            caption=report.caption,
-            sentences=report.sentences,
-            unavailable=report.unavailable,
-            choices=choices,
-            first_choice=next(iter(choices.values())),
-            sections=sections,
-            means=report.tables,
-            worst_cases=_worst_cases(report),
-            comparisons=report.comparisons,
-            scores=_scores(report),
-            image_side=IMAGE_SIDE,
-            roman=ROMAN,
-            metrics=METRICS,
-            cell_texts=cell_texts,
-            metric_title=metric_title,
-            hint=hint,
-            key=KEY,
-        )
+    template = templates().get_template("page.html")
+    page = template.render(
+        caption=report.caption,
+        sentences=report.sentences,
+        unavailable=report.unavailable,
+        choices=choices,
+        first_choice=next(iter(choices.values())),
+        sections=sections,
+        means=report.tables,
+        worst_cases=_worst_cases(report),
+        comparisons=report.comparisons,
+        scores=_scores(report),
+        image_side=IMAGE_SIDE,
+        roman=ROMAN,
+        metrics=METRICS,
+        cell_texts=cell_texts,
+        metric_title=metric_title,
+        hint=hint,
+        key=KEY,
     )
     write_text(report.output_dir / "index.html", page)
 
@@ -95,8 +93,13 @@ def _worst_cases(report: Report) -> list[dict[str, str]]:
     return cases
 
 
-def _card(report: Report, item: Item, choices: dict[str, str]) -> dict[str, Any]:
+def _card(
+    report: Report,
+    item: Item,
+    choices: dict[str, str],
+) -> dict[str, Any]:
     """Return one image's card: pictures, in the order of the choices, and scores."""
+    # The pictures, without those that this image lacks.
     files = {method.name: method.output(item, report.output_dir) for method in report.restoring}
     if item.gt is not None:
         files["clean"] = item.gt

@@ -5,35 +5,49 @@ from collections.abc import Mapping, Sequence
 from diffrestorer.evaluation.report.tables import GROUPS, Table, metric_title
 
 
-def summary_sentences(tables: Sequence[Table], nans: Mapping[str, int]) -> list[str]:
+def summary_sentences(
+    tables: Sequence[Table],
+    nans: Mapping[str, int],
+) -> list[str]:
     """Compare each method with the degraded input, and the two decoders; count undefined scores if there are any."""
     if not tables:
         return []
     methods = {method.name: method for method in tables[0].methods}
 
     # Everything against the input, then the refined decoder against the plain one.
-    pairs = [(name, "degraded") for name in methods if name != "degraded" and "degraded" in methods]
+    pairs = []
+    if "degraded" in methods:
+        pairs = [(name, "degraded") for name in methods if name != "degraded"]
     if {"diff_restorer", "diff_restorer_sd"} <= set(methods):
         pairs.append(("diff_restorer", "diff_restorer_sd"))
 
     sentences = []
     for name, other in pairs:
-        groups = [_wins(tables, group, name, other) for group in GROUPS]
-        sentences.append(f"{methods[name].title} beats {methods[other].title} {'; '.join(filter(None, groups))}.")
+        counts = [_wins(tables, group, name, other) for group in GROUPS]
+        told = "; ".join(count for count in counts if count)
+        sentences.append(f"{methods[name].title} beats {methods[other].title} {told}.")
     for metric, count in nans.items():
         sentences.append(f"{metric_title(metric)} is undefined (NaN) for {count} outputs; means over them are NaN too.")
     return sentences
 
 
-def _wins(tables: Sequence[Table], group: str, name: str, other: str) -> str:
+def _wins(
+    tables: Sequence[Table],
+    group: str,
+    name: str,
+    other: str,
+) -> str:
     """Return `in PSNR on 7, in SSIM on 6 of 8 single degradations`; empty where no row belongs to the group."""
     members = [row.label for row in tables[0].rows if row.label in GROUPS[group]]
     counts = []
     for table in tables:
         rows = [row for row in table.rows if row.label in members]
-        means = [(row.cells[name].mean, row.cells[other].mean) for row in rows]
-        known = [(one, two) for one, two in means if one is not None and two is not None]
+        wins, known = 0, 0
+        for row in rows:
+            one, two = row.cells[name].mean, row.cells[other].mean
+            if one is not None and two is not None:
+                known += 1
+                wins += one != two and table.metric.best([one, two]) == one
         if known:
-            wins = sum(one != two and table.metric.best([one, two]) == one for one, two in known)
             counts.append(f"in {metric_title(table.metric.name)} on {wins}")
     return f"{', '.join(counts)} of {len(members)} {group}" if counts else ""

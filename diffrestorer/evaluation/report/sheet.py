@@ -21,7 +21,9 @@ def write_contact_sheet(report: Report) -> None:
     """Write contact_sheet.png."""
     suite = report.suite
     blocks = min(SHEET_PHOTOS, max(len(suite.of(name)) for name in suite.degradations))
-    columns = ["degraded", *(method.title for method in report.restoring), "clean"]
+    columns = ["degraded"]
+    columns += [method.title for method in report.restoring]
+    columns += ["clean"]
     step = SHEET_TILE + SHEET_GAP
     block_width = len(columns) * step + 3 * SHEET_GAP
     width = SHEET_LABEL_WIDTH + blocks * block_width
@@ -32,7 +34,8 @@ def write_contact_sheet(report: Report) -> None:
     # Heads above the tiles of each block.
     for block in range(blocks):
         for column, title in enumerate(columns):
-            centre = SHEET_LABEL_WIDTH + block * block_width + column * step + SHEET_TILE // 2
+            left = SHEET_LABEL_WIDTH + block * block_width
+            centre = left + column * step + SHEET_TILE // 2
             draw.text((centre, SHEET_HEADER // 2), _fit(title, font), "black", font, anchor="mm")
 
     # A row per degradation, with its first photos.
@@ -44,18 +47,27 @@ def write_contact_sheet(report: Report) -> None:
     write_photo(report.output_dir / "contact_sheet.png", Photo(np.asarray(sheet)))
 
 
-def _draw_row(sheet: Image.Image, report: Report, item: Item, left: int, top: int) -> None:
+def _draw_row(
+    sheet: Image.Image,
+    report: Report,
+    item: Item,
+    left: int,
+    top: int,
+) -> None:
     """Draw the tiles of one item, each but the last with its PSNR."""
     values = report.values(item)
     tiles: list[tuple[Path | None, dict[str, float]]] = [(item.lq, values.get("degraded", {}))]
-    tiles += [(method.output(item, report.output_dir), values[method.name]) for method in report.restoring]
+    for method in report.restoring:
+        output = method.output(item, report.output_dir)
+        tiles.append((output, values[method.name]))
     tiles.append((item.gt, {}))
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(size=14)
     for column, (file, scores) in enumerate(tiles):
         if file is None:
             continue
-        tile = Image.fromarray(read_pixels(file)).resize((SHEET_TILE, SHEET_TILE), Image.Resampling.LANCZOS)
+        tile = Image.fromarray(read_pixels(file))
+        tile = tile.resize((SHEET_TILE, SHEET_TILE), Image.Resampling.LANCZOS)
         x = left + column * (SHEET_TILE + SHEET_GAP)
         sheet.paste(tile, (x, top))
 
@@ -63,8 +75,9 @@ def _draw_row(sheet: Image.Image, report: Report, item: Item, left: int, top: in
         if "psnr" in scores:
             corner = (x + 5, top + SHEET_TILE - 5)
             text = card_text("psnr", scores["psnr"])
-            left_edge, upper, right_edge, lower = draw.textbbox(corner, text, font, anchor="lb")
-            draw.rectangle((left_edge - 3, upper - 3, right_edge + 3, lower + 3), "black")
+            box = draw.textbbox(corner, text, font, anchor="lb")
+            grown = (box[0] - 3, box[1] - 3, box[2] + 3, box[3] + 3)
+            draw.rectangle(grown, "black")
             draw.text(corner, text, "white", font, anchor="lb")
 
 

@@ -91,7 +91,13 @@ def _texts(table: Table, bold: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _text_row(label: str, method: Method, metric: str, standing: Standing, bold: str) -> dict[str, str]:
+def _text_row(
+    label: str,
+    method: Method,
+    metric: str,
+    standing: Standing,
+    bold: str,
+) -> dict[str, str]:
     median, worst = MISSING, MISSING
     if standing.worst_image:
         median = format_score(metric, standing.median)
@@ -140,7 +146,10 @@ def standing_numbers(standing: Standing) -> Mapping[str, object]:
     return {**numbers, "leads": standing.leads}
 
 
-def difference_numbers(name: str, difference: Difference | None) -> dict[str, float | None]:
+def difference_numbers(
+    name: str,
+    difference: Difference | None,
+) -> dict[str, float | None]:
     """Return a difference as four columns: NAME, NAME_low, NAME_high, NAME_p."""
     if difference is None:
         return dict.fromkeys((name, f"{name}_low", f"{name}_high", f"{name}_p"))

@@ -15,14 +15,21 @@ def rich_table(table: Table) -> RichTable:
     frame = table.frame(best="[bold green]{}[/]")
     for column in frame.columns:
         shown.add_column(column, justify="left" if column == "degradation" else "right")
-    for row, texts in zip(table.rows, frame.itertuples(index=False), strict=True):
+
+    # A line between the degradations and the groups.
+    texts = frame.itertuples(index=False)
+    for row, cells in zip(table.rows, texts, strict=True):
         if row.group and not shown.rows[-1].end_section:
             shown.add_section()
-        shown.add_row(*texts)
+        shown.add_row(*cells)
     return shown
 
 
-def markdown(tables: Sequence[Table], sentences: Sequence[str], caption: str) -> str:
+def markdown(
+    tables: Sequence[Table],
+    sentences: Sequence[str],
+    caption: str,
+) -> str:
     """Return the page table.md: caption, sentences, a table per metric with the best of each row in bold."""
     lines = [caption, "", *(f"- {sentence}" for sentence in sentences), ""]
     for table in tables:

@@ -11,7 +11,8 @@ from diffrestorer.evaluation.methods import Method
 from diffrestorer.evaluation.scoring.fid import ADVISED_IMAGES
 from diffrestorer.evaluation.scoring.metrics import Metric
 from diffrestorer.evaluation.scoring.scores import Score, SetScore, Summary
-from diffrestorer.evaluation.scoring.standings import Standing, compare_methods, compare_sets, image_scores
+from diffrestorer.evaluation.scoring.set_standings import compare_sets
+from diffrestorer.evaluation.scoring.standings import Standing, compare_methods, image_scores
 from diffrestorer.evaluation.suites import REAL
 
 HIDDEN_METRICS: tuple[str, ...] = ("ms_ssim", "fsim", "vsi", "gmsd")
@@ -24,7 +25,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
 }
 """Rows that are also averaged, and counted in the sentences."""
 
-TWO_DECIMALS: tuple[str, ...] = ("psnr", "psnr_y", "fid", "niqe", "musiq", "consistency")
+TWO_DECIMALS: tuple[str, ...] = ("psnr", "psnr_y", "fid", "fid_dinov2", "niqe", "musiq", "consistency")
 """Metrics that are printed with two decimals; others have three."""
 
 MISSING = "–"
@@ -50,7 +51,7 @@ class Cell:
 
     @property
     def best(self) -> bool:
-        """Whether it is printed in bold: not significantly worse than the best of its row."""
+        """Return whether it is printed in bold: not significantly worse than the best of its row."""
         return self.standing is not None and self.standing.leads
 
 
@@ -116,6 +117,7 @@ def find_standings(
     rows: Mapping[str, Sequence[str]],
 ) -> Standings:
     """Compare the methods in every row and metric."""
+    # Metrics of sets have no images to pair: they bring draws of their own.
     table = image_scores(scores)
     found = {}
     for label, tasks in rows.items():
@@ -128,7 +130,9 @@ def find_standings(
 
 
 def _sets(
-    set_scores: Mapping[tuple[str, str, str], SetScore | str], metric: Metric, tasks: Sequence[str]
+    set_scores: Mapping[tuple[str, str, str], SetScore | str],
+    metric: Metric,
+    tasks: Sequence[str],
 ) -> dict[str, list[SetScore]]:
     """Return method -> its scores of some tasks, for methods that have all of them; of runs the first one's."""
     methods = dict.fromkeys(method for _, method, name in set_scores if name == metric.name and "@" not in method)
@@ -142,7 +146,10 @@ def _sets(
 
 
 def build_tables(
-    summaries: Sequence[Summary], metrics: Sequence[Metric], methods: Sequence[Method], standings: Standings
+    summaries: Sequence[Summary],
+    metrics: Sequence[Metric],
+    methods: Sequence[Method],
+    standings: Standings,
 ) -> list[Table]:
     """Build a table per shown metric. A mean that a NaN enters is NaN: `nan_counts` counts it, nothing is left out."""
     # The means as a table: (metric, degradation) by method.
@@ -168,7 +175,10 @@ def build_tables(
 
 
 def _mean(
-    means: dict[tuple[str, str, str], float], metric: str, degradations: Sequence[str], method: str
+    means: dict[tuple[str, str, str], float],
+    metric: str,
+    degradations: Sequence[str],
+    method: str,
 ) -> float | None:
     """Return the mean over degradations, each counting once; None where one of them has no value."""
     values = [means.get((metric, degradation, method)) for degradation in degradations]

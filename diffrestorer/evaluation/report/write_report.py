@@ -19,7 +19,7 @@ from diffrestorer.evaluation.report.standing_text import KEY, write_standings
 from diffrestorer.evaluation.report.table_text import latex, markdown, rich_table
 from diffrestorer.evaluation.report.tables import Standings, build_tables, find_standings, table_rows
 from diffrestorer.evaluation.scoring.fid import fid_warning
-from diffrestorer.evaluation.scoring.metrics import METRICS, Metric
+from diffrestorer.evaluation.scoring.metrics import Metric
 from diffrestorer.evaluation.scoring.scores import (
     Score,
     SetScore,
@@ -51,7 +51,12 @@ class Findings:
     summaries: list[Summary]
 
 
-def write_report(found: Findings, output_dir: Path, config: EvaluateConfig, console: Console) -> None:
+def write_report(
+    found: Findings,
+    output_dir: Path,
+    config: EvaluateConfig,
+    console: Console,
+) -> None:
     """Write scores, tables and pages below `output_dir`, and print the tables."""
     write_scores(output_dir / "scores.csv", found.scores, found.metrics, found.unavailable)
     write_summaries(output_dir / "summary.csv", found.summaries, found.metrics, found.unavailable)
@@ -62,7 +67,8 @@ def write_report(found: Findings, output_dir: Path, config: EvaluateConfig, cons
     tables = build_tables(found.summaries, found.metrics, running, standings)
     write_standings(output_dir, tables, standings)
     notes = _notes(found, config.fid_floor)
-    unavailable = {name.upper(): reason for name, reason in found.unavailable.items()} | found.suite.missing
+    unavailable = {name.upper(): reason for name, reason in found.unavailable.items()}
+    unavailable |= found.suite.missing
     lacking = [f"{name} is unavailable: {reason}" for name, reason in unavailable.items()]
     sentences = [*notes, *summary_sentences(tables, nan_counts(found.summaries))]
     caption = _caption(found.suite, config)
@@ -80,6 +86,7 @@ def write_report(found: Findings, output_dir: Path, config: EvaluateConfig, cons
     write_contact_sheet(report)
     write_page(report)
 
+    # The same for whoever looks on.
     for table in tables:
         console.print(rich_table(table))
     for sentence in [*sentences, *lacking]:
@@ -95,7 +102,11 @@ def _rows(degradations: list[str]) -> dict[str, list[str]]:
     return table_rows(degradations) | ({AVERAGE: averaged} if averaged else {})
 
 
-def _comparisons(found: Findings, standings: Standings, notes: list[str]) -> list[Comparison]:
+def _comparisons(
+    found: Findings,
+    standings: Standings,
+    notes: list[str],
+) -> list[Comparison]:
     """Return the paper's tables that a suite covers: Tables II-V stand on the suite `ablation`."""
     if found.suite.name == "demo":
         return []
@@ -108,7 +119,7 @@ def _comparisons(found: Findings, standings: Standings, notes: list[str]) -> lis
 def _notes(found: Findings, fid_floor: int) -> list[str]:
     """Return what must stand on every table: other images than the paper's, few images for FID."""
     notes = [found.suite.note] if found.suite.note else []
-    if METRICS["fid"] in found.metrics:
+    if any(metric.of_sets for metric in found.metrics):
         for task in found.suite.degradations:
             warning = fid_warning(len(found.suite.of(task)), fid_floor)
             notes += [f"{task}: {warning}"] if warning else []

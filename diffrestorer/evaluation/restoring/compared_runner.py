@@ -23,7 +23,13 @@ from diffrestorer.inference.tiling import Grid, smaller_sides, tile_side, until_
 class BaselineRunner:
     """A compared method behind the protocol `Runner`."""
 
-    def __init__(self, method: Method, seed: int, dtype: str, device: torch.device) -> None:
+    def __init__(
+        self,
+        method: Method,
+        seed: int,
+        dtype: str,
+        device: torch.device,
+    ) -> None:
         source = Path(method.source)
         self.network = load_baseline(source, method.name if source.is_file() else None).eval()
         place_network(self.network, device)
@@ -39,7 +45,10 @@ class BaselineRunner:
         return {"weights": self._weights, "seed": self.seed, "noise": NOISE, "dtype": dtype}
 
     def restore(
-        self, lq: Float[Tensor, "b 3 h w"], names: Sequence[str], methods: Sequence[Method]
+        self,
+        lq: Float[Tensor, "b 3 h w"],
+        names: Sequence[str],
+        methods: Sequence[Method],
     ) -> dict[str, Restored]:
         """Restore a batch, the same for every method of this source."""
         started = time.perf_counter()
@@ -48,19 +57,31 @@ class BaselineRunner:
             images = self._restore(lq, side, self.seed)
         else:
             # Large images go by tiles; a method that samples gives every image a noise of its own.
-            rows = zip(lq.split(1), names, strict=True)
-            images = torch.cat([self._restore(row, side, noise_seed(self.seed, name)) for row, name in rows])
+            rows = []
+            for row, name in zip(lq.split(1), names, strict=True):
+                rows.append(self._restore(row, side, noise_seed(self.seed, name)))
+            images = torch.cat(rows)
         restored = Restored(images, (time.perf_counter() - started) / len(lq))
         return {method.name: restored for method in methods}
 
-    def _restore(self, lq: Float[Tensor, "b 3 h w"], side: int | None, seed: int) -> Float[Tensor, "b 3 h w"]:
-        def run(side: int | None, _: int | None) -> Float[Tensor, "b 3 h w"]:
+    def _restore(
+        self,
+        lq: Float[Tensor, "b 3 h w"],
+        side: int | None,
+        seed: int,
+    ) -> Float[Tensor, "b 3 h w"]:
+        def run(
+            side: int | None,
+            _: int | None,
+        ) -> Float[Tensor, "b 3 h w"]:
             network_pass = whole if side is None else by_tiles(side, self.network.multiple)
             return self.network.restore(lq.to(self.network.device), seed, network_pass).float().cpu()
 
         # Where memory runs out, smaller tiles are tried.
-        smaller = smaller_sides(side, lq.shape[-2:], self.network.multiple) if len(lq) == 1 else []
-        return until_it_fits(run, [side, *smaller])
+        sides = [side]
+        if len(lq) == 1:
+            sides += smaller_sides(side, lq.shape[-2:], self.network.multiple)
+        return until_it_fits(run, sides)
 
 
 def by_tiles(side: int, multiple: int) -> Pass:
@@ -70,7 +91,8 @@ def by_tiles(side: int, multiple: int) -> Pass:
     """
 
     def run(
-        network: Callable[..., Float[Tensor, "1 3 _ _"]], images: Sequence[Float[Tensor, "1 3 h w"]]
+        network: Callable[..., Float[Tensor, "1 3 _ _"]],
+        images: Sequence[Float[Tensor, "1 3 h w"]],
     ) -> Float[Tensor, "1 3 h w"]:
         return Grid.over(images[0].shape[-2:], side, multiple, cell=1, batch_size=1).run(network, images)
 

@@ -42,7 +42,9 @@ def load_consistency_decoder(source: str, pipe: DiffRestorerPipeline) -> Consist
 
 
 def decode_consistently(
-    vae: ConsistencyDecoderVAE | None, latents: Float[Tensor, "b l h8 w8"], seeds: Sequence[int]
+    vae: ConsistencyDecoderVAE | None,
+    latents: Float[Tensor, "b l h8 w8"],
+    seeds: Sequence[int],
 ) -> Float[Tensor, "b 3 h w"]:
     """Decode image by image: the decoder draws noise, and each image has a generator of its own."""
     assert vae is not None

@@ -32,10 +32,15 @@ def weights_digest(components: dict[str, Any]) -> str:
     """Return the SHA-256 of every component's configuration and weights, wherever they were loaded from."""
     digest = hashlib.sha256()
     for name, component in sorted(components.items()):
-        config = {key: value for key, value in dict(component.config).items() if not key.startswith("_")}
+        # Diffusers' own notes on a configuration begin with an underscore, and are no part of the model.
+        config = dict(component.config)
+        config = {key: value for key, value in config.items() if not key.startswith("_")}
         digest.update(f"{name}{json.dumps(config, sort_keys=True, default=str)}".encode())
+
+        # Weights by name, type, shape and bytes.
         if isinstance(component, torch.nn.Module):
             for key, value in sorted(component.state_dict().items()):
                 digest.update(f"{key}{value.dtype}{tuple(value.shape)}".encode())
-                digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+                flat = value.detach().cpu().contiguous().reshape(-1)
+                digest.update(flat.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

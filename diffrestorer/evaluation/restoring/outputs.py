@@ -22,7 +22,11 @@ MADE_BY = "diffrestorer"
 """Keyword of the PNG text in which an output records what made it."""
 
 
-def write_output(path: Path, pixels: np.ndarray, made_by: dict[str, Any]) -> None:
+def write_output(
+    path: Path,
+    pixels: np.ndarray,
+    made_by: dict[str, Any],
+) -> None:
     """Write uint8 pixels (h, w, 3) as a PNG that records what made it."""
     text = PngInfo()
     text.add_text(MADE_BY, json.dumps(made_by, sort_keys=True))
@@ -81,7 +85,8 @@ def image_size(path: Path) -> tuple[int, int]:
 
 def as_batch(images: Sequence[np.ndarray]) -> Float[Tensor, "b 3 h w"]:
     """Convert uint8 images (h, w, 3) of one size to RGB in [0, 1]."""
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
+    levels = torch.from_numpy(np.stack(images))
+    return levels.permute(0, 3, 1, 2).float() / 255
 
 
 def noise_seed(seed: int, image: str) -> int:
@@ -96,4 +101,5 @@ def noise_seed(seed: int, image: str) -> int:
 
 def as_pixels(images: Float[Tensor, "b 3 h w"]) -> np.ndarray:
     """Convert RGB in [0, 1] to uint8 (b, h, w, 3), rounded to the nearest level."""
-    return np.ascontiguousarray((images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy())
+    levels = (images * 255).round().to(torch.uint8)
+    return np.ascontiguousarray(levels.permute(0, 2, 3, 1).numpy())

@@ -41,12 +41,15 @@ def restore_suite(
     Raises:
         ValueError: a model can't be loaded.
     """
-    mine = list(batches_of_one_size(suite.items, batch_size))[state.process_index :: state.num_processes]
+    batches = list(batches_of_one_size(suite.items, batch_size))
+    mine = batches[state.process_index :: state.num_processes]
+    images = sum(len(batch) for batch in mine)
     reasons: dict[str, str] = {}
     summaries: dict[str, dict[str, Any]] = {}
 
     # One model at a time: methods of one source go together.
-    ours = [method for method in methods if method.kind in ("model", "baseline") and not method.reason]
+    ours = [method for method in methods if method.kind in ("model", "baseline")]
+    ours = [method for method in ours if not method.reason]
     for source in dict.fromkeys(map(_source, ours)):
         group = [method for method in ours if _source(method) == source]
         seed = sampling.seed + group[0].seed_offset
@@ -54,7 +57,8 @@ def restore_suite(
         if runner is None:
             continue
 
-        bar = progress.add_task(f"restore: {', '.join(method.title for method in group)}", total=sum(map(len, mine)))
+        titles = ", ".join(method.title for method in group)
+        bar = progress.add_task(f"restore: {titles}", total=images)
         work = _Work(runner, group, output_dir)
         with gpu_products(sampling.dtype):
             for batch in mine:
@@ -63,13 +67,25 @@ def restore_suite(
 
         # The counts of all processes together.
         for method in group:
-            counts = [sum(column) for column in zip(*gather_object([work.counts[method.name]]), strict=True)]
-            seconds = counts[2] / max(1, counts[0] + counts[1])
-            made = {"restored": counts[0], "kept": counts[1], "seconds_per_image": round(seconds, 4)}
-            summaries[method.name] = {"source": method.source, **runner.settings(method), **made}
+            counts = gather_object([work.counts[method.name]])
+            made = {"source": method.source, **runner.settings(method)}
+            summaries[method.name] = made | _total(counts)
 
-    known = [replace(method, reason=reasons.get(method.name, method.reason)) for method in methods]
-    return known, {method.name: summaries[method.name] for method in methods if method.name in summaries}
+    # In the order of the methods, whichever source came first.
+    known = []
+    ordered = {}
+    for method in methods:
+        known.append(replace(method, reason=reasons.get(method.name, method.reason)))
+        if method.name in summaries:
+            ordered[method.name] = summaries[method.name]
+    return known, ordered
+
+
+def _total(counts: Sequence[Sequence[int | float]]) -> dict[str, int | float]:
+    """Return the counts of all processes together, and the seconds per image."""
+    restored, kept, seconds = (sum(column) for column in zip(*counts, strict=True))
+    per_image = round(seconds / max(1, restored + kept), 4)
+    return {"restored": restored, "kept": kept, "seconds_per_image": per_image}
 
 
 def _source(method: Method) -> tuple[str, str, int]:
@@ -78,7 +94,10 @@ def _source(method: Method) -> tuple[str, str, int]:
 
 
 def _open(
-    methods: list[Method], sampling: Sampling, device: torch.device, reasons: dict[str, str]
+    methods: list[Method],
+    sampling: Sampling,
+    device: torch.device,
+    reasons: dict[str, str],
 ) -> tuple[Runner | None, list[Method]]:
     """Open the runner, with the methods that it can serve; the Consistency Decoder may be what is lacking."""
     try:
@@ -92,12 +111,17 @@ def _open(
 class _Work:
     """One process's share of a runner's work; `counts`: method name -> made now, kept, seconds of both."""
 
-    def __init__(self, runner: Runner, methods: Sequence[Method], output_dir: Path) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        methods: Sequence[Method],
+        output_dir: Path,
+    ) -> None:
         self.runner = runner
         self.methods = methods
         self.output_dir = output_dir
         self.settings = {method.name: runner.settings(method) for method in methods}
-        self.counts: dict[str, list[float]] = {method.name: [0, 0, 0.0] for method in methods}
+        self.counts: dict[str, list[int | float]] = {method.name: [0, 0, 0.0] for method in methods}
 
     def restore(self, batch: Sequence[Item]) -> None:
         """Restore a batch where one of its outputs is missing; files that are there are left as they are."""
@@ -118,20 +142,32 @@ class _Work:
             return
 
         # The batch is restored whole, so that an image always has the same neighbours.
-        restored = self.runner.restore(as_batch(lq), [item.file for item in batch], wanted)
+        names = [item.file for item in batch]
+        restored = self.runner.restore(as_batch(lq), names, wanted)
         for method in wanted:
-            images, seconds = as_pixels(restored[method.name].images), restored[method.name].seconds
+            images = as_pixels(restored[method.name].images)
+            seconds = restored[method.name].seconds
             for index in missing[method.name]:
-                made = {**self.settings[method.name], "lq": inputs[index], "seconds": round(seconds, 4)}
-                write_output(method.output(batch[index], self.output_dir), images[index], made)
+                made = dict(self.settings[method.name])
+                made |= {"lq": inputs[index], "seconds": round(seconds, 4)}
+                file = method.output(batch[index], self.output_dir)
+                write_output(file, images[index], made)
                 self._count(method, 0, seconds)
 
-    def _kept(self, method: Method, item: Item, lq: str) -> float | None:
+    def _kept(
+        self,
+        method: Method,
+        item: Item,
+        lq: str,
+    ) -> float | None:
         """Return the seconds that an output took if it is there, made with these settings from this input."""
         made = made_by(method.output(item, self.output_dir))
-        if made is None or {**made, "seconds": 0} != {**self.settings[method.name], "lq": lq, "seconds": 0}:
+        if made is None:
             return None
-        return float(made["seconds"])
+        seconds = made.pop("seconds", None)
+        if seconds is None or made != {**self.settings[method.name], "lq": lq}:
+            return None
+        return float(seconds)
 
     def _count(self, method: Method, which: int, seconds: float) -> None:
         self.counts[method.name][which] += 1

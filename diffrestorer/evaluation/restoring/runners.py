@@ -56,7 +56,10 @@ class Runner(Protocol):
         """Return what a method's outputs depend on besides the input: kept images are recognised by it."""
 
     def restore(
-        self, lq: Float[Tensor, "b 3 h w"], names: Sequence[str], methods: Sequence[Method]
+        self,
+        lq: Float[Tensor, "b 3 h w"],
+        names: Sequence[str],
+        methods: Sequence[Method],
     ) -> dict[str, Restored]:
         """Return method name -> restored images.
 
@@ -69,7 +72,11 @@ class Runner(Protocol):
         """
 
 
-def open_runner(methods: Sequence[Method], sampling: Sampling, device: torch.device) -> Runner:
+def open_runner(
+    methods: Sequence[Method],
+    sampling: Sampling,
+    device: torch.device,
+) -> Runner:
     """Open the runner of methods that share one source. A new kind of method joins here.
 
     Raises:
@@ -85,12 +92,21 @@ def open_runner(methods: Sequence[Method], sampling: Sampling, device: torch.dev
 class PipelineRunner:
     """DiffRestorerPipeline: samples once, then decodes with each method's decoder."""
 
-    def __init__(self, methods: Sequence[Method], sampling: Sampling, device: torch.device) -> None:
-        self.pipe = DiffRestorerPipeline.from_pretrained(methods[0].source, dtype=DTYPES[sampling.dtype]).to(device)
+    def __init__(
+        self,
+        methods: Sequence[Method],
+        sampling: Sampling,
+        device: torch.device,
+    ) -> None:
+        # The model, where and as it will run.
+        dtype = DTYPES[sampling.dtype]
+        self.pipe = DiffRestorerPipeline.from_pretrained(methods[0].source, dtype=dtype).to(device)
         place_network(self.pipe.restorer, device)
         self.pipe.set_progress_bar_config(disable=True)
         self.sampling = sampling
         self.steps = self.pipe.default_steps if sampling.steps is None else sampling.steps
+
+        # It must be what its rows claim, and have the decoders that they ask for.
         for method in methods:
             check_ablation(method, self.pipe)
         self.consistency_decoder: ConsistencyDecoderVAE | None = None
@@ -118,7 +134,10 @@ class PipelineRunner:
 
     @torch.no_grad()
     def restore(
-        self, lq: Float[Tensor, "b 3 h w"], names: Sequence[str], methods: Sequence[Method]
+        self,
+        lq: Float[Tensor, "b 3 h w"],
+        names: Sequence[str],
+        methods: Sequence[Method],
     ) -> dict[str, Restored]:
         """Restore a batch; each image has a generator of its own, so that batches don't change a result."""
         # A large image is cut into tiles, which fill a batch by themselves.
@@ -147,7 +166,9 @@ class PipelineRunner:
         return restored
 
 
-def _join(rows: Sequence[dict[str, Restored]]) -> dict[str, Restored]:
+def _join(
+    rows: Sequence[dict[str, Restored]],
+) -> dict[str, Restored]:
     """Join the results of single images to those of a batch."""
     joined = {}
     for name in rows[0]:

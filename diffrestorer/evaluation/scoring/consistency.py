@@ -13,7 +13,12 @@ from diffrestorer.data.synthesis import degrade
 from diffrestorer.evaluation.suites import Draw
 
 
-def consistency(restored: np.ndarray, lq: np.ndarray, degradation: str, draw: Draw) -> float:
+def consistency(
+    restored: np.ndarray,
+    lq: np.ndarray,
+    degradation: str,
+    draw: Draw,
+) -> float:
     """Return the root mean square difference between the input and the restored image degraded again, in levels.
 
     Args:

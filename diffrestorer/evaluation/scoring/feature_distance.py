@@ -22,13 +22,22 @@ class FeatureDistance(nn.Module):
         self.features = EfficientNetLite0Features().requires_grad_(False).eval()
 
     @torch.no_grad()
-    def forward(self, restored: Float[Tensor, "b 3 h w"], gt: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b"]:
+    def forward(
+        self,
+        restored: Float[Tensor, "b 3 h w"],
+        gt: Float[Tensor, "b 3 h w"],
+    ) -> Float[Tensor, "b"]:
         """Return the distance per image, for images in [0, 1]."""
-        stages = zip(self._stages(restored), self._stages(gt), strict=True)
-        distances = [(a - b).square().sum(dim=1).mean(dim=(1, 2)) for a, b in stages]
+        distances = []
+        for found, wanted in zip(self._stages(restored), self._stages(gt), strict=True):
+            squared = (found - wanted).square().sum(dim=1)
+            distances.append(squared.mean(dim=(1, 2)))
         return torch.stack(distances).mean(dim=0)
 
-    def _stages(self, images: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b _ _ _"]]:
+    def _stages(
+        self,
+        images: Float[Tensor, "b 3 h w"],
+    ) -> list[Float[Tensor, "b _ _ _"]]:
         """Return the features at 1/2, 1/4, 1/8 and 1/16, each position's of length 1."""
         features = self.features(normalise(images, IMAGENET_MEAN, IMAGENET_STD))
         return [F.normalize(stage, dim=1) for stage in features]

@@ -34,11 +34,16 @@ class Scorer:
     """
 
     def __init__(
-        self, metrics: Sequence[Metric], device: str | torch.device = "cpu", weights: Path | None = None
+        self,
+        metrics: Sequence[Metric],
+        device: str | torch.device = "cpu",
+        weights: Path | None = None,
     ) -> None:
         assert not any(metric.of_sets or metric.of_input for metric in metrics)
         self.device = torch.device(device)
         self.unavailable: dict[str, str] = {}
+
+        # What can't be opened is left out, with the reason.
         self._functions: dict[str, Any] = {}
         for metric in metrics:
             try:
@@ -75,7 +80,10 @@ class Scorer:
         return scores
 
     def _score(
-        self, metric: Metric, images: Float[Tensor, "b 3 h w"], reference: Float[Tensor, "b 3 h w"] | None
+        self,
+        metric: Metric,
+        images: Float[Tensor, "b 3 h w"],
+        reference: Float[Tensor, "b 3 h w"] | None,
     ) -> list[float]:
         """Score one metric; NaN for an image on which it breaks down (a flat image has no finite NIQE)."""
         inputs = (images,) if reference is None else (images, reference)
@@ -91,7 +99,11 @@ class Scorer:
         return [float(value) for value in values.reshape(len(images)).tolist()]
 
 
-def _open(metric: Metric, device: torch.device, weights: Path | None) -> Any:
+def _open(
+    metric: Metric,
+    device: torch.device,
+    weights: Path | None,
+) -> Any:
     """Open the function of a metric: pyiqa's, or this package's."""
     if metric.pyiqa_id:
         return create(metric, device, weights)

@@ -51,6 +51,7 @@ _VGG16 = "checkpoints/vgg16-397923af.pth"
 _RESNET50 = "timm/resnet50.a1_in1k"
 _VIT_B8 = "timm/vit_base_patch8_224.augreg2_in21k_ft_in1k"
 _QUALICLIP = ("clip/RN50.pt", "pyiqa/QualiCLIP.pth", "pyiqa/QualiCLIP+_koniq.pth")
+_DINOV2 = ("facebookresearch_dinov2_main/hubconf.py", "checkpoints/dinov2_vitl14_pretrain.pth")
 _ARNIQA = ("checkpoints/resnet50-0676ba61.pth", "checkpoints/ARNIQA.pth", "pyiqa/regressor_koniq10k.pth")
 
 EXTRA_METRICS: tuple[Metric, ...] = (
@@ -68,11 +69,13 @@ EXTRA_METRICS: tuple[Metric, ...] = (
         hub=("openai/clip-vit-base-patch16",),
     ),
     Metric("qalign_4bit", "qalign_4bit", False, False, 32, hub=("q-future/one-align",)),
+    Metric("fid_dinov2", "fid_dinov2", True, True, 1, of_sets=True, files=_DINOV2),
     Metric("stlpips", "stlpips", True, True, 64, files=("pyiqa/alex_shift_tolerant.pth",)),
     Metric("qualiclip+", "qualiclip+", False, False, 32, files=_QUALICLIP),
     Metric("arniqa", "arniqa", False, False, 64, files=_ARNIQA),
 )  # fmt: skip
-"""Metrics of recent papers, off by default: `metrics=[topiq_nr,...]`. Higher is better but for `afine` and `stlpips`.
+"""Metrics of recent papers, off by default: `metrics=[topiq_nr,...]`. Higher is better but for `afine`, `stlpips` and
+`fid_dinov2`, a FID on DINOv2's features (2306.04675).
 TOPIQ (arXiv 2308.03060) and MANIQA (2204.08958) give about 0 to 1, LIQE (2303.14968) and Q-Align (2312.17090) 1 to 5;
 Q-Align needs a GPU and 8 GB of it. A-FINE (2503.11221) and ST-LPIPS (2207.13686) compare with a reference; QualiCLIP+
 (2403.11176), ARNIQA (2310.14918) and FGResQ (2508.14475) do not."""

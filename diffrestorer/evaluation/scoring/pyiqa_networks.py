@@ -28,7 +28,11 @@ class WeightsError(ValueError):
     """A metric whose weights can't be had; the message says why and what to do."""
 
 
-def create(metric: Metric, device: torch.device, weights: Path | None = None) -> Any:
+def create(
+    metric: Metric,
+    device: torch.device,
+    weights: Path | None = None,
+) -> Any:
     """Create a metric through pyiqa, with weights from a folder or from torch's hub folder.
 
     Args:

@@ -23,7 +23,13 @@ class ScoreStore:
         self._file = (folder / f"{process}.jsonl").open("a", encoding="utf-8")
         self._file.write("\n")  # ends a line that a kill cut off
 
-    def add(self, output: str, reference: str, version: str, value: float) -> None:
+    def add(
+        self,
+        output: str,
+        reference: str,
+        version: str,
+        value: float,
+    ) -> None:
         """Keep a score."""
         self.known[output, reference, version] = value
         self._file.write(json.dumps([output, reference, version, value]) + "\n")

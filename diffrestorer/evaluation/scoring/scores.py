@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from diffrestorer.data.storage import write_text
-from diffrestorer.evaluation.scoring.metrics import Metric
+from diffrestorer.evaluation.scoring.metrics import METRICS, Metric
 
 NO_REFERENCE = "no clean image to compare with"
 """The reason that tables show as a dash: the paper has no number there either."""
@@ -84,10 +84,12 @@ def summarise(
         set_values: (task, method, metric) -> score of the set, or why there is none.
         made_with: method name -> what its rows depend on.
     """
+    # The scores of each row of the tables.
     groups: dict[tuple[str, str, str], list[Score]] = {}
     for score in scores:
         groups.setdefault((score.suite, score.degradation, base_name(score.method)), []).append(score)
 
+    # A value per metric, or the reason why there is none.
     summaries = []
     for (suite, degradation, method), rows in groups.items():
         runs = list(dict.fromkeys(row.method for row in rows))
@@ -134,7 +136,10 @@ def _mean(rows: Sequence[Score], metric: Metric) -> float | str:
     return f"not defined on {len(rows) - len(values)} of {len(rows)} images (smaller than {metric.min_side} pixels)"
 
 
-def _count_nans(rows: Sequence[Score], metrics: Sequence[Metric]) -> dict[str, int]:
+def _count_nans(
+    rows: Sequence[Score],
+    metrics: Sequence[Metric],
+) -> dict[str, int]:
     counts = {}
     for metric in metrics:
         count = sum(math.isnan(row.values.get(metric.name, 0.0)) for row in rows)
@@ -153,14 +158,17 @@ def nan_counts(summaries: Sequence[Summary]) -> dict[str, int]:
 
 
 def write_scores(
-    path: Path, scores: Sequence[Score], metrics: Sequence[Metric], unavailable: Mapping[str, str]
+    path: Path,
+    scores: Sequence[Score],
+    metrics: Sequence[Metric],
+    unavailable: Mapping[str, str],
 ) -> None:
     """Write scores.csv: suite, degradation, image, method, then a column per metric.
 
     A cell has six decimals, or `nan`, or `unavailable`, or nothing where the metric takes no such image.
     """
     names = [metric.name for metric in metrics if not metric.of_sets]
-    names += [name for name in unavailable if name != "fid"]
+    names += [name for name in unavailable if not METRICS[name].of_sets]
     rows = []
     for score in scores:
         row = {
@@ -171,7 +179,10 @@ def write_scores(
 
 
 def write_summaries(
-    path: Path, summaries: Sequence[Summary], metrics: Sequence[Metric], unavailable: Mapping[str, str]
+    path: Path,
+    summaries: Sequence[Summary],
+    metrics: Sequence[Metric],
+    unavailable: Mapping[str, str],
 ) -> None:
     """Write summary.csv: the rows of the tables with everything that they depend on."""
     names = [*(metric.name for metric in metrics), *unavailable]
@@ -206,7 +217,11 @@ def csv_text(table: pd.DataFrame) -> str:
     return table.to_csv(index=False, lineterminator="\n")
 
 
-def _texts(values: Mapping[str, float], names: Sequence[str], unavailable: Mapping[str, str]) -> dict[str, str]:
+def _texts(
+    values: Mapping[str, float],
+    names: Sequence[str],
+    unavailable: Mapping[str, str],
+) -> dict[str, str]:
     """Return the cells of some metrics as CSV files show them."""
     cells = {}
     for name in names:

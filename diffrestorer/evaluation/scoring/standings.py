@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 
 from diffrestorer.evaluation.scoring.metrics import Metric
-from diffrestorer.evaluation.scoring.scores import Score, SetScore, base_name
-from diffrestorer.evaluation.scoring.uncertainty import LEVEL, NO_INTERVAL, Interval, holm, mean_interval, wilcoxon_p
+from diffrestorer.evaluation.scoring.scores import Score, base_name
+from diffrestorer.evaluation.scoring.uncertainty import LEVEL, Interval, holm, mean_interval, wilcoxon_p
 
 INPUT = "degraded"
 """The method that is the input itself."""
@@ -66,12 +66,21 @@ def image_scores(scores: Sequence[Score]) -> pd.DataFrame:
     """Return the scores as a table: degradation, image, run (the name in scores.csv), method, a column per metric."""
     rows = []
     for score in scores:
-        place = {"degradation": score.degradation, "image": score.image, "run": score.method}
-        rows.append({**place, "method": base_name(score.method), **score.values})
+        row = {
+            "degradation": score.degradation,
+            "image": score.image,
+            "run": score.method,
+            "method": base_name(score.method),
+        }
+        rows.append(row | score.values)
     return pd.DataFrame(rows)
 
 
-def compare_methods(table: pd.DataFrame, metric: Metric, tasks: Sequence[str]) -> dict[str, Standing]:
+def compare_methods(
+    table: pd.DataFrame,
+    metric: Metric,
+    tasks: Sequence[str],
+) -> dict[str, Standing]:
     """Compare the methods on some tasks.
 
     Args:
@@ -90,21 +99,28 @@ def compare_methods(table: pd.DataFrame, metric: Metric, tasks: Sequence[str]) -
     values = _by_image(chosen, metric.name)
     if values.empty or values.isna().to_numpy().all():
         return {}
-    psnr = _by_image(chosen, "psnr") if "psnr" in chosen else pd.DataFrame(index=values.index)
+    psnr = pd.DataFrame(index=values.index)
+    if "psnr" in chosen:
+        psnr = _by_image(chosen, "psnr")
 
     # Every method against the input, and against the best of them.
     means = {name: _mean_of_tasks(values[name]) for name in values}
-    best = _best(metric, means)
+    best = best_method(metric, means)
     to_input = _differences(values, INPUT)
     to_best = _differences(values, best)
 
     found = {}
     for name, column in values.items():
-        worst = _worst(column, metric)
-        difference = to_best.get(name)
         # Worse with certainty only where the test says so; a lone method leads nobody.
-        leads = best != "" and len(means) > 1 and (difference is None or not difference.p < 1 - LEVEL)
+        difference = to_best.get(name)
+        worse = difference is not None and difference.p < 1 - LEVEL
+        leads = best != "" and len(means) > 1 and not worse
+
+        worst = _worst(column, metric)
         runs = _run_means(chosen[chosen["method"] == name], metric.name)
+        spread = math.nan
+        if len(runs) > 1:
+            spread = float(np.std(runs, ddof=1))
         found[name] = Standing(
             n=len(column),
             mean=means[name],
@@ -113,64 +129,12 @@ def compare_methods(table: pd.DataFrame, metric: Metric, tasks: Sequence[str]) -
             worst_image="/".join(worst),
             harmed=_harmed(psnr, name),
             runs=len(runs),
-            run_spread=float(np.std(runs, ddof=1)) if len(runs) > 1 else math.nan,
+            run_spread=spread,
             to_input=to_input.get(name),
             to_best=difference,
             leads=leads,
         )
     return found
-
-
-def compare_sets(found: dict[str, list[SetScore]], metric: Metric, advised: int) -> dict[str, Standing]:
-    """Compare methods in a score of sets, such as FID.
-
-    There are no pairs to test: a method leads where the interval of its difference to the best holds 0. Nobody leads on
-    fewer images than advised, where such a score claims nothing.
-
-    Args:
-        found: method -> its score on each task of a row.
-        metric: the metric.
-        advised: number of images from which the score may be compared.
-    """
-    means = {name: float(np.mean([score.value for score in scores])) for name, scores in found.items()}
-    draws = {name: np.mean([score.draws for score in scores], axis=0) for name, scores in found.items()}
-    best = _best(metric, means)
-    standings = {}
-    for name, scores in found.items():
-        to_input = _set_difference(name, INPUT, means, draws)
-        to_best = _set_difference(name, best, means, draws)
-        claims = best != "" and len(found) > 1 and min(score.n for score in scores) >= advised
-        level = to_best is None or to_best.interval.low <= 0 <= to_best.interval.high
-        standings[name] = Standing(
-            n=sum(score.n for score in scores),
-            mean=means[name],
-            median=math.nan,
-            worst=math.nan,
-            worst_image="",
-            harmed=math.nan,
-            runs=1,
-            run_spread=math.nan,
-            to_input=to_input,
-            to_best=to_best,
-            leads=claims and level,
-        )
-    return standings
-
-
-def _set_difference(name: str, other: str, means: dict[str, float], draws: dict[str, np.ndarray]) -> Difference | None:
-    """Return the difference of two scores of sets, with the interval of its draws around it.
-
-    Drawing images with replacement biases FID upwards. The bias is taken from the draws' mean: the interval is the
-    basic one, which turns the draws around the value.
-    """
-    if name == other or other not in means:
-        return None
-    mean = means[name] - means[other]
-    if not np.isfinite(draws[name] - draws[other]).all():
-        return Difference(mean, NO_INTERVAL, math.nan)
-    drawn = draws[name] - draws[other]
-    deviations = np.quantile(drawn - drawn.mean(), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Difference(mean, Interval(float(mean - deviations[1]), float(mean - deviations[0])), math.nan)
 
 
 def _by_image(chosen: pd.DataFrame, metric: str) -> pd.DataFrame:
@@ -191,7 +155,7 @@ def _mean_of_tasks(column: pd.Series) -> float:
     return float(column.groupby(level="degradation").mean(skipna=False).mean(skipna=False))
 
 
-def _best(metric: Metric, means: dict[str, float]) -> str:
+def best_method(metric: Metric, means: dict[str, float]) -> str:
     """Return the method with the best mean; empty where a NaN hides it."""
     best = metric.best(list(means.values()))
     return next((name for name, mean in means.items() if mean == best), "")
@@ -203,11 +167,18 @@ def _differences(values: pd.DataFrame, other: str) -> dict[str, Difference]:
         return {}
     names = [name for name in values if name != other]
     strata = {name: _strata(values[name] - values[other]) for name in names}
-    p_values = holm([wilcoxon_p(np.concatenate(strata[name])) for name in names])
+
+    # The tests of a row are corrected for their number.
+    p_values = []
+    for name in names:
+        differences = np.concatenate(strata[name])
+        p_values.append(wilcoxon_p(differences))
+
     found = {}
-    for name, p in zip(names, p_values, strict=True):
-        mean = sum(part.mean() for part in strata[name]) / len(strata[name])
-        found[name] = Difference(float(mean), mean_interval(strata[name]), p)
+    for name, p in zip(names, holm(p_values), strict=True):
+        parts = [part.mean() for part in strata[name]]
+        mean = float(sum(parts) / len(parts))
+        found[name] = Difference(mean, mean_interval(strata[name]), p)
     return found
 
 
@@ -216,11 +187,12 @@ def _strata(differences: pd.Series) -> list[np.ndarray]:
 
     Where every task has the same photos, as on the open ones, a photo's tasks belong together: their mean is drawn.
     """
-    tasks = {name: part.droplevel("degradation") for name, part in differences.groupby(level="degradation", sort=False)}
-    photos = [sorted(part.index) for part in tasks.values()]
+    tasks = [part.droplevel("degradation") for _, part in differences.groupby(level="degradation", sort=False)]
+    photos = [sorted(part.index) for part in tasks]
     if all(names == photos[0] for names in photos):
-        return [differences.groupby(level="image", sort=False).mean(skipna=False).to_numpy()]
-    return [part.to_numpy() for part in tasks.values()]
+        means = differences.groupby(level="image", sort=False).mean(skipna=False)
+        return [means.to_numpy()]
+    return [part.to_numpy() for part in tasks]
 
 
 def _harmed(psnr: pd.DataFrame, name: str) -> float:

@@ -46,8 +46,11 @@ def mean_interval(strata: Sequence[np.ndarray], seed: int = 0) -> Interval:
         seed: of the draws.
     """
     sizes = [len(values) for values in strata]
-    if min(sizes, default=0) < 2 or not all(np.isfinite(values).all() for values in strata):
+    finite = all(np.isfinite(values).all() for values in strata)
+    if min(sizes, default=0) < 2 or not finite:
         return NO_INTERVAL
+
+    # Each draw's mean over tasks, of the means over the images drawn.
     means = np.zeros(DRAWS)
     for index, values in enumerate(strata):
         means += _drawn_means(values, index, seed) / len(strata)
@@ -55,13 +58,17 @@ def mean_interval(strata: Sequence[np.ndarray], seed: int = 0) -> Interval:
     # The tail that widens the interval to Student's: more degrees of freedom, less widening.
     freedom = sum(sizes) - len(sizes)
     size = sum(sizes) / len(sizes)
-    reach = math.sqrt(size / (size - 1)) * stats.t.ppf((1 + LEVEL) / 2, freedom)
-    tail = stats.norm.cdf(-reach)
+    student = stats.t.ppf((1 + LEVEL) / 2, freedom)
+    tail = stats.norm.cdf(-student * math.sqrt(size / (size - 1)))
     low, high = np.quantile(means, [tail, 1 - tail])
     return Interval(float(low), float(high))
 
 
-def _drawn_means(values: np.ndarray, stratum: int, seed: int) -> np.ndarray:
+def _drawn_means(
+    values: np.ndarray,
+    stratum: int,
+    seed: int,
+) -> np.ndarray:
     """Return the mean of each draw, (DRAWS,)."""
     size = len(values)
     means = []
@@ -73,7 +80,13 @@ def _drawn_means(values: np.ndarray, stratum: int, seed: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=32)
-def _draws(size: int, stratum: int, seed: int, start: int, count: int) -> np.ndarray:
+def _draws(
+    size: int,
+    stratum: int,
+    seed: int,
+    start: int,
+    count: int,
+) -> np.ndarray:
     """Return the weights (count, size) of the images in some draws: how often each was drawn, as a share."""
     rng = counter_rng(seed, f"bootstrap/{size}", stratum, start)
     return rng.multinomial(size, np.full(size, 1 / size), size=count) / size
@@ -93,11 +106,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
     The k-th smallest of m is multiplied by m - k + 1; none becomes smaller than the one before it.
     """
-    known = [index for index, p in enumerate(p_values) if not math.isnan(p)]
-    known.sort(key=lambda index: p_values[index])
+    # From the smallest on; the largest so far is the least that the next one becomes.
+    order = np.argsort(p_values)
+    known = [int(index) for index in order if not math.isnan(p_values[index])]
     corrected = list(p_values)
     largest = 0.0
     for rank, index in enumerate(known):
-        largest = max(largest, min(1.0, (len(known) - rank) * p_values[index]))
+        scaled = (len(known) - rank) * p_values[index]
+        largest = max(largest, min(1.0, scaled))
         corrected[index] = largest
     return corrected

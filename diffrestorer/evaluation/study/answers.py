@@ -23,6 +23,8 @@ def score_study(folder: Path) -> list[Strength]:
     """
     answers = read_answers(folder)
     ranked = rank_methods(answers)
+
+    # A table for people, and the numbers.
     rows = []
     for strength in ranked:
         interval = f"{strength.strength:+.2f} [{strength.low:+.2f}, {strength.high:+.2f}]"
@@ -51,6 +53,7 @@ def read_answers(folder: Path) -> list[Answer]:
     if not files:
         raise ValueError(f"{folder / ANSWERS} holds no answers: put there the files that people saved")
 
+    # One file per person: the same answers must not count twice.
     answers: list[Answer] = []
     people: dict[str, Path] = {}
     for file in files:
@@ -62,7 +65,10 @@ def read_answers(folder: Path) -> list[Answer]:
     return answers
 
 
-def _read(file: Path, key: dict[str, Any]) -> tuple[str, list[Answer]]:
+def _read(
+    file: Path,
+    key: dict[str, Any],
+) -> tuple[str, list[Answer]]:
     """Read one person's file."""
     pairs = key["pairs"]
     try:

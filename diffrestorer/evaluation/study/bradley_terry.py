@@ -51,7 +51,8 @@ def fit_strengths(wins: np.ndarray) -> np.ndarray:
 
     def loss(strengths: np.ndarray) -> tuple[float, np.ndarray]:
         gaps = strengths[:, None] - strengths[None, :]
-        value = (wins * np.logaddexp(0, -gaps)).sum() + (strengths**2).sum() / (2 * PRIOR**2)
+        likelihood = (wins * np.logaddexp(0, -gaps)).sum()
+        value = likelihood + (strengths**2).sum() / (2 * PRIOR**2)
         surprise = wins * expit(-gaps)
         gradient = surprise.sum(axis=0) - surprise.sum(axis=1) + strengths / PRIOR**2
         return float(value), gradient
@@ -60,7 +61,10 @@ def fit_strengths(wins: np.ndarray) -> np.ndarray:
     return strengths - strengths.mean()
 
 
-def rank_methods(answers: Sequence[Answer], seed: int = 0) -> list[Strength]:
+def rank_methods(
+    answers: Sequence[Answer],
+    seed: int = 0,
+) -> list[Strength]:
     """Rank methods from judgements, the strongest first.
 
     Args:
@@ -81,23 +85,35 @@ def rank_methods(answers: Sequence[Answer], seed: int = 0) -> list[Strength]:
     units = wins
     if len(people) >= PEOPLE:
         places = np.array([people.index(answer.person) for answer in answers])
-        units = np.stack([wins[places == place].sum(axis=0) for place in range(len(people))])
+        sums = [wins[places == place].sum(axis=0) for place in range(len(people))]
+        units = np.stack(sums)
     drawn = []
     for draw in range(DRAWS):
         chosen = counter_rng(seed, "study/bootstrap", draw).integers(len(units), size=len(units))
         drawn.append(fit_strengths(units[chosen].sum(axis=0)))
     low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
 
+    # The strongest first.
     total = wins.sum(axis=0)
     ranked = []
     for index in np.argsort(-strengths, kind="stable"):
-        own, lost = total[index].sum(), total[:, index].sum()
-        n = round(own + lost)
-        ranked.append(Strength(methods[index], strengths[index], low[index], high[index], float(own), n))
+        won, lost = float(total[index].sum()), float(total[:, index].sum())
+        strength = Strength(
+            method=methods[index],
+            strength=float(strengths[index]),
+            low=float(low[index]),
+            high=float(high[index]),
+            wins=won,
+            n=round(won + lost),
+        )
+        ranked.append(strength)
     return ranked
 
 
-def _wins(answers: Sequence[Answer], methods: Sequence[str]) -> np.ndarray:
+def _wins(
+    answers: Sequence[Answer],
+    methods: Sequence[str],
+) -> np.ndarray:
     """Return the wins of each answer, (answers, methods, methods)."""
     wins = np.zeros((len(answers), len(methods), len(methods)))
     for index, answer in enumerate(answers):

@@ -16,7 +16,12 @@ KEY = "key.json"
 ANSWERS = "answers"
 
 
-def make_study(runs: Sequence[Path], folder: Path, count: int, seed: int) -> int:
+def make_study(
+    runs: Sequence[Path],
+    folder: Path,
+    count: int,
+    seed: int,
+) -> int:
     """Make a study of blind pairs and return their number.
 
     Writes FOLDER/page/ (index.html and images under numbers; give people this folder), FOLDER/key.json (the methods
@@ -33,11 +38,15 @@ def make_study(runs: Sequence[Path], folder: Path, count: int, seed: int) -> int
     """
     if (folder / KEY).exists():
         raise ValueError(f"{folder} holds a study already: its answers belong to its pairs; give another folder")
+
+    # Images under numbers, so that nothing on the page names a method.
     pairs = choose_pairs(runs, count, seed)
     for number, pair in enumerate(pairs):
         for name, file in (("input", pair.input), ("left", pair.left_file), ("right", pair.right_file)):
             write_bytes(folder / PAGE / _image(number, name), file.read_bytes())
     write_text(folder / PAGE / "index.html", _page(len(pairs), seed))
+
+    # The key comes last: where it stands, the study is whole.
     (folder / ANSWERS).mkdir(parents=True, exist_ok=True)
     write_text(folder / KEY, json.dumps({"seed": seed, "pairs": [_key(pair) for pair in pairs]}, indent=1) + "\n")
     return len(pairs)

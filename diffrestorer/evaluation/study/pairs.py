@@ -29,7 +29,11 @@ class Pair:
     right_file: Path
 
 
-def choose_pairs(runs: Sequence[Path], count: int, seed: int) -> list[Pair]:
+def choose_pairs(
+    runs: Sequence[Path],
+    count: int,
+    seed: int,
+) -> list[Pair]:
     """Choose pairs of outputs from finished evaluations, as evenly over methods as their number allows.
 
     Args:
@@ -55,8 +59,10 @@ def choose_pairs(runs: Sequence[Path], count: int, seed: int) -> list[Pair]:
         for index in rng.permutation(len(places)):
             place = places[index]
             left, right = (one, two) if rng.integers(2) else (two, one)
-            lq = outputs[one][place][0]
-            column.append(Pair(place, left, right, lq, outputs[left][place][1], outputs[right][place][1]))
+            lq, _ = outputs[one][place]
+            _, left_file = outputs[left][place]
+            _, right_file = outputs[right][place]
+            column.append(Pair(place, left, right, lq, left_file, right_file))
         columns.append(column)
 
     # One from each until there are enough.
@@ -69,7 +75,9 @@ def choose_pairs(runs: Sequence[Path], count: int, seed: int) -> list[Pair]:
     return [chosen[index] for index in order]
 
 
-def _outputs(runs: Sequence[Path]) -> dict[str, dict[str, tuple[Path, Path]]]:
+def _outputs(
+    runs: Sequence[Path],
+) -> dict[str, dict[str, tuple[Path, Path]]]:
     """Return method -> `DEGRADATION/IMAGE` -> files of the input and of the output."""
     found: dict[str, dict[str, tuple[Path, Path]]] = {}
     tables = [_restored(run) for run in runs]
