@@ -45,16 +45,26 @@ METRIC_NAMES = (*DEFAULT_METRICS, *(name for name in RANDOM_METRICS if name != "
 
 def main() -> None:
     """Measures, prints and saves."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=5, help="(default: 5)")
-    parser.add_argument("--methods", type=int, default=9, help="Table I has 8, and the input itself (default: 9)")
+    parser.add_argument(
+        "--methods", type=int, default=9, help="Table I has 8, and the input itself (default: 9)"
+    )
     parser.add_argument("--images", type=int, default=2, help="of each method (default: 2)")
     parser.add_argument("--side", type=int, default=256, help="pixels, at most 288 (default: 256)")
     parser.add_argument("--batch-size", type=int, default=2, help="(default: 2)")
-    parser.add_argument("--metrics", nargs="+", default=list(METRIC_NAMES), help=f"(default: {' '.join(METRIC_NAMES)})")
-    parser.add_argument("--weights", type=Path, help="folder like torch's hub folder (default: random weights)")
+    parser.add_argument(
+        "--metrics", nargs="+", default=list(METRIC_NAMES), help=f"(default: {' '.join(METRIC_NAMES)})"
+    )
+    parser.add_argument(
+        "--weights", type=Path, help="folder like torch's hub folder (default: random weights)"
+    )
     parser.add_argument("--device", default="cpu", help="(default: cpu)")
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("results") / "evaluation.json")
+    parser.add_argument(
+        "--output", type=Path, default=Path(__file__).with_name("results") / "evaluation.json"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         result = measure(arguments, Path(folder))
@@ -64,7 +74,9 @@ def main() -> None:
     for name in ("pyiqa", "product"):
         rates = result["images_per_second"][name]
         print(f"{name:10s} {statistics.median(rates):.3f} ({min(rates):.3f} - {max(rates):.3f})")
-    print(f"ratio      {result['ratio']:.2f} ({min(result['ratios']):.2f} - {max(result['ratios']):.2f})")
+    print(
+        f"ratio      {result['ratio']:.2f} ({min(result['ratios']):.2f} - {max(result['ratios']):.2f})"
+    )
     print(f"largest difference between values: {result['largest_difference']:.2e}")
     arguments.output.parent.mkdir(exist_ok=True)
     arguments.output.write_text(json.dumps({**environment(arguments), **result}, indent=1) + "\n")
@@ -166,7 +178,9 @@ def score_with_product(
     """As scripts/evaluate.py does, the store of scores included."""
     versions = {metric.name: metric.name for metric in scorer.metrics}
     store = ScoreStore(folder / "scores", 0)
-    scoring = Scoring(suite, methods, folder, scorer, [], versions, store, batch_size, PartialState(cpu=True))
+    scoring = Scoring(
+        suite, methods, folder, scorer, [], versions, store, batch_size, PartialState(cpu=True)
+    )
     with Progress(console=Console(quiet=True)) as progress:
         scores = scoring.score_images(progress)
     store.close()

@@ -11,7 +11,14 @@ from diffrestorer.config.evaluating import EvaluateConfig, TestDataConfig
 
 def settings(folder: Path, method: list[str], **keys: Any) -> EvaluateConfig:
     """One photo of 64 pixels, one step, two metrics that need no download."""
-    small = {"size": 64, "images": 1, "steps": 1, "batch_size": 8, "device": "cpu", "metrics": ["psnr", "ssim"]}
+    small = {
+        "size": 64,
+        "images": 1,
+        "steps": 1,
+        "batch_size": 8,
+        "device": "cpu",
+        "metrics": ["psnr", "ssim"],
+    }
     if "data" in keys:
         keys["data"] = TestDataConfig(**keys["data"])
     return EvaluateConfig(output_dir=str(folder), method=method, **{**small, **keys})
@@ -25,4 +32,6 @@ def quiet() -> Console:
 def restored(folder: Path) -> dict[str, bytes]:
     """`METHOD/DEGRADATION/IMAGE.png` -> content."""
     root = folder / "restored"
-    return {file.relative_to(root).as_posix(): file.read_bytes() for file in sorted(root.rglob("*.png"))}
+    return {
+        file.relative_to(root).as_posix(): file.read_bytes() for file in sorted(root.rglob("*.png"))
+    }

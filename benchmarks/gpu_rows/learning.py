@@ -174,7 +174,7 @@ def _sweep(session: Session, report: Report, build: Build, flops: int) -> None:
             name = f"micro batch {count}, checkpointing {checkpointing}"
             if not session.fits(
                 lambda: _measure(session, report, name, task, pairs, count, flops, base)
-            ):  # noqa: B023
+            ):
                 report.line(name, "out of memory")
                 report.data[name] = "out of memory"
                 task.zero_grad(set_to_none=True)

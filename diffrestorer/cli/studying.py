@@ -19,7 +19,9 @@ def _make(run: Run) -> int:
 
     arguments = run.arguments
     count = make_study(arguments.runs, arguments.study, arguments.pairs, arguments.seed)
-    print(f"{count} pairs: give people {arguments.study / 'page'}, and put the files that they save into")
+    print(
+        f"{count} pairs: give people {arguments.study / 'page'}, and put the files that they save into"
+    )
     print(f"{arguments.study / 'answers'}; then: diffrestorer study score {arguments.study}")
     return 0
 

@@ -106,7 +106,9 @@ def parse_methods(config: EvaluateConfig) -> list[Method]:
     names = [method.name for method in methods]
     alone = [method.name for method in methods if method.base not in names]
     if alone:
-        raise ValueError(f"method names {alone[0]} and no {alone[0].partition('@')[0]}: one run has the plain name")
+        raise ValueError(
+            f"method names {alone[0]} and no {alone[0].partition('@')[0]}: one run has the plain name"
+        )
     doubled = [name for name in names if names.count(name) > 1]
     if doubled:
         raise ValueError(f"method names {doubled[0]} twice")
@@ -115,7 +117,11 @@ def parse_methods(config: EvaluateConfig) -> list[Method]:
 
 def _whole(suite: str) -> list[str]:
     """Return the names that `all` stands for."""
-    return [*ABLATIONS, "diff_restorer_sd", "diff_restorer"] if suite == "ablation" else [*BUILT_IN, *BASELINES]
+    return (
+        [*ABLATIONS, "diff_restorer_sd", "diff_restorer"]
+        if suite == "ablation"
+        else [*BUILT_IN, *BASELINES]
+    )
 
 
 def _chosen(
@@ -139,8 +145,14 @@ def _parse(entry: str, model: str, trained: str) -> Method:
         return _named(name, model, Path(trained), decoder)
 
     # The name becomes a folder's.
-    if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*(@[\w.+-]+)?", name) or name in ("degraded", "all", "clean"):
-        raise ValueError(f"method={entry}: {name!r} can't be the name of a method; letters, digits and _.+- can")
+    if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*(@[\w.+-]+)?", name) or name in (
+        "degraded",
+        "all",
+        "clean",
+    ):
+        raise ValueError(
+            f"method={entry}: {name!r} can't be the name of a method; letters, digits and _.+- can"
+        )
 
     # The folder's content shows what it is.
     if name in ABLATIONS:

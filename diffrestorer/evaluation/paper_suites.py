@@ -31,7 +31,9 @@ def build_suite(config: EvaluateConfig) -> Suite:
         raise ValueError(f"suite={config.suite} is not valid; choose from {', '.join(SUITES)}")
     if config.data.root is None or config.suite == "demo":
         folder = Path(config.output_dir) / "suite"
-        return open_suite(config.suite, folder, config.size, config.images, config.seed, config.synthesis)
+        return open_suite(
+            config.suite, folder, config.size, config.images, config.seed, config.synthesis
+        )
     return prepared_suite(config.suite, Path(config.data.root), config.images)
 
 

@@ -94,7 +94,9 @@ def write_run(
         "dtype": config.dtype,
         "batch_size": config.batch_size,
         "methods": restoring,
-        "unavailable_methods": {method.name: method.reason for method in found.methods if method.reason},
+        "unavailable_methods": {
+            method.name: method.reason for method in found.methods if method.reason
+        },
         "unavailable_metrics": found.unavailable,
         "undefined_scores": nan_counts(found.summaries),
     }

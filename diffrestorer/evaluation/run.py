@@ -8,7 +8,14 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from diffrestorer.config.composition import save
 from diffrestorer.config.evaluating import EvaluateConfig
@@ -144,7 +151,9 @@ def _score(
     set_values: dict[tuple[str, str, str], SetScore | str] = {}
     for fid in of_sets:
         version = versions[fid.metric.name]
-        sets = SetScoring(suite, running, output_dir, fid, config.fid_floor, version, store, process.state)
+        sets = SetScoring(
+            suite, running, output_dir, fid, config.fid_floor, version, store, process.state
+        )
         set_values |= sets.score(process.progress)
     store.close()
 

@@ -27,7 +27,11 @@ DEMO_SHORTER_SIDE = 288
 REAL: dict[str, str] = {"real_snow": "realsnow", "real_haze": "rtts"}
 """Task -> its data set, of real photos that nobody degraded."""
 
-TASKS: dict[str, tuple[str, ...]] = {"single": DEGRADATIONS, "real": tuple(REAL), "mixed": tuple(MIXTURES)}
+TASKS: dict[str, tuple[str, ...]] = {
+    "single": DEGRADATIONS,
+    "real": tuple(REAL),
+    "mixed": tuple(MIXTURES),
+}
 """Suite -> its tasks. Table I, in its order."""
 
 AVERAGED: tuple[str, ...] = ("low_light", "haze", "real_snow", "snow+noise", "raindrop+blur+noise")
@@ -145,7 +149,9 @@ def prepare_commands(tasks: Sequence[str], root: str | None) -> str:
     return "\n  ".join([f"prepare it, then give data.root={root or 'PREPARED'}:", *commands])
 
 
-def open_suite(name: str, folder: Path, size: int, images: int | None, seed: int, synthesis: str = "ours") -> Suite:
+def open_suite(
+    name: str, folder: Path, size: int, images: int | None, seed: int, synthesis: str = "ours"
+) -> Suite:
     """Build a suite on photos of scikit-image, degraded by this package.
 
     Args:
@@ -166,7 +172,9 @@ def open_suite(name: str, folder: Path, size: int, images: int | None, seed: int
         raise ValueError(f"images={count}: there are 1 to {len(DEMO_PHOTOS)} open photos")
 
     # Real photos can't be made from clean ones.
-    missing = {task: f"not prepared: {prepare_command(task, None)}" for task in SUITES[name] if task in REAL}
+    missing = {
+        task: f"not prepared: {prepare_command(task, None)}" for task in SUITES[name] if task in REAL
+    }
     check_any(name, SUITES[name], missing)
 
     note = ""
@@ -181,7 +189,9 @@ def open_suite(name: str, folder: Path, size: int, images: int | None, seed: int
     return Suite(name, tuple(items), note, missing)
 
 
-def check_any(suite: str, tasks: Sequence[str], missing: dict[str, str], root: str | None = None) -> None:
+def check_any(
+    suite: str, tasks: Sequence[str], missing: dict[str, str], root: str | None = None
+) -> None:
     """Refuse a suite without any pair.
 
     Raises:
@@ -191,7 +201,9 @@ def check_any(suite: str, tasks: Sequence[str], missing: dict[str, str], root: s
         raise ValueError(f"suite={suite} is not prepared; {prepare_commands(tasks, root)}")
 
 
-def _degrade_photos(name: str, folder: Path, photos: dict[str, np.ndarray], seed: int, synthesis: str) -> list[Item]:
+def _degrade_photos(
+    name: str, folder: Path, photos: dict[str, np.ndarray], seed: int, synthesis: str
+) -> list[Item]:
     """Write the clean photos and what each task of a suite makes of them."""
     for photo, gt in photos.items():
         _write(folder / "gt" / f"{photo}.png", gt)
@@ -202,7 +214,9 @@ def _degrade_photos(name: str, folder: Path, photos: dict[str, np.ndarray], seed
         for index, (photo, gt) in enumerate(photos.items()):
             lq = folder / "lq" / task / f"{photo}.png"
             draw = Draw(seed, f"suite/{task}", index, synthesis)
-            _write(lq, degrade(gt, task, counter_rng(seed, draw.stream, index), named_synthesis(synthesis)))
+            _write(
+                lq, degrade(gt, task, counter_rng(seed, draw.stream, index), named_synthesis(synthesis))
+            )
             items.append(Item(suite, task, photo, lq, folder / "gt" / f"{photo}.png", draw))
     return items
 
@@ -212,7 +226,9 @@ def open_photo(name: str, size: int) -> np.ndarray:
     try:
         import skimage.data
     except ImportError:
-        raise ValueError("the open photos need scikit-image: pip install 'diffrestorer[eval]'") from None
+        raise ValueError(
+            "the open photos need scikit-image: pip install 'diffrestorer[eval]'"
+        ) from None
     if name == "motorcycle":
         photo = skimage.data.stereo_motorcycle()[0]
     else:

@@ -21,7 +21,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder of mini's classes with random weights."""
     config = load("train_base", BaseConfig).model
     torch.manual_seed(0)
-    restorer = build_restorer(config, build_vae(config), build_image_encoder(config), build_unet(config))
+    restorer = build_restorer(
+        config, build_vae(config), build_image_encoder(config), build_unet(config)
+    )
     folder = tmp_path_factory.mktemp("run") / "model"
     save_model_folder(restorer, UniPCMultistepScheduler(**config.scheduler), folder)
     return folder

@@ -27,7 +27,9 @@ def test_every_row_has_a_config_and_every_config_a_row() -> None:
     assert printed == {*ABLATIONS, "diff_restorer_sd", "diff_restorer"}
 
 
-def test_all_of_the_ablation_suite_are_the_rows_with_the_commands_that_train_them(tmp_path: Path) -> None:
+def test_all_of_the_ablation_suite_are_the_rows_with_the_commands_that_train_them(
+    tmp_path: Path,
+) -> None:
     methods = parse_methods(settings(tmp_path, [], suite="ablation", trained=str(tmp_path)))
     assert [method.name for method in methods] == [*ABLATIONS, "diff_restorer_sd", "diff_restorer"]
     reasons = {method.name: method.reason for method in methods}
@@ -44,7 +46,9 @@ def test_all_of_the_ablation_suite_are_the_rows_with_the_commands_that_train_the
 def test_a_model_that_is_not_the_ablation_is_refused(model: Path, tmp_path: Path) -> None:
     config = settings(tmp_path, [], suite="ablation", ablation="no_semantic", model=str(model))
     assert parse_methods(config) == [Method("no_semantic", "model", str(model), "sd")]
-    with pytest.raises(ValueError, match=r"prompt_processor says semantic=True; train it: .*ablation=no_semantic"):
+    with pytest.raises(
+        ValueError, match=r"prompt_processor says semantic=True; train it: .*ablation=no_semantic"
+    ):
         evaluate(config, quiet())
 
 
@@ -58,7 +62,12 @@ def test_the_claims_are_keys_of_the_components(model: Path) -> None:
 
 
 def test_rows_that_are_not_there_are_unavailable(model: Path, tmp_path: Path) -> None:
-    keys = {"suite": "ablation", "model": str(model), "trained": str(tmp_path), "consistency_decoder": "/nowhere"}
+    keys = {
+        "suite": "ablation",
+        "model": str(model),
+        "trained": str(tmp_path),
+        "consistency_decoder": "/nowhere",
+    }
     evaluate(settings(tmp_path / "out", [], **keys), quiet())
     for number in (2, 3, 4, 5):
         assert (tmp_path / "out" / f"table{number}.csv").is_file()
@@ -92,22 +101,37 @@ def test_the_consistency_decoder_reads_the_same_latents(
     tiny_restorer: Restorer, tiny_config: ModelConfig, decoder: Path, tmp_path: Path
 ) -> None:
     """An image does not depend on its batch, and decoders share one sampling."""
-    save_model_folder(tiny_restorer, UniPCMultistepScheduler(**tiny_config.scheduler), tmp_path / "model")
+    save_model_folder(
+        tiny_restorer, UniPCMultistepScheduler(**tiny_config.scheduler), tmp_path / "model"
+    )
     model = str(tmp_path / "model")
-    method, plain = Method("consistency_decoder", "model", model, "consistency"), Method("x", "model", model)
-    runner = PipelineRunner([method, plain], Sampling(steps=1, consistency_decoder=str(decoder)), torch.device("cpu"))
+    method, plain = (
+        Method("consistency_decoder", "model", model, "consistency"),
+        Method("x", "model", model),
+    )
+    runner = PipelineRunner(
+        [method, plain], Sampling(steps=1, consistency_decoder=str(decoder)), torch.device("cpu")
+    )
     lq = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    both, single = runner.restore(lq, ["one", "two"], [method, plain]), runner.restore(lq[1:], ["two"], [method])
+    both, single = (
+        runner.restore(lq, ["one", "two"], [method, plain]),
+        runner.restore(lq[1:], ["two"], [method]),
+    )
     assert both[method.name].images.shape == lq.shape
-    torch.testing.assert_close(both[method.name].images[1:], single[method.name].images, atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        both[method.name].images[1:], single[method.name].images, atol=1e-4, rtol=0
+    )
     assert (both[method.name].images - both["x"].images).abs().mean() > 1e-3
     assert runner.settings(method)["weights"].startswith(runner.settings(plain)["weights"] + "+")
 
 
-def test_other_latents_than_stable_diffusions_are_refused(model: Path, decoder: Path, tmp_path: Path) -> None:
+def test_other_latents_than_stable_diffusions_are_refused(
+    model: Path, decoder: Path, tmp_path: Path
+) -> None:
     keys = {"model": str(model), "consistency_decoder": str(decoder), "suite": "mixed"}
     scores = evaluate(settings(tmp_path / "out", ["consistency_decoder", "degraded"], **keys), quiet())
     assert {score.method for score in scores} == {"degraded"}
     assert (
-        "latents of 4 channels, Stable Diffusion's; this model's have 16" in (tmp_path / "out" / "run.json").read_text()
+        "latents of 4 channels, Stable Diffusion's; this model's have 16"
+        in (tmp_path / "out" / "run.json").read_text()
     )

@@ -54,12 +54,16 @@ def test_tables_show_it_and_say_where_it_has_no_value(tmp_path: Path) -> None:
         copy = tmp_path / "clean" / item.file
         copy.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(read_pixels(item.gt)).save(copy)
-    scores = evaluate(settings(tmp_path, ["degraded", f"perfect={tmp_path / 'clean'}"], **keys), quiet())
+    scores = evaluate(
+        settings(tmp_path, ["degraded", f"perfect={tmp_path / 'clean'}"], **keys), quiet()
+    )
     assert {score.values["consistency"] for score in scores if score.method == "perfect"} == {0.0}
     assert all(score.values["consistency"] > 0 for score in scores if score.method == "degraded")
     assert "## CONSISTENCY (RMSE of 255 levels) ↓" in (tmp_path / "table.md").read_text()
     again = evaluate(settings(tmp_path, ["degraded", f"perfect={tmp_path / 'clean'}"], **keys), quiet())
-    assert [score.values for score in again] == [score.values for score in scores], "kept scores are those computed"
+    assert [score.values for score in again] == [score.values for score in scores], (
+        "kept scores are those computed"
+    )
 
 
 def test_items_of_other_suites_have_no_draw(tmp_path: Path) -> None:

@@ -17,9 +17,25 @@ TABLES = ("scores.csv", "summary.csv", "table1.md", "table1.csv", "table1.tex", 
 
 
 def command(folder: Path, model: Path) -> list[str]:
-    keys = ["size=64", "images=2", "steps=1", "batch_size=1", "device=cpu", "metrics=[psnr,ssim]", f"model={model}"]
+    keys = [
+        "size=64",
+        "images=2",
+        "steps=1",
+        "batch_size=1",
+        "device=cpu",
+        "metrics=[psnr,ssim]",
+        f"model={model}",
+    ]
     methods = "degraded,diff_restorer_sd,diff_restorer"
-    return ["scripts/evaluate.py", "--suite", "mixed", "--method", methods, f"output_dir={folder}", *keys]
+    return [
+        "scripts/evaluate.py",
+        "--suite",
+        "mixed",
+        "--method",
+        methods,
+        f"output_dir={folder}",
+        *keys,
+    ]
 
 
 def tables(folder: Path) -> dict[str, str]:
@@ -40,8 +56,13 @@ def test_either_half_alone_gives_the_same_tables(model: Path, tmp_path: Path) ->
 
 
 def test_scoring_alone_needs_the_images(model: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"diff_restorer/blur\+noise/astronaut\.png is missing; restore first"):
-        evaluate(settings(tmp_path, ["diff_restorer"], model=str(model), suite="mixed", only="score"), quiet())
+    with pytest.raises(
+        ValueError, match=r"diff_restorer/blur\+noise/astronaut\.png is missing; restore first"
+    ):
+        evaluate(
+            settings(tmp_path, ["diff_restorer"], model=str(model), suite="mixed", only="score"),
+            quiet(),
+        )
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +84,10 @@ def test_kill_and_resume_give_the_same_tables(whole: Path, model: Path, tmp_path
     """SIGKILL while restoring, and while scoring; then to the end."""
     for sign in ("restored/*/*/*.png", "scores/*.jsonl"):
         process = subprocess.Popen(
-            [sys.executable, *command(tmp_path, model)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [sys.executable, *command(tmp_path, model)],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         while process.poll() is None and not any(tmp_path.glob(sign)):
             time.sleep(0.01)
@@ -78,8 +102,19 @@ def test_kill_and_resume_give_the_same_tables(whole: Path, model: Path, tmp_path
 
 @pytest.mark.soak
 @pytest.mark.timeout(900)
-def test_two_processes_share_the_work_and_give_the_same_tables(whole: Path, model: Path, tmp_path: Path) -> None:
-    run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", *command(tmp_path, model)])
+def test_two_processes_share_the_work_and_give_the_same_tables(
+    whole: Path, model: Path, tmp_path: Path
+) -> None:
+    run(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nproc_per_node",
+            "2",
+            *command(tmp_path, model),
+        ]
+    )
     assert tables(tmp_path) == tables(whole)
     made = json.loads((tmp_path / "run.json").read_text())
     assert made["processes"] == 2

@@ -20,7 +20,9 @@ def test_the_picture_in_docs_is_current(figure: str, tmp_path: Path) -> None:
         assert made.format == published.format == "PNG"
         made_pixels, published_pixels = np.asarray(made, np.int16), np.asarray(published, np.int16)
     assert made_pixels.shape == published_pixels.shape
-    assert np.abs(made_pixels - published_pixels).mean() < 0.5, "the same picture, up to a machine's rounding"
+    assert np.abs(made_pixels - published_pixels).mean() < 0.5, (
+        "the same picture, up to a machine's rounding"
+    )
     assert (DOCS / f"{figure}.png").stat().st_size <= 1_500_000
 
 
@@ -36,8 +38,14 @@ def test_a_figure_is_the_same_bytes_each_time_and_another_with_another_seed(tmp_
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (FiguresConfig(figure="degradation"), "figure=degradation is not there: choose one of degradations"),
-        (FiguresConfig(photo="cat"), "photo=cat is not there: choose one of astronaut, chelsea, coffee, rocket"),
+        (
+            FiguresConfig(figure="degradation"),
+            "figure=degradation is not there: choose one of degradations",
+        ),
+        (
+            FiguresConfig(photo="cat"),
+            "photo=cat is not there: choose one of astronaut, chelsea, coffee, rocket",
+        ),
     ],
 )
 def test_what_is_not_there_is_refused(config: FiguresConfig, message: str, tmp_path: Path) -> None:

@@ -18,7 +18,10 @@ from diffrestorer.inference import tiling
 from diffrestorer.inference.tiling import Axis
 from diffrestorer.models.components import save_component
 
-VIT = {"vision_cfg": {"image_size": 32, "layers": 1, "width": 16, "head_width": 16, "patch_size": 8}, "embed_dim": 12}
+VIT = {
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 16, "head_width": 16, "patch_size": 8},
+    "embed_dim": 12,
+}
 TINY = {
     "airnet": {"num_features": 4, "num_groups": 1, "num_blocks": 1, "embedding_dim": 6},
     "transweather": {"dims": [4, 8, 12, 16], "num_heads": [1, 2, 2, 4], "decoder_depth": 1, "tail_dims": [4, 4]},
@@ -97,7 +100,9 @@ def test_the_networks_see_tiles_and_clip_the_whole() -> None:
     """So memory does not grow with the image, and every tile is told the same content."""
     model, seen = tiny("da_clip"), {"unet": [], "clip": []}
     model.unet.register_forward_pre_hook(lambda _, inputs: seen["unet"].append(tuple(inputs[0].shape)))
-    model.controller.register_forward_pre_hook(lambda _, inputs: seen["clip"].append(tuple(inputs[0].shape)))
+    model.controller.register_forward_pre_hook(
+        lambda _, inputs: seen["clip"].append(tuple(inputs[0].shape))
+    )
     for width, tiles in ((128, 6), (256, 10)):
         seen["unet"].clear()
         model.restore(image(96, width), run=by_tiles(64, model.multiple))
@@ -106,7 +111,9 @@ def test_the_networks_see_tiles_and_clip_the_whole() -> None:
         assert all(shape[0] == 1 and max(shape[2:]) <= 64 for shape in seen["unet"])
 
 
-def test_the_runner_takes_large_images_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_runner_takes_large_images_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A megapixel is a few thousand pixels here."""
     monkeypatch.setattr(tiling, "WHOLE_PIXELS", 64 * 64)
     monkeypatch.setattr(tiling, "AUTO_SIDE", 64)
@@ -116,8 +123,14 @@ def test_the_runner_takes_large_images_one_by_one(tmp_path: Path, monkeypatch: p
     runner = open_runner([method], Sampling(), torch.device("cpu"))
     lq = torch.cat([image(97, 80), image(97, 80, seed=1)])
     names = ["one", "two"]
-    expected: Sequence[Tensor] = [model.restore(row, run=by_tiles(64, model.multiple)) for row in lq.split(1)]
-    assert torch.equal(runner.restore(lq, names, [method])["restormer"].images, torch.cat(list(expected)))
-    assert not torch.allclose(torch.cat(list(expected)), model.restore(lq), atol=1e-4), "its attention sees a tile"
+    expected: Sequence[Tensor] = [
+        model.restore(row, run=by_tiles(64, model.multiple)) for row in lq.split(1)
+    ]
+    assert torch.equal(
+        runner.restore(lq, names, [method])["restormer"].images, torch.cat(list(expected))
+    )
+    assert not torch.allclose(torch.cat(list(expected)), model.restore(lq), atol=1e-4), (
+        "its attention sees a tile"
+    )
     small = lq[..., :64, :64]
     assert torch.equal(runner.restore(small, names, [method])["restormer"].images, model.restore(small))

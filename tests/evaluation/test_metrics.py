@@ -32,7 +32,10 @@ PHOTO_NAMES = ("astronaut", "coffee")
 def gt(photos_dir: Path) -> Float[Tensor, "b 3 h w"]:
     """Two photos, 176 pixels a side: all metrics are defined there."""
     photos = [Image.open(photos_dir / f"{name}.png").resize((176, 176)) for name in PHOTO_NAMES]
-    return torch.stack([torch.from_numpy(np.array(photo)) for photo in photos]).permute(0, 3, 1, 2).float() / 255
+    return (
+        torch.stack([torch.from_numpy(np.array(photo)) for photo in photos]).permute(0, 3, 1, 2).float()
+        / 255
+    )
 
 
 def noisy(gt: Float[Tensor, "b 3 h w"], sigma: float) -> Float[Tensor, "b 3 h w"]:
@@ -44,7 +47,9 @@ def test_identical_is_best_and_more_noise_is_worse(gt: Float[Tensor, "b 3 h w"])
     metrics = [METRICS[name] for name in OFFLINE_METRICS]
     scorer = Scorer(metrics)
     photo = gt[:1]
-    same, little, much = (scorer(image, photo) for image in (photo, noisy(photo, 0.05), noisy(photo, 0.2)))
+    same, little, much = (
+        scorer(image, photo) for image in (photo, noisy(photo, 0.05), noisy(photo, 0.2))
+    )
     for metric in metrics:
         for values in zip(same[metric.name], little[metric.name], much[metric.name], strict=True):
             assert list(values) == sorted(values, reverse=not metric.lower_is_better), metric.name
@@ -56,7 +61,10 @@ def test_values_are_pyiqas(gt: Float[Tensor, "b 3 h w"]) -> None:
     lq = noisy(gt, 0.1)
     scores = Scorer([METRICS[name] for name in DEFAULT_METRICS])(lq, gt)
     for name in DEFAULT_METRICS:
-        direct = [float(pyiqa.create_metric(name, device="cpu")(lq[i : i + 1], gt[i : i + 1])) for i in range(len(gt))]
+        direct = [
+            float(pyiqa.create_metric(name, device="cpu")(lq[i : i + 1], gt[i : i + 1]))
+            for i in range(len(gt))
+        ]
         assert scores[name] == pytest.approx(direct, abs=1e-5), name
     mse = ((lq - gt) ** 2).mean(dim=(1, 2, 3))
     assert scores["psnr"] == pytest.approx((-10 * mse.log10()).tolist(), abs=1e-3)
@@ -104,23 +112,32 @@ def test_efficientnet_distance_follows_known_distortions(gt: Float[Tensor, "b 3 
     distance = Scorer([METRICS["efficientnet_lite0"]])
     assert distance(gt, gt)["efficientnet_lite0"] == pytest.approx([0, 0], abs=1e-6)
     other = noisy(gt, 0.1)
-    assert distance(gt, other)["efficientnet_lite0"] == pytest.approx(distance(other, gt)["efficientnet_lite0"])
+    assert distance(gt, other)["efficientnet_lite0"] == pytest.approx(
+        distance(other, gt)["efficientnet_lite0"]
+    )
     blurs = [gaussian_blur(gt, [21, 21], [sigma, sigma]) for sigma in (0.8, 1.5, 3, 6)]
     noises = [noisy(gt, sigma) for sigma in (0.02, 0.05, 0.1, 0.3)]
     levels = (gt * 255).round().to(torch.uint8)
-    jpegs = [torch.stack([decode_image(encode_jpeg(x, q)) for x in levels]) / 255 for q in (90, 50, 20, 5)]
+    jpegs = [
+        torch.stack([decode_image(encode_jpeg(x, q)) for x in levels]) / 255 for q in (90, 50, 20, 5)
+    ]
     for images in (blurs, noises, jpegs):
         values = np.array([distance(image, gt)["efficientnet_lite0"] for image in images])
         assert (np.diff(values, axis=0) > 0).all()
     unrelated = distance(gt, gt.flip(0))["efficientnet_lite0"][0]
-    assert all(distance(images[1], gt)["efficientnet_lite0"][0] < unrelated for images in (blurs, noises, jpegs))
+    assert all(
+        distance(images[1], gt)["efficientnet_lite0"][0] < unrelated
+        for images in (blurs, noises, jpegs)
+    )
 
 
 def test_nan_is_kept() -> None:
     assert math.isnan(METRICS["psnr"].best([1.0, math.nan, 2.0]))
 
 
-@pytest.mark.parametrize(("names", "message"), [(["psnrr"], "psnrr is not valid"), (["psnr", "psnr"], "twice")])
+@pytest.mark.parametrize(
+    ("names", "message"), [(["psnrr"], "psnrr is not valid"), (["psnr", "psnr"], "twice")]
+)
 def test_wrong_choices_are_refused(names: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         select_metrics(names)

@@ -58,15 +58,22 @@ def test_the_papers_marks_follow_from_its_numbers() -> None:
         for metric, cell in line.cells.items()
         if cell.paper_rank
     }
-    assert [key[1] for key, rank in marks.items() if key[0] == "haze" and key[2] == "fid" and rank == 1] == ["da_clip"]
+    assert [
+        key[1] for key, rank in marks.items() if key[0] == "haze" and key[2] == "fid" and rank == 1
+    ] == ["da_clip"]
     assert marks["haze", "promptir", "fid"] == 2
     assert not any(key[0] == "real_haze" and key[2] in ("fid", "lpips", "dists") for key in marks)
     for task, block in comparison.blocks.items():
         for metric in TABLE_I.metrics:
-            values = [line.cells[metric].paper for line in block if line.cells[metric].paper is not None]
+            values = [
+                line.cells[metric].paper for line in block if line.cells[metric].paper is not None
+            ]
             best = [line.cells[metric].paper for line in block if line.cells[metric].paper_rank == 1]
             if values:
-                assert set(best) == {max(values) if metric in ("musiq", "clipiqa") else min(values)}, (task, metric)  # type: ignore[type-var]
+                assert set(best) == {max(values) if metric in ("musiq", "clipiqa") else min(values)}, (
+                    task,
+                    metric,
+                )  # type: ignore[type-var]
 
 
 def summary(task: str, method: str, **values: float) -> Summary:
@@ -79,7 +86,11 @@ def test_ours_stands_beside_the_paper() -> None:
         summary("snow+noise", "diff_restorer", lpips=0.1535, niqe=math.nan),
     ]
     values = {"degraded": 0.5, "diff_restorer": 0.1535}
-    scores = [Score("mixed", "snow+noise", f"{i}", name, {"lpips": v}) for name, v in values.items() for i in range(8)]
+    scores = [
+        Score("mixed", "snow+noise", f"{i}", name, {"lpips": v})
+        for name, v in values.items()
+        for i in range(8)
+    ]
     standings = find_standings(scores, {}, [METRICS["lpips"]], {"snow+noise": ["snow+noise"]})
     comparison = compare(TABLE_I, summaries, METHODS, SUITES["mixed"], ["open photos"], standings)
     assert list(comparison.blocks) == list(SUITES["mixed"])
@@ -92,9 +103,17 @@ def test_ours_stands_beside_the_paper() -> None:
     assert "**0.1535** / **0.1435** / +0.0100" in page
     assert "NaN / *2.88* / +nan" in page
     assert "unavailable / *39.18* / –" in page, "Ours_S was asked for and has no score"
-    table = {(row["degradation"], row["method"]): row for row in csv.DictReader(io.StringIO(as_csv(comparison)))}
+    table = {
+        (row["degradation"], row["method"]): row
+        for row in csv.DictReader(io.StringIO(as_csv(comparison)))
+    }
     row = table["snow+noise", "diff_restorer"]
-    assert (row["n"], row["lpips"], row["lpips_paper"], row["lpips_rank"]) == ("5", "0.153500", "0.143500", "1")
+    assert (row["n"], row["lpips"], row["lpips_paper"], row["lpips_rank"]) == (
+        "5",
+        "0.153500",
+        "0.143500",
+        "1",
+    )
     assert (row["weights"], row["git_commit"]) == ("abc", "def")
     assert (row["lpips_leads"], row["lpips_to_best"], row["fid_leads"]) == ("1", "", "")
     assert float(row["lpips_to_input_high"]) == pytest.approx(-0.3465)
@@ -107,7 +126,14 @@ def test_ours_stands_beside_the_paper() -> None:
 
 def test_latex_is_balanced() -> None:
     text = as_latex(
-        compare(TABLE_I, [summary("snow+noise", "degraded", lpips=0.5)], METHODS, SUITES["mixed"], ["50%_"], {})
+        compare(
+            TABLE_I,
+            [summary("snow+noise", "degraded", lpips=0.5)],
+            METHODS,
+            SUITES["mixed"],
+            ["50%_"],
+            {},
+        )
     )
     assert text.count("{") == text.count("}")
     rows = [line for line in text.splitlines() if line.startswith(("AirNet", "degraded", "Ours"))]
@@ -119,16 +145,25 @@ def test_latex_is_balanced() -> None:
 
 def test_averages_are_over_the_papers_five_tasks() -> None:
     values = dict(zip(AVERAGED, (1.0, 2.0, 3.0, 4.0, 6.0), strict=True))
-    summaries = [summary(task, "diff_restorer", fid=value, niqe=value) for task, value in values.items()]
+    summaries = [
+        summary(task, "diff_restorer", fid=value, niqe=value) for task, value in values.items()
+    ]
     summaries[0] = summary("low_light", "diff_restorer", fid=1.0)
     summaries.append(summary("noise", "diff_restorer", fid=99.0))
     comparison = compare(PAPER_TABLES[1], summaries, METHODS, (), [], {})
-    assert [line.method for line in comparison.lines] == ["no_semantic", "no_degradation", *(m.name for m in OURS)]
+    assert [line.method for line in comparison.lines] == [
+        "no_semantic",
+        "no_degradation",
+        *(m.name for m in OURS),
+    ]
     cells = {line.method: line for line in comparison.lines}["diff_restorer"].cells
     assert cells["fid"].ours == pytest.approx(16 / 5)
     assert cells["fid"].difference == pytest.approx(16 / 5 - 34.23)
     assert cells["niqe"].ours is None
-    assert "average, diff_restorer: no NIQE, no mean, for it lacks low_light (not measured)" in comparison.notes
+    assert (
+        "average, diff_restorer: no NIQE, no mean, for it lacks low_light (not measured)"
+        in comparison.notes
+    )
 
 
 def test_an_average_over_fewer_tasks_is_not_compared() -> None:
@@ -140,7 +175,9 @@ def test_an_average_over_fewer_tasks_is_not_compared() -> None:
 
 
 def test_no_clean_image_is_a_dash() -> None:
-    real = Summary("real", "real_haze", "diff_restorer", 5, {"niqe": 4.0}, reasons={"fid": NO_REFERENCE})
+    real = Summary(
+        "real", "real_haze", "diff_restorer", 5, {"niqe": 4.0}, reasons={"fid": NO_REFERENCE}
+    )
     line = compare(TABLE_I, [real], METHODS, ("real_haze",), [], {}).lines[-2]
     assert line.method == "diff_restorer"
     assert line.cells["fid"] == Cell(None, None, mark="–")

@@ -45,7 +45,9 @@ def test_every_figure_of_the_paper_has_a_drawer() -> None:
     assert set(PAPER_FIGURES) == {"3", "7", "8", "9", "10", "11", "12", "13", "14", "training"}
 
 
-def test_a_grid_is_written_as_png_and_pdf_the_same_bytes_each_time(evaluation: Path, tmp_path: Path) -> None:
+def test_a_grid_is_written_as_png_and_pdf_the_same_bytes_each_time(
+    evaluation: Path, tmp_path: Path
+) -> None:
     files = []
     for name in ("a", "b"):
         config = FiguresConfig(figure="9", evaluation=str(evaluation), output_dir=str(tmp_path / name))
@@ -117,7 +119,9 @@ def test_separability_tells_clusters_from_noise() -> None:
     rng = np.random.default_rng(0)
     classes, photos = np.repeat(np.arange(4), 20), np.tile(np.arange(5), 16)
     noise = rng.standard_normal((80, 8))
-    apart, mixed = (measure_separability(noise + shift, classes, photos) for shift in (10 * classes[:, None], 0))
+    apart, mixed = (
+        measure_separability(noise + shift, classes, photos) for shift in (10 * classes[:, None], 0)
+    )
     assert apart.accuracy == 1
     assert apart.silhouette > 0.8
     assert mixed.accuracy < 0.5
@@ -140,7 +144,9 @@ def test_figure_10_shows_the_classes_that_the_model_has(random_model: Path, tmp_
     """Of its classes the ones that the prepared images have; a model with fewer than two of them has no figure."""
     make("photos", photos(tmp_path / "photos", *range(1, 7)), tmp_path / "prepared", split="test")
     model = shutil.copytree(random_model, tmp_path / "model")
-    config = FiguresConfig(figure="10", model=str(model), data=TestDataConfig(str(tmp_path / "prepared")))
+    config = FiguresConfig(
+        figure="10", model=str(model), data=TestDataConfig(str(tmp_path / "prepared"))
+    )
     for classes in (["sandstorm", "haze", "blur"], ["sandstorm", "haze"]):
         arguments = {**load_component(random_model / "prompt_processor").config, "classes": classes}
         known = {name: value for name, value in arguments.items() if not name.startswith("_")}
@@ -153,7 +159,9 @@ def test_figure_10_shows_the_classes_that_the_model_has(random_model: Path, tmp_
         PAPER_FIGURES["10"](config)
 
 
-def test_figure_10_tells_how_many_images_the_classifier_knows(random_model: Path, tmp_path: Path) -> None:
+def test_figure_10_tells_how_many_images_the_classifier_knows(
+    random_model: Path, tmp_path: Path
+) -> None:
     """Prepared test images of four photos, and a classifier that calls everything haze."""
     make("photos", photos(tmp_path / "photos", 1, 2, 3, 4), tmp_path / "prepared", split="test")
     model = shutil.copytree(random_model, tmp_path / "model")
@@ -161,7 +169,9 @@ def test_figure_10_tells_how_many_images_the_classifier_knows(random_model: Path
     torch.nn.init.zeros_(processor.classifier.weight)
     processor.classifier.bias.data = torch.eye(8)[DEGRADATIONS.index("haze")]
     save_component(processor, model / "prompt_processor", torch.float32)
-    config = FiguresConfig(figure="10", model=str(model), data=TestDataConfig(str(tmp_path / "prepared")))
+    config = FiguresConfig(
+        figure="10", model=str(model), data=TestDataConfig(str(tmp_path / "prepared"))
+    )
     figure = PAPER_FIGURES["10"](config)
     assert "32 degraded images of 4 photos" in figure.get_suptitle()
     assert "tells 12% of them right" in figure.get_suptitle()

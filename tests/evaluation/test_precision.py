@@ -15,7 +15,12 @@ from diffrestorer.evaluation import run as evaluation_run
 from diffrestorer.evaluation.methods import Method
 from diffrestorer.evaluation.paper_suites import build_suite
 from diffrestorer.evaluation.restoring.outputs import made_by
-from diffrestorer.evaluation.restoring.precision import DTYPES, check_precision, gpu_products, precision_of
+from diffrestorer.evaluation.restoring.precision import (
+    DTYPES,
+    check_precision,
+    gpu_products,
+    precision_of,
+)
 from diffrestorer.evaluation.restoring.restore_suite import restore_suite
 from diffrestorer.evaluation.restoring.runners import Sampling
 from diffrestorer.evaluation.run import evaluate
@@ -71,7 +76,10 @@ def test_every_method_runs_in_the_precision_of_its_name(
     """Its outputs say so, and those of another precision are made again. Scores are strict float32 in any case."""
     nafnet = build_baseline("nafnet", {"width": 4, "encoder_blocks": [1], "decoder_blocks": [1]})
     save_component(nafnet, tmp_path / "nafnet", torch.float32)
-    methods = [Method("diff_restorer", "model", str(model)), Method("nafnet", "baseline", str(tmp_path / "nafnet"))]
+    methods = [
+        Method("diff_restorer", "model", str(model)),
+        Method("nafnet", "baseline", str(tmp_path / "nafnet")),
+    ]
     seen: list[tuple[str, tuple[bool, bool]]] = []
     watch = lambda module, *_: seen.append((type(module).__name__, allowed()))  # noqa: E731
     hook = torch.nn.modules.module.register_module_forward_pre_hook(watch)

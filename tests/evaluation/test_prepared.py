@@ -42,12 +42,20 @@ SNOW, HAZE = ("realsnow", "snow", "test"), ("rtts", "haze", "test")
 
 def test_tasks_are_told_apart_by_set_and_split(tmp_path: Path) -> None:
     tasks = [(SETS[task], task, "test") for task in (*SUITES["single"], *SUITES["mixed"])]
-    others = [("gopro", "blur", "train"), ("raindrop", "raindrop", "test_b"), ("photos", "blur", "test"), SNOW, HAZE]
+    others = [
+        ("gopro", "blur", "train"),
+        ("raindrop", "raindrop", "test_b"),
+        ("photos", "blur", "test"),
+        SNOW,
+        HAZE,
+    ]
     prepare(tmp_path, [*tasks, *others])
     for name, wanted in SUITES.items():
         if name == "demo":
             continue
-        suite = build_suite(settings(tmp_path / "out", [], suite=name, images=None, data={"root": str(tmp_path)}))
+        suite = build_suite(
+            settings(tmp_path / "out", [], suite=name, images=None, data={"root": str(tmp_path)})
+        )
         assert suite.degradations == list(wanted)
         assert len(suite.items) == PAIRS * len(wanted)
         assert not suite.missing
@@ -72,19 +80,25 @@ def test_the_sets_of_the_tasks_are_those_of_the_catalog() -> None:
 
 def test_own_photos_stand_in_and_the_table_says_so(tmp_path: Path) -> None:
     prepare(tmp_path, [("photos", "blur+noise", "test"), ("div2k", "jpeg+blur+noise", "test")])
-    suite = build_suite(settings(tmp_path / "out", [], suite="mixed", images=None, data={"root": str(tmp_path)}))
+    suite = build_suite(
+        settings(tmp_path / "out", [], suite="mixed", images=None, data={"root": str(tmp_path)})
+    )
     assert suite.degradations == ["blur+noise", "jpeg+blur+noise"]
     assert suite.note.startswith("blur+noise: measured on own photos")
 
 
 def suite_items(root: Path, name: str) -> tuple[Any, ...]:
-    return build_suite(settings(root / "out", [], suite=name, images=None, data={"root": str(root)})).items
+    return build_suite(
+        settings(root / "out", [], suite=name, images=None, data={"root": str(root)})
+    ).items
 
 
 def test_real_photos_are_scored_without_reference(tmp_path: Path) -> None:
     prepare(tmp_path, [SNOW, HAZE])
     keys = {"suite": "real", "metrics": ["psnr"], "images": None}
-    scores = evaluate(settings(tmp_path / "out", ["degraded"], data={"root": str(tmp_path)}, **keys), quiet())
+    scores = evaluate(
+        settings(tmp_path / "out", ["degraded"], data={"root": str(tmp_path)}, **keys), quiet()
+    )
     assert [(score.degradation, sorted(score.values)) for score in scores] == [
         *[("real_snow", ["psnr"])] * PAIRS, *[("real_haze", [])] * PAIRS
     ]  # fmt: skip
@@ -113,7 +127,9 @@ def test_a_folder_that_is_not_prepared_is_refused(tmp_path: Path, damage: str) -
     elif damage == "no column":
         pq.write_table(pa.Table.from_pylist([{"lq": "a"}]), tmp_path / MANIFEST)
     root = tmp_path / "nowhere" if damage == "no folder" else tmp_path
-    with pytest.raises(ValueError, match=r"(?s)manifest\.parquet.*\n  python scripts/prepare_data\.py set=div2k"):
+    with pytest.raises(
+        ValueError, match=r"(?s)manifest\.parquet.*\n  python scripts/prepare_data\.py set=div2k"
+    ):
         build_suite(settings(tmp_path / "out", [], suite="mixed", data={"root": str(root)}))
 
 
@@ -124,7 +140,9 @@ def test_pairs_named_twice_or_without_reference_are_refused(tmp_path: Path) -> N
     pq.write_table(pa.concat_tables([table, table]), tmp_path / MANIFEST)
     with pytest.raises(ValueError, match="real_snow/photo0 twice"):
         build_suite(config)
-    pq.write_table(table.set_column(1, "gt", pa.array([None] * PAIRS, pa.string())), tmp_path / MANIFEST)
+    pq.write_table(
+        table.set_column(1, "gt", pa.array([None] * PAIRS, pa.string())), tmp_path / MANIFEST
+    )
     with pytest.raises(ValueError, match=r"real_snow|has no clean image"):
         build_suite(config)
 

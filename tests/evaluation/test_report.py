@@ -56,7 +56,10 @@ def test_large_suites_show_the_worst(tmp_path: Path) -> None:
     items = tuple(Item("single", "haze", f"{i}", tmp_path, tmp_path) for i in range(10))
     methods = [Method("degraded", "degraded"), Method("mine", "model")]
     scores = [Score("single", "haze", f"{i}", "degraded", {"psnr": 20.0}) for i in range(10)]
-    scores += [Score("single", "haze", f"{i}", "mine", {"psnr": 15.0 if i in (6, 8) else 25.0}) for i in range(10)]
+    scores += [
+        Score("single", "haze", f"{i}", "mine", {"psnr": 15.0 if i in (6, 8) else 25.0})
+        for i in range(10)
+    ]
     report = Report(tmp_path, Suite("single", items), methods, scores, [], [], "", 4)
     assert [item.image for item in report.shown("haze")] == ["0", "1", "6", "8"]
 
@@ -65,7 +68,10 @@ def test_large_suites_show_the_worst(tmp_path: Path) -> None:
 def page(model: Path, browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Browser:
     """The page of a run on two photos, in the browser."""
     folder = tmp_path_factory.mktemp("page")
-    evaluate(settings(folder, ["degraded", "diff_restorer"], model=str(model), images=2, suite="mixed"), quiet())
+    evaluate(
+        settings(folder, ["degraded", "diff_restorer"], model=str(model), images=2, suite="mixed"),
+        quiet(),
+    )
     moved = tmp_path_factory.mktemp("elsewhere") / "page.html"  # alone: it holds all it shows
     (folder / "index.html").rename(moved)
     browser.open(moved)
@@ -94,7 +100,9 @@ def test_a_number_shows_its_interval_when_pointed_at_or_tapped(page: Browser) ->
     page.click(cell)
     assert page.run("!document.getElementById('hint').hidden")
     text = page.run("document.getElementById('hint').textContent")
-    assert re.match(r"2 images, median [\d.]+, worst [\d.]+ \(.*\)\nharmed \d+% of them\nto the input [+-]", text), text
+    assert re.match(
+        r"2 images, median [\d.]+, worst [\d.]+ \(.*\)\nharmed \d+% of them\nto the input [+-]", text
+    ), text
     assert re.search(r"\[[+-][\d.]+, [+-][\d.]+\], p = ", text)
     page.click("h1")
     assert page.run("document.getElementById('hint').hidden")
@@ -102,7 +110,9 @@ def test_a_number_shows_its_interval_when_pointed_at_or_tapped(page: Browser) ->
 
 def test_the_page_fits_a_phone(page: Browser) -> None:
     """390 pixels wide: nothing sticks out but what scrolls by itself, and pictures come before tables."""
-    page.call("Emulation.setDeviceMetricsOverride", width=390, height=844, deviceScaleFactor=2, mobile=True)
+    page.call(
+        "Emulation.setDeviceMetricsOverride", width=390, height=844, deviceScaleFactor=2, mobile=True
+    )
     try:
         assert page.run("document.documentElement.scrollWidth") == 390
         top = page.run("document.querySelector('figure').getBoundingClientRect().top + scrollY")
@@ -137,13 +147,19 @@ def test_dragging_the_slider_shows_more_of_the_degraded_photo(page: Browser) -> 
     pictures = {}
     for share in (0.1, 0.9):
         page.drag((x + width * 0.5, y + height * 0.5), (x + width * share, y + height * 0.5))
-        assert page.run("Number(document.querySelector('.compare input').value)") == pytest.approx(100 * share, abs=3)
+        assert page.run("Number(document.querySelector('.compare input').value)") == pytest.approx(
+            100 * share, abs=3
+        )
         shot = page.screenshot(x=x, y=y + scroll, width=width, height=height)
         pictures[share] = np.asarray(Image.open(io.BytesIO(shot)).convert("RGB"), np.float32)
     middle = np.s_[: int(height * 0.4), int(width * 0.3) : int(width * 0.7)]
-    assert np.abs(pictures[0.1][middle] - pictures[0.9][middle]).mean() > 5, "another picture in the middle"
+    assert np.abs(pictures[0.1][middle] - pictures[0.9][middle]).mean() > 5, (
+        "another picture in the middle"
+    )
     edge = np.s_[: int(height * 0.4), : int(width * 0.05)]
-    assert np.abs(pictures[0.1][edge] - pictures[0.9][edge]).mean() < 1, "the left edge is the degraded photo twice"
+    assert np.abs(pictures[0.1][edge] - pictures[0.9][edge]).mean() < 1, (
+        "the left edge is the degraded photo twice"
+    )
 
 
 def test_the_papers_table_sorts_by_its_numbers(page: Browser) -> None:
@@ -168,7 +184,8 @@ def test_a_method_is_chosen(page: Browser) -> None:
 
 def test_scores_are_data(finished: Path) -> None:
     found = re.search(
-        r'<script type="application/json" id="data">(.*?)</script>', (finished / "index.html").read_text()
+        r'<script type="application/json" id="data">(.*?)</script>',
+        (finished / "index.html").read_text(),
     )
     assert found is not None
     data = json.loads(found[1])

@@ -46,13 +46,24 @@ def test_scores_csv(finished: Path) -> None:
         header, *rows = csv.reader(file)
     assert header == ["suite", "degradation", "image", "method", "psnr", "ssim"]
     methods = ["degraded", "diff_restorer_sd", "diff_restorer"]
-    assert [row[:4] for row in rows] == [["demo", name, "astronaut", m] for name in NAMES for m in methods]
+    assert [row[:4] for row in rows] == [
+        ["demo", name, "astronaut", m] for name in NAMES for m in methods
+    ]
     assert all(0 < float(row[4]) < 80 and -1 <= float(row[5]) <= 1 for row in rows)
 
 
 def test_run_json_says_what_made_the_files(finished: Path) -> None:
     run = json.loads((finished / "run.json").read_text())
-    assert {"torch", "diffusers", "pyiqa", "diffrestorer", "git_commit", "device", "seed", "steps"} <= set(run)
+    assert {
+        "torch",
+        "diffusers",
+        "pyiqa",
+        "diffrestorer",
+        "git_commit",
+        "device",
+        "seed",
+        "steps",
+    } <= set(run)
     made = run["methods"]
     assert list(made) == ["diff_restorer_sd", "diff_restorer"]
     assert made["diff_restorer"]["weights"] == made["diff_restorer_sd"]["weights"]
@@ -85,10 +96,18 @@ def test_a_model_folder_and_foreign_outputs(finished: Path, model: Path, tmp_pat
     outputs = finished / "restored" / "diff_restorer"
     methods = [f"mine={model.parent}", f"mine_sd={model}", f"theirs={outputs}"]
     scores = evaluate(settings(tmp_path, methods), quiet())
-    by_method = {name: [s.values["psnr"] for s in scores if s.method == name] for name in ("mine", "mine_sd", "theirs")}
+    by_method = {
+        name: [s.values["psnr"] for s in scores if s.method == name]
+        for name in ("mine", "mine_sd", "theirs")
+    }
     assert by_method["mine"] == pytest.approx(by_method["theirs"], abs=0.01)
-    assert restored(tmp_path)["theirs/haze/astronaut.png"] == (outputs / "haze" / "astronaut.png").read_bytes()
-    assert (made_by(tmp_path / "restored" / "mine_sd" / "haze" / "astronaut.png") or {})["decoder"] == "sd"
+    assert (
+        restored(tmp_path)["theirs/haze/astronaut.png"]
+        == (outputs / "haze" / "astronaut.png").read_bytes()
+    )
+    assert (made_by(tmp_path / "restored" / "mine_sd" / "haze" / "astronaut.png") or {})[
+        "decoder"
+    ] == "sd"
 
 
 def test_outputs_that_do_not_fit_are_named(finished: Path, tmp_path: Path) -> None:
@@ -130,7 +149,9 @@ def test_the_contact_sheet_has_a_row_a_degradation(finished: Path) -> None:
         assert sheet.width > 4 * 192
 
 
-def made_up(values: dict[str, dict[str, float]], metrics: list[Metric]) -> tuple[list[Summary], Standings]:
+def made_up(
+    values: dict[str, dict[str, float]], metrics: list[Metric]
+) -> tuple[list[Summary], Standings]:
     """Ten equal images of each degradation."""
     scores = [
         Score("demo", degradation, f"{image}", method, {"psnr": value, "nlpd": -value})
@@ -138,7 +159,9 @@ def made_up(values: dict[str, dict[str, float]], metrics: list[Metric]) -> tuple
         for method, value in methods.items()
         for image in range(10)
     ]
-    return summarise(scores, metrics, {}, {}), find_standings(scores, {}, metrics, table_rows(list(values)))
+    return summarise(scores, metrics, {}, {}), find_standings(
+        scores, {}, metrics, table_rows(list(values))
+    )
 
 
 def test_best_and_sentences_come_from_the_data() -> None:
@@ -153,7 +176,9 @@ def test_best_and_sentences_come_from_the_data() -> None:
     for table in tables:
         best = [row.cells["diff_restorer"].best for row in table.rows if not row.group]
         assert best == [True, True, False, True]
-    expected = "refined decoder beats degraded input in PSNR on 2, in NLPD on 2 of 3 single degradations; "
+    expected = (
+        "refined decoder beats degraded input in PSNR on 2, in NLPD on 2 of 3 single degradations; "
+    )
     expected += "in PSNR on 1, in NLPD on 1 of 1 mixtures."
     assert summary_sentences(tables, {}) == [expected]
     lines = [line.replace(" ", "") for line in markdown(tables, [], "").splitlines()]
@@ -162,7 +187,10 @@ def test_best_and_sentences_come_from_the_data() -> None:
 
 def test_nan_is_counted_and_not_averaged_away() -> None:
     methods = [Method("degraded", "degraded"), Method("diff_restorer", "model")]
-    values = {"noise": {"degraded": 20.0, "diff_restorer": math.nan}, "haze": {"degraded": 20.0, "diff_restorer": 25.0}}
+    values = {
+        "noise": {"degraded": 20.0, "diff_restorer": math.nan},
+        "haze": {"degraded": 20.0, "diff_restorer": 25.0},
+    }
     summaries, standings = made_up(values, [METRICS["psnr"]])
     tables = build_tables(summaries, [METRICS["psnr"]], methods, standings)
     noise, _, group = tables[0].rows
@@ -175,20 +203,28 @@ def test_nan_is_counted_and_not_averaged_away() -> None:
 
 def test_a_compared_method_restores_sizes_that_are_no_multiple(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    trained = build_baseline("nafnet", {"width": 4, "encoder_blocks": [1, 1, 1], "decoder_blocks": [1, 1, 1]})
+    trained = build_baseline(
+        "nafnet", {"width": 4, "encoder_blocks": [1, 1, 1], "decoder_blocks": [1, 1, 1]}
+    )
     save_component(trained, tmp_path / "run" / "model", torch.float32)
     folder = f"nafnet={tmp_path / 'run'}"
     evaluate(settings(tmp_path, ["degraded", folder], size=68), quiet())
     lq = torch.from_numpy(
         np.asarray(Image.open(tmp_path / "suite" / "lq" / "snow" / "astronaut.png")) / np.float32(255)
     )
-    expected = (trained.eval().restore(lq.permute(2, 0, 1)[None])[0] * 255).round().permute(1, 2, 0).numpy()
+    expected = (
+        (trained.eval().restore(lq.permute(2, 0, 1)[None])[0] * 255).round().permute(1, 2, 0).numpy()
+    )
     found = np.asarray(Image.open(tmp_path / "restored" / "nafnet" / "snow" / "astronaut.png"))
     assert np.array_equal(found, expected)
     assert found.shape == (68, 68, 3)
-    assert json.loads((tmp_path / "run.json").read_text())["methods"]["nafnet"]["restored"] == len(NAMES)
+    assert json.loads((tmp_path / "run.json").read_text())["methods"]["nafnet"]["restored"] == len(
+        NAMES
+    )
     evaluate(settings(tmp_path, ["degraded", folder], size=68), quiet())
-    assert json.loads((tmp_path / "run.json").read_text())["methods"]["nafnet"]["restored"] == 0, "made already"
+    assert json.loads((tmp_path / "run.json").read_text())["methods"]["nafnet"]["restored"] == 0, (
+        "made already"
+    )
     with pytest.raises(ValueError, match="holds nafnet"):
         evaluate(settings(tmp_path, [f"restormer={tmp_path / 'run'}"], size=68), quiet())
 
@@ -213,7 +249,9 @@ def test_seeds_are_runs_that_the_tables_pool(model: Path, tmp_path: Path) -> Non
     with (tmp_path / "summary.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["method"] == "diff_restorer"]
     assert [(row["n"], row["seed"]) for row in rows] == [("2", "0 | 1 | 2")] * 4
-    assert float(rows[0]["psnr"]) == pytest.approx(np.mean([values[:2] for values in psnr.values()]), abs=1e-5)
+    assert float(rows[0]["psnr"]) == pytest.approx(
+        np.mean([values[:2] for values in psnr.values()]), abs=1e-5
+    )
     with (tmp_path / "standings.csv").open(newline="") as file:
         row = next(row for row in csv.DictReader(file) if row["degradation"] == "mean of mixtures")
         assert row["method"] == "degraded"
@@ -226,13 +264,17 @@ def test_seeds_are_runs_that_the_tables_pool(model: Path, tmp_path: Path) -> Non
 
 def test_a_run_without_its_method_is_refused(finished: Path, tmp_path: Path) -> None:
     outputs = finished / "restored" / "diff_restorer"
-    with pytest.raises(ValueError, match="method names theirs@b and no theirs: one run has the plain name"):
+    with pytest.raises(
+        ValueError, match="method names theirs@b and no theirs: one run has the plain name"
+    ):
         evaluate(settings(tmp_path, [f"theirs@b={outputs}"]), quiet())
     scores = evaluate(settings(tmp_path, [f"theirs={outputs}", f"theirs@b={outputs}"]), quiet())
     assert {score.method for score in scores} == {"theirs", "theirs@b"}
 
 
-def test_large_images_of_one_size_are_restored_one_by_one(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_images_of_one_size_are_restored_one_by_one(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Tiles fill a batch by themselves; a megapixel is a few thousand pixels here."""
     for module in (tiling, runners):
         monkeypatch.setattr(module, "WHOLE_PIXELS", 64 * 64)

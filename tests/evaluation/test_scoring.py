@@ -35,7 +35,9 @@ def pairs(tmp_path: Path) -> Suite:
     rng = np.random.default_rng(0)
     items = []
     for index, side in enumerate((96, 96, 128, 96)):
-        gt = np.kron(rng.integers(0, 256, (side // 8, side // 8, 3)), np.ones((8, 8, 1))).astype(np.uint8)
+        gt = np.kron(rng.integers(0, 256, (side // 8, side // 8, 3)), np.ones((8, 8, 1))).astype(
+            np.uint8
+        )
         lq = (gt + rng.normal(0, 20, gt.shape)).clip(0, 255).astype(np.uint8)
         for name, pixels in (("gt", gt), ("lq", lq)):
             (tmp_path / name).mkdir(exist_ok=True)
@@ -45,7 +47,9 @@ def pairs(tmp_path: Path) -> Suite:
     return Suite("single", tuple(items))
 
 
-def scoring(suite: Suite, folder: Path, scorer: Scorer, methods: list[Method], process: int = 0) -> Scoring:
+def scoring(
+    suite: Suite, folder: Path, scorer: Scorer, methods: list[Method], process: int = 0
+) -> Scoring:
     versions = {metric.name: f"v {metric.name}" for metric in scorer.metrics}
     store = ScoreStore(folder / "scores", process)
     return Scoring(suite, methods, folder, scorer, [], versions, store, 2, PartialState(cpu=True))
@@ -63,7 +67,9 @@ def score(what: Scoring) -> list[dict[str, float]]:
 DEGRADED = Method("degraded", "degraded")
 
 
-def test_values_are_those_of_pyiqa_on_the_same_files(pairs: Suite, metric_weights: Path, tmp_path: Path) -> None:
+def test_values_are_those_of_pyiqa_on_the_same_files(
+    pairs: Suite, metric_weights: Path, tmp_path: Path
+) -> None:
     """Weights are random, loaded on pyiqa's own path; two methods, so that references are remembered."""
     metrics = [METRICS[name] for name in ("psnr", "ssim", "lpips", "dists")]
     scorer = Scorer(metrics, CPU, metric_weights)
@@ -87,7 +93,10 @@ def test_values_are_those_of_pyiqa_on_the_same_files(pairs: Suite, metric_weight
             for name, function in direct.items():
                 paths = method.output(item, tmp_path), item.gt if item.gt else item.lq
                 expected = float(function(*map(str, paths)))
-                assert found[2 * index + offset][name] == pytest.approx(expected, abs=1e-6), (name, index)
+                assert found[2 * index + offset][name] == pytest.approx(expected, abs=1e-6), (
+                    name,
+                    index,
+                )
 
 
 def folders(pairs: Suite) -> list[Path]:
@@ -107,7 +116,9 @@ def test_fid_stands_on_pyiqas_features_and_formula(pairs: Suite, metric_weights:
         assert ours.shape == (4, 2048)
         np.testing.assert_allclose(ours, direct, rtol=1e-5, atol=1e-5)
         features.append(ours[:, :64])
-    expected = frechet_distance(*(f(x) for x in features for f in (lambda x: x.mean(0), lambda x: np.cov(x.T))))
+    expected = frechet_distance(
+        *(f(x) for x in features for f in (lambda x: x.mean(0), lambda x: np.cov(x.T)))
+    )
     assert fid.distance(*features) == pytest.approx(expected, rel=1e-6)
     assert fid.distance(*features) > 1e-3
 
@@ -117,8 +128,13 @@ def test_fid_of_draws_is_the_same_distance(pairs: Suite, metric_weights: Path) -
     rng = np.random.default_rng(0)
     fid = FidScorer(CPU, metric_weights)
     for images, width in ((60, 16), (12, 16)):
-        one, two = rng.standard_normal((images, width)), 1.5 * rng.standard_normal((images, width)) + 0.3
-        assert frechet(*map(torch.from_numpy, (one, two))) == pytest.approx(fid.distance(one, two), rel=1e-4)
+        one, two = (
+            rng.standard_normal((images, width)),
+            1.5 * rng.standard_normal((images, width)) + 0.3,
+        )
+        assert frechet(*map(torch.from_numpy, (one, two))) == pytest.approx(
+            fid.distance(one, two), rel=1e-4
+        )
     drawn = fid.draws(one, two)
     assert drawn.shape == (100,)
     assert np.array_equal(drawn, fid.draws(one, two))
@@ -143,7 +159,10 @@ def test_fid_on_dinov2_goes_through_pyiqas_network(pairs: Suite, tmp_path: Path)
     features = fid.features([flat] * 3)
     expected = (np.array([10, 130, 250]) / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
     np.testing.assert_allclose(features, np.tile(np.repeat(expected, 16), (3, 1)), rtol=1e-4)
-    lq, gt = (fid.features(read_pixels(file) for file in sorted(folder.iterdir())) for folder in folders(pairs))
+    lq, gt = (
+        fid.features(read_pixels(file) for file in sorted(folder.iterdir()))
+        for folder in folders(pairs)
+    )
     assert fid.distance(lq, gt) > 0
 
 
@@ -152,7 +171,10 @@ def test_fid_is_that_of_pyiqa_on_the_same_files(pairs: Suite, metric_weights: Pa
     fid = FidScorer(CPU, metric_weights)
     direct = create(METRICS["fid"], CPU, metric_weights)
     expected = float(direct(*map(str, folders(pairs)), num_workers=0, verbose=False))
-    lq, gt = (fid.features(read_pixels(file) for file in sorted(folder.iterdir())) for folder in folders(pairs))
+    lq, gt = (
+        fid.features(read_pixels(file) for file in sorted(folder.iterdir()))
+        for folder in folders(pairs)
+    )
     assert fid.distance(lq, gt) == pytest.approx(expected, rel=1e-6)
     assert expected > 1
 
@@ -239,7 +261,9 @@ def test_nan_scores_are_counted(tmp_path: Path, metric_weights: Path) -> None:
         Image.fromarray(pixels).save(tmp_path / "flat" / item.file)
     keys = {"size": 96, "metrics": ["psnr", "niqe"], "metric_weights": str(metric_weights)}
     scores = evaluate(settings(tmp_path, ["degraded", f"flat={tmp_path / 'flat'}"], **keys), quiet())
-    undefined = [(score.method, score.degradation) for score in scores if math.isnan(score.values["niqe"])]
+    undefined = [
+        (score.method, score.degradation) for score in scores if math.isnan(score.values["niqe"])
+    ]
     assert undefined == [("flat", "haze")]
     assert json.loads((tmp_path / "run.json").read_text())["undefined_scores"] == {"niqe": 1}
     assert "NIQE is undefined (NaN) for 1 outputs" in (tmp_path / "table.md").read_text()
@@ -253,18 +277,26 @@ def test_unavailable_metrics_say_how_to_supply_them(tmp_path: Path) -> None:
     (tmp_path / "hub").mkdir()
     scorer = Scorer([METRICS["psnr"], METRICS["lpips"]], CPU, tmp_path / "hub")
     assert [metric.name for metric in scorer.metrics] == ["psnr"]
-    assert "alexnet-owt-7be5be79.pth and pyiqa/LPIPS_v0.1_alex-df73285e.pth" in scorer.unavailable["lpips"]
+    assert (
+        "alexnet-owt-7be5be79.pth and pyiqa/LPIPS_v0.1_alex-df73285e.pth" in scorer.unavailable["lpips"]
+    )
     for name in METRICS["lpips"].files:
         (tmp_path / "hub" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "hub" / name).write_bytes(b"not weights")
     with pytest.raises(WeightsError, match="metric_weights=FOLDER"):
         create(METRICS["lpips"], CPU, tmp_path / "hub")
-    assert metric_version(METRICS["lpips"], tmp_path / "hub").startswith(f"pyiqa {pyiqa.__version__} lpips ")
+    assert metric_version(METRICS["lpips"], tmp_path / "hub").startswith(
+        f"pyiqa {pyiqa.__version__} lpips "
+    )
 
 
 def test_a_column_that_is_unavailable_says_so(tmp_path: Path) -> None:
     config = settings(
-        tmp_path, ["degraded"], metrics=["psnr", "lpips", "fid"], suite="mixed", metric_weights="/nowhere"
+        tmp_path,
+        ["degraded"],
+        metrics=["psnr", "lpips", "fid"],
+        suite="mixed",
+        metric_weights="/nowhere",
     )
     evaluate(config, quiet())
     with (tmp_path / "scores.csv").open(newline="") as file:
@@ -287,7 +319,13 @@ def test_every_row_says_what_it_depends_on(finished: Path) -> None:
     assert row["metrics"].startswith(f"psnr=pyiqa {pyiqa.__version__} psnr; ssim=")
     assert len(row["weights"]) == 64
     assert row["git_commit"]
-    expected = {"decoder": "refined", "sampler": "UniPCMultistepScheduler", "steps": "1", "seed": "0", "device": "cpu"}
+    expected = {
+        "decoder": "refined",
+        "sampler": "UniPCMultistepScheduler",
+        "steps": "1",
+        "seed": "0",
+        "device": "cpu",
+    }
     assert {**row, **expected, "dtype": "float32"} == row
 
 

@@ -47,7 +47,9 @@ def test_few_images_convict_nobody() -> None:
     assert found["degraded"].to_best is not None
     assert found["degraded"].to_best.p == pytest.approx(0.0625)
     assert found["degraded"].leads
-    assert not compare_methods(image_scores(scores({"alone": np.arange(5.0)})), PSNR, ["haze"])["alone"].leads
+    assert not compare_methods(image_scores(scores({"alone": np.arange(5.0)})), PSNR, ["haze"])[
+        "alone"
+    ].leads
 
 
 def test_runs_are_pooled_by_image() -> None:
@@ -90,14 +92,17 @@ def test_sets_claim_nothing_below_the_advised_number() -> None:
     for n, leads in ((2047, []), (2048, ["close", "best"])):
         values = {"degraded": 60.0, "close": 30.2, "best": 30.0}
         found = {
-            name: [SetScore(n, value, value + 8 + shared + rng.normal(0, 0.5, 100))] for name, value in values.items()
+            name: [SetScore(n, value, value + 8 + shared + rng.normal(0, 0.5, 100))]
+            for name, value in values.items()
         }
         standings = compare_sets(found, METRICS["fid"], 2048)
         assert [name for name, standing in standings.items() if standing.leads] == leads
         difference = standings["degraded"].to_best
         assert difference is not None
         assert difference.mean == 30
-        assert 27 < difference.interval.low < 30 < difference.interval.high < 33, "paired, and without the draws' bias"
+        assert 27 < difference.interval.low < 30 < difference.interval.high < 33, (
+            "paired, and without the draws' bias"
+        )
 
 
 def test_an_undefined_score_leaves_nobody_in_the_lead() -> None:

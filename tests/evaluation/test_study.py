@@ -13,9 +13,9 @@ from PIL import Image
 from diffrestorer.cli import main
 from diffrestorer.evaluation.study import bradley_terry
 from diffrestorer.evaluation.study.answers import score_study
+from diffrestorer.evaluation.study.blind_pairs import choose_pairs
 from diffrestorer.evaluation.study.bradley_terry import Answer, fit_strengths, rank_methods
 from diffrestorer.evaluation.study.kit import make_study
-from diffrestorer.evaluation.study.pairs import choose_pairs
 
 COUNT = 8
 
@@ -32,7 +32,8 @@ def run(tmp_path: Path) -> Path:
             (folder / name / place).parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (64, 64), (value, value, value)).save(folder / name / place)
         rows += [
-            ["demo", "haze", f"photo{index}", method, 20.0] for method in ("degraded", "bright", "bright@1", "gloomy")
+            ["demo", "haze", f"photo{index}", method, 20.0]
+            for method in ("degraded", "bright", "bright@1", "gloomy")
         ]
     columns = ["suite", "degradation", "image", "method", "psnr"]
     pd.DataFrame(rows, columns=columns).to_csv(folder / "scores.csv", index=False)
@@ -48,7 +49,9 @@ def test_the_page_is_blind_and_the_key_stays_behind(run: Path, tmp_path: Path) -
     everything = " ".join(shown) + (study / "page" / "index.html").read_text()
     assert not any(word in everything for word in ("bright", "gloomy", "photo0", "http:", "https:"))
     key = json.loads((study / "key.json").read_text())["pairs"]
-    assert {frozenset((pair["left"], pair["right"])) for pair in key} == {frozenset(("bright", "gloomy"))}
+    assert {frozenset((pair["left"], pair["right"])) for pair in key} == {
+        frozenset(("bright", "gloomy"))
+    }
     assert len({pair["left"] for pair in key}) == 2, "sides change"
     for index, pair in enumerate(key):
         with Image.open(study / "page" / "images" / f"{index:04d}_left.png") as image:
@@ -68,7 +71,9 @@ def answer_all(browser: Browser, study: Path, person: int, prefer: str) -> dict[
     """Answer the page as a person who recognises a method by its picture; return the saved file."""
     browser.open(f"{(study / 'page' / 'index.html').resolve().as_uri()}?person={person}")
     for _ in range(COUNT):
-        browser.wait("document.getElementById('left').complete && document.getElementById('left').naturalWidth === 64")
+        browser.wait(
+            "document.getElementById('left').complete && document.getElementById('left').naturalWidth === 64"
+        )
         number = int(browser.run("document.getElementById('left').src").rsplit("/", 1)[1][:4])
         key = json.loads((study / "key.json").read_text())["pairs"][number]
         side = "left" if key["left"] == prefer else "right"
@@ -82,7 +87,9 @@ def test_a_study_is_answered_in_a_browser_on_a_phone_and_scored(
 ) -> None:
     study = tmp_path / "study"
     assert main(["study", "make", str(run), "-o", str(study), "--pairs", str(COUNT)]) == 0
-    browser.call("Emulation.setDeviceMetricsOverride", width=390, height=844, deviceScaleFactor=2, mobile=True)
+    browser.call(
+        "Emulation.setDeviceMetricsOverride", width=390, height=844, deviceScaleFactor=2, mobile=True
+    )
     try:
         orders = []
         for person, prefer in ((1, "bright"), (2, "bright"), (3, "gloomy")):
@@ -107,7 +114,10 @@ def test_a_study_is_answered_in_a_browser_on_a_phone_and_scored(
     told = capsys.readouterr().out
     assert "24 answers of 3 people" in told
     ranked = score_study(study)
-    assert [(found.method, found.wins, found.n) for found in ranked] == [("bright", 16, 24), ("gloomy", 8, 24)]
+    assert [(found.method, found.wins, found.n) for found in ranked] == [
+        ("bright", 16, 24),
+        ("gloomy", 8, 24),
+    ]
     assert ranked[0].strength - ranked[1].strength == pytest.approx(math.log(2), rel=0.02)
     assert (study / "study.csv").is_file()
 
@@ -184,7 +194,9 @@ def test_a_planted_ranking_is_found_and_covered(monkeypatch: pytest.MonkeyPatch)
 
 def test_people_are_drawn_where_there_are_enough() -> None:
     """Twelve people who each say the same thing twenty times are twelve judgements, not 240."""
-    answers = [Answer(f"{person}", "a", "b", float(person % 3 > 0)) for person in range(12) for _ in range(20)]
+    answers = [
+        Answer(f"{person}", "a", "b", float(person % 3 > 0)) for person in range(12) for _ in range(20)
+    ]
     by_people = rank_methods(answers)[0]
     as_one = rank_methods([Answer("one", a.first, a.second, a.score) for a in answers])[0]
     assert by_people.strength == pytest.approx(as_one.strength)

@@ -13,7 +13,9 @@ from diffrestorer.evaluation.suites import DEMO_PHOTOS
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in sorted(folder.rglob("*.png"))}
+    return {
+        file.relative_to(folder).as_posix(): file.read_bytes() for file in sorted(folder.rglob("*.png"))
+    }
 
 
 def config(folder: Path, **keys: int) -> EvaluateConfig:
@@ -33,7 +35,11 @@ def test_equal_seeds_give_equal_files(tmp_path: Path) -> None:
     assert suite.images == list(DEMO_PHOTOS)
     for item in suite.items:
         assert item.gt is not None
-        assert np.asarray(Image.open(item.gt)).shape == np.asarray(Image.open(item.lq)).shape == (96, 96, 3)
+        assert (
+            np.asarray(Image.open(item.gt)).shape
+            == np.asarray(Image.open(item.lq)).shape
+            == (96, 96, 3)
+        )
 
 
 def test_a_photo_does_not_depend_on_the_others(tmp_path: Path) -> None:

@@ -20,7 +20,11 @@ def covered(sizes: tuple[int, ...], draw: str) -> float:
     for table in range(TABLES):
         strata = [getattr(rng, draw)(size=size) for size in sizes]
         interval = mean_interval(strata, table % 16)
-        hits += interval.low <= {"standard_normal": 0.0, "laplace": 0.0, "logistic": 0.0}[draw] <= interval.high
+        hits += (
+            interval.low
+            <= {"standard_normal": 0.0, "laplace": 0.0, "logistic": 0.0}[draw]
+            <= interval.high
+        )
     return 100 * hits / TABLES
 
 
@@ -29,8 +33,12 @@ def covered(sizes: tuple[int, ...], draw: str) -> float:
     [((8,), "standard_normal"), ((26,), "standard_normal"), ((26,), "laplace"), ((100,), "logistic"),
      ((20, 30, 40), "standard_normal")],
 )  # fmt: skip
-def test_intervals_cover_the_true_mean(sizes: tuple[int, ...], draw: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uncertainty, "DRAWS", 2000)  # a fifth of the work; the draws' own error is small beside it
+def test_intervals_cover_the_true_mean(
+    sizes: tuple[int, ...], draw: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        uncertainty, "DRAWS", 2000
+    )  # a fifth of the work; the draws' own error is small beside it
     uncertainty._draws.cache_clear()
     share = covered(sizes, draw)
     uncertainty._draws.cache_clear()
@@ -64,7 +72,9 @@ def test_wilcoxon_counts_the_signs_of_all_ranks() -> None:
     middle = ranks.sum() / 2
     found = abs(ranks[differences > 0].sum() - middle)
     sums = [ranks @ signs for signs in itertools.product((0, 1), repeat=len(ranks))]
-    assert wilcoxon_p(differences) == pytest.approx(np.mean([abs(total - middle) >= found for total in sums]))
+    assert wilcoxon_p(differences) == pytest.approx(
+        np.mean([abs(total - middle) >= found for total in sums])
+    )
     assert wilcoxon_p(differences) == stats.wilcoxon(differences).pvalue
     assert wilcoxon_p(np.zeros(4)) == 1
     assert math.isnan(wilcoxon_p(np.array([1.0, math.nan])))

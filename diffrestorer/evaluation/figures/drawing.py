@@ -153,7 +153,9 @@ def _photo(name: str, side: int) -> np.ndarray:
     try:
         import skimage.data
     except ImportError:
-        raise ValueError("the photos of the figures need scikit-image: pip install 'diffrestorer[eval]'") from None
+        raise ValueError(
+            "the photos of the figures need scikit-image: pip install 'diffrestorer[eval]'"
+        ) from None
 
     # The largest square in the middle.
     photo = getattr(skimage.data, name)()

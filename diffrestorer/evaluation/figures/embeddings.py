@@ -70,7 +70,9 @@ def draw_embeddings(config: FiguresConfig) -> Figure:
     if config.data.root is None:
         examples = degraded_crops(pipe.classes, config.seed)
     else:
-        examples = [example for example in degraded_photos(config.data) if example.degradation in pipe.classes]
+        examples = [
+            example for example in degraded_photos(config.data) if example.degradation in pipe.classes
+        ]
     if len({example.degradation for example in examples}) < 2:
         raise ValueError(
             f"figure=10 compares classes, and fewer than two of {config.model}'s ({', '.join(pipe.classes)}) have "
@@ -94,7 +96,9 @@ def draw_embeddings(config: FiguresConfig) -> Figure:
         perplexity = min(20, len(embeddings) - 1)
         projection = TSNE(perplexity=perplexity, init="pca", random_state=config.seed)
         _scatter(axis, projection.fit_transform(embeddings), classes, pipe.classes)
-        axis.set_title(f"{name}: silhouette {apart.silhouette:.2f}, nearest-neighbour accuracy {apart.accuracy:.0%}")
+        axis.set_title(
+            f"{name}: silhouette {apart.silhouette:.2f}, nearest-neighbour accuracy {apart.accuracy:.0%}"
+        )
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=8)
     figure.suptitle(
         f"Figure 10: {len(classes)} degraded images of {photos.max() + 1} photos; "

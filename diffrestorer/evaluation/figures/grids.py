@@ -98,7 +98,9 @@ def draw_grid(config: FiguresConfig) -> Figure:
     there = {task for task, _ in finished.items}
     covered = [task for task in tasks if task in there]
     if not covered or not methods:
-        needed = "ablation" if wanted else next(suite for suite, names in TASKS.items() if names == tasks)
+        needed = (
+            "ablation" if wanted else next(suite for suite, names in TASKS.items() if names == tasks)
+        )
         raise ValueError(
             f"figure={config.figure} shows {', '.join(wanted or tasks)}, of which evaluation={config.evaluation} has "
             f"none: run scripts/evaluate.py --suite {needed} first"

@@ -26,7 +26,10 @@ PAPER_FIGURES: dict[str, Callable[[FiguresConfig], Figure]] = {
 def save_figure(figure: Figure, path: Path) -> None:
     """Write PATH.png and PATH.pdf; equal numbers give equal bytes."""
     FigureCanvasAgg(figure)
-    for suffix, metadata in ((".png", {"Software": None}), (".pdf", {"CreationDate": None, "Producer": None})):
+    for suffix, metadata in (
+        (".png", {"Software": None}),
+        (".pdf", {"CreationDate": None, "Producer": None}),
+    ):
         data = io.BytesIO()
         figure.savefig(data, format=suffix[1:], dpi=150, metadata=metadata)
         write_bytes(path.with_suffix(suffix), data.getvalue())

@@ -71,7 +71,9 @@ def measure_similarity(
     for degradation in TEXTS:
         # The photos under this degradation, as CLIP wants them.
         stream = f"figure3/{degradation}"
-        degraded = [degrade(photo, degradation, counter_rng(seed, stream, i)) for i, photo in enumerate(photos)]
+        degraded = [
+            degrade(photo, degradation, counter_rng(seed, stream, i)) for i, photo in enumerate(photos)
+        ]
         images = resize(as_batch(degraded), [side, side], antialias=True)
         images = normalise(images, open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
         embeddings = clip.encode_image(images)  # type: ignore[operator]
@@ -87,6 +89,13 @@ def plot_similarity(similarities: Float[Tensor, "n n"]) -> Figure:
     axis.set_xticks(range(len(TEXTS)), [f'"{text}"' for text in TEXTS.values()], rotation=20)
     axis.set_yticks(range(len(TEXTS)), list(TEXTS))
     for (row, column), value in np.ndenumerate(similarities.numpy()):
-        axis.text(column, row, f"{value:.2f}", ha="center", va="center", color="white" if value > 0.5 else "black")
+        axis.text(
+            column,
+            row,
+            f"{value:.2f}",
+            ha="center",
+            va="center",
+            color="white" if value > 0.5 else "black",
+        )
     axis.set_title("Figure 3: CLIP similarity, softmax at logit scale 100")
     return figure

@@ -17,7 +17,9 @@ def draw_training(config: FiguresConfig) -> Figure:
     """
     path = Path(config.training) / "losses.csv"
     if not path.is_file():
-        raise ValueError(f"training={config.training} holds no losses.csv: give the output_dir of a training script")
+        raise ValueError(
+            f"training={config.training} holds no losses.csv: give the output_dir of a training script"
+        )
     losses = pd.read_csv(path, index_col=0, dtype=float)
     window = max(1, len(losses) // 50)
 

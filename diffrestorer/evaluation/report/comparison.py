@@ -126,7 +126,11 @@ def compare(
 
     # Each row of the paper, whether we measured it or not.
     titles = {method.name: method.title for method in methods}
-    reasons = {f"{method.title}: {method.reason}" for method in methods if method.reason and method.name in names}
+    reasons = {
+        f"{method.title}: {method.reason}"
+        for method in methods
+        if method.reason and method.name in names
+    }
     blocks = {}
     for task in tasks if one_task else ("",):
         lines = []
@@ -136,7 +140,9 @@ def compare(
             for metric in paper.metrics:
                 row = standings.get((task or AVERAGE, metric), {})
                 known[metric] = row.get(name)
-            cells = _cells(summary, paper, name, task, one_task or len(averaged) == len(AVERAGED), known)
+            cells = _cells(
+                summary, paper, name, task, one_task or len(averaged) == len(AVERAGED), known
+            )
             if name not in titles:
                 cells = {metric: replace(cell, mark="–") for metric, cell in cells.items()}
             n, made_with = (summary.n, summary.made_with) if summary else (0, {})
@@ -162,8 +168,14 @@ def _reasons(summary: Summary | None) -> set[str]:
     if summary is None:
         return set()
     where = f"{summary.degradation or 'average'}, {summary.method}"
-    undefined = {f"{where}: {name.upper()} is undefined (NaN) on {n} images" for name, n in summary.nans.items()}
-    lacking = {f"{where}: no {name.upper()}, {why}" for name, why in summary.reasons.items() if why != NO_REFERENCE}
+    undefined = {
+        f"{where}: {name.upper()} is undefined (NaN) on {n} images" for name, n in summary.nans.items()
+    }
+    lacking = {
+        f"{where}: no {name.upper()}, {why}"
+        for name, why in summary.reasons.items()
+        if why != NO_REFERENCE
+    }
     return undefined | lacking
 
 
@@ -207,7 +219,9 @@ def _cells(
         ours = None if summary is None else summary.values.get(metric)
         no_reference = summary is not None and summary.reasons.get(metric) == NO_REFERENCE
         mark = "–" if no_reference else "unavailable"
-        cells[metric] = Cell(ours, printed.get(metric), mark=mark, comparable=comparable, standing=standings[metric])
+        cells[metric] = Cell(
+            ours, printed.get(metric), mark=mark, comparable=comparable, standing=standings[metric]
+        )
     return cells
 
 

@@ -37,10 +37,16 @@ def as_markdown(comparison: Comparison) -> str:
         for line in block:
             row = {"method": line.title, "n": str(line.n or "–")}
             for name, cell in line.cells.items():
-                row[f"{name.upper()} {METRICS[name].arrow}"] = " / ".join(cell_texts(name, cell, "**{}**", "*{}*"))
+                row[f"{name.upper()} {METRICS[name].arrow}"] = " / ".join(
+                    cell_texts(name, cell, "**{}**", "*{}*")
+                )
             rows.append(row)
         lines.append(markdown_table(pd.DataFrame(rows), texts=1))
-        doubts = [f"{line.title}: {line.note}" for line in block if line.note and line.note != "no ground truth"]
+        doubts = [
+            f"{line.title}: {line.note}"
+            for line in block
+            if line.note and line.note != "no ground truth"
+        ]
         if doubts:
             lines += ["", f"Doubtful in the paper's scan: {'; '.join(doubts)}."]
     return "\n".join([*lines, ""])
@@ -108,7 +114,12 @@ def as_csv(comparison: Comparison) -> str:
     # The numbers of each metric, then what the row depends on.
     rows = []
     for line in comparison.lines:
-        row: dict[str, object] = {"degradation": line.task, "method": line.method, "title": line.title, "n": line.n}
+        row: dict[str, object] = {
+            "degradation": line.task,
+            "method": line.method,
+            "title": line.title,
+            "n": line.n,
+        }
         for name in comparison.paper.metrics:
             cell = line.cells[name]
             row[name] = _number_text(cell.ours)

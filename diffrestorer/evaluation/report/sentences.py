@@ -27,7 +27,9 @@ def summary_sentences(
         told = "; ".join(count for count in counts if count)
         sentences.append(f"{methods[name].title} beats {methods[other].title} {told}.")
     for metric, count in nans.items():
-        sentences.append(f"{metric_title(metric)} is undefined (NaN) for {count} outputs; means over them are NaN too.")
+        sentences.append(
+            f"{metric_title(metric)} is undefined (NaN) for {count} outputs; means over them are NaN too."
+        )
     return sentences
 
 

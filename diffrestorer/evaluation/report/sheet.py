@@ -41,7 +41,9 @@ def write_contact_sheet(report: Report) -> None:
     # A row per degradation, with its first photos.
     for row, degradation in enumerate(suite.degradations):
         top = SHEET_HEADER + row * step
-        draw.text((12, top + SHEET_TILE // 2), "\n+ ".join(degradation.split("+")), "black", font, anchor="lm")
+        draw.text(
+            (12, top + SHEET_TILE // 2), "\n+ ".join(degradation.split("+")), "black", font, anchor="lm"
+        )
         for block, item in enumerate(suite.of(degradation)[:blocks]):
             _draw_row(sheet, report, item, SHEET_LABEL_WIDTH + block * block_width, top)
     write_photo(report.output_dir / "contact_sheet.png", Photo(np.asarray(sheet)))

@@ -75,7 +75,9 @@ def write_standings(output_dir: Path, tables: Sequence[Table], standings: Standi
         style = escaped.style.hide(axis="index")
         caption = escape_latex(table.title)
         columns = "ll" + "r" * 6
-        latex.append(style.to_latex(hrules=True, environment="longtable", column_format=columns, caption=caption))
+        latex.append(
+            style.to_latex(hrules=True, environment="longtable", column_format=columns, caption=caption)
+        )
     write_text(output_dir / "standings.md", "\n".join(lines))
     write_text(output_dir / "standings.tex", "\n".join(latex))
 
@@ -125,7 +127,9 @@ def standings_frame(standings: Standings) -> pd.DataFrame:
     rows = []
     for (label, metric), methods in standings.items():
         for method, standing in methods.items():
-            rows.append({"degradation": label, "metric": metric, "method": method, **standing_numbers(standing)})
+            rows.append(
+                {"degradation": label, "metric": metric, "method": method, **standing_numbers(standing)}
+            )
     return pd.DataFrame(rows)
 
 

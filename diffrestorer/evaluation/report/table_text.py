@@ -44,7 +44,9 @@ def latex(tables: Sequence[Table], key: str) -> str:
         frame = table.frame(best="\\textbf{{{}}}").map(escape_latex).rename(columns=escape_latex)
         style = frame.style.hide(axis="index")
         columns = "l" + "r" * len(table.methods)
-        lines.append(style.to_latex(hrules=True, column_format=columns, caption=escape_latex(table.title)))
+        lines.append(
+            style.to_latex(hrules=True, column_format=columns, caption=escape_latex(table.title))
+        )
     return "\n".join(lines)
 
 

@@ -123,7 +123,9 @@ def find_standings(
     for label, tasks in rows.items():
         for metric in metrics:
             if metric.of_sets:
-                found[label, metric.name] = compare_sets(_sets(set_scores, metric, tasks), metric, ADVISED_IMAGES)
+                found[label, metric.name] = compare_sets(
+                    _sets(set_scores, metric, tasks), metric, ADVISED_IMAGES
+                )
             else:
                 found[label, metric.name] = compare_methods(table, metric, tasks)
     return found
@@ -135,7 +137,9 @@ def _sets(
     tasks: Sequence[str],
 ) -> dict[str, list[SetScore]]:
     """Return method -> its scores of some tasks, for methods that have all of them; of runs the first one's."""
-    methods = dict.fromkeys(method for _, method, name in set_scores if name == metric.name and "@" not in method)
+    methods = dict.fromkeys(
+        method for _, method, name in set_scores if name == metric.name and "@" not in method
+    )
     found = {}
     for method in methods:
         scores = [set_scores[task, method, metric.name] for task in tasks]

@@ -62,8 +62,14 @@ def write_report(
     write_summaries(output_dir / "summary.csv", found.summaries, found.metrics, found.unavailable)
 
     # The means, how far they can be told apart, and what they say. Runs of a method are pooled in its row.
-    running = [method for method in found.methods if not method.reason and method.name == base_name(method.name)]
-    standings = find_standings(found.scores, found.set_scores, found.metrics, _rows(found.suite.degradations))
+    running = [
+        method
+        for method in found.methods
+        if not method.reason and method.name == base_name(method.name)
+    ]
+    standings = find_standings(
+        found.scores, found.set_scores, found.metrics, _rows(found.suite.degradations)
+    )
     tables = build_tables(found.summaries, found.metrics, running, standings)
     write_standings(output_dir, tables, standings)
     notes = _notes(found, config.fid_floor)

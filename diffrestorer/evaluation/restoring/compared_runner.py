@@ -94,6 +94,8 @@ def by_tiles(side: int, multiple: int) -> Pass:
         network: Callable[..., Float[Tensor, "1 3 _ _"]],
         images: Sequence[Float[Tensor, "1 3 h w"]],
     ) -> Float[Tensor, "1 3 h w"]:
-        return Grid.over(images[0].shape[-2:], side, multiple, cell=1, batch_size=1).run(network, images)
+        return Grid.over(images[0].shape[-2:], side, multiple, cell=1, batch_size=1).run(
+            network, images
+        )
 
     return run

@@ -23,7 +23,9 @@ def check_precision(name: str, device: torch.device) -> None:
         ValueError: `tf32` elsewhere than on a GPU.
     """
     if name == "tf32" and device.type != "cuda":
-        raise ValueError(f"dtype=tf32 is a mode of NVIDIA's GPUs, there is none on {device.type}: take dtype=float32")
+        raise ValueError(
+            f"dtype=tf32 is a mode of NVIDIA's GPUs, there is none on {device.type}: take dtype=float32"
+        )
 
 
 @contextmanager

@@ -12,7 +12,14 @@ from rich.progress import Progress
 
 from diffrestorer.evaluation.methods import Method
 from diffrestorer.evaluation.restoring.consistency_decoder import UnavailableError
-from diffrestorer.evaluation.restoring.outputs import as_batch, as_pixels, digest, made_by, read_pixels, write_output
+from diffrestorer.evaluation.restoring.outputs import (
+    as_batch,
+    as_pixels,
+    digest,
+    made_by,
+    read_pixels,
+    write_output,
+)
 from diffrestorer.evaluation.restoring.precision import gpu_products
 from diffrestorer.evaluation.restoring.runners import Runner, Sampling, open_runner
 from diffrestorer.evaluation.scoring.suite_scoring import batches_of_one_size

@@ -12,7 +12,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffrestorer.evaluation.methods import Method
-from diffrestorer.evaluation.restoring.consistency_decoder import decode_consistently, load_consistency_decoder
+from diffrestorer.evaluation.restoring.consistency_decoder import (
+    decode_consistently,
+    load_consistency_decoder,
+)
 from diffrestorer.evaluation.restoring.identity import check_ablation, weights_digest
 from diffrestorer.evaluation.restoring.outputs import noise_seed
 from diffrestorer.evaluation.restoring.precision import DTYPES, place_network, precision_of

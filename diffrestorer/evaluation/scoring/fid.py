@@ -62,7 +62,9 @@ class FidScorer:
         covariances = np.cov(features, rowvar=False), np.cov(reference, rowvar=False)
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # scipy's, of singular matrices: `fid_warning` says it in plain words
+                warnings.simplefilter(
+                    "ignore"
+                )  # scipy's, of singular matrices: `fid_warning` says it in plain words
                 return float(frechet_distance(means[0], covariances[0], means[1], covariances[1]))
         except ValueError:
             return float("nan")

@@ -69,14 +69,18 @@ class Scorer:
             ValueError: a metric needs the reference and `gt` is None, or its shape is another one.
         """
         if gt is not None and gt.shape != restored.shape:
-            raise ValueError(f"image and reference differ in size: {tuple(restored.shape)} and {tuple(gt.shape)}")
+            raise ValueError(
+                f"image and reference differ in size: {tuple(restored.shape)} and {tuple(gt.shape)}"
+            )
         images = restored.to(self.device, torch.float32)
         reference = None if gt is None else gt.to(self.device, torch.float32)
         scores = {}
         for metric in self.metrics if metrics is None else metrics:
             if metric.needs_reference and reference is None:
                 raise ValueError(f"{metric.name} compares with a reference, and there is none")
-            scores[metric.name] = self._score(metric, images, reference if metric.needs_reference else None)
+            scores[metric.name] = self._score(
+                metric, images, reference if metric.needs_reference else None
+            )
         return scores
 
     def _score(
@@ -95,7 +99,9 @@ class Scorer:
                 return [float("nan")]
             # One image of the batch is to blame: each is scored alone.
             references = [None] * len(images) if reference is None else reference.split(1)
-            return [self._score(metric, *pair)[0] for pair in zip(images.split(1), references, strict=True)]
+            return [
+                self._score(metric, *pair)[0] for pair in zip(images.split(1), references, strict=True)
+            ]
         return [float(value) for value in values.reshape(len(images)).tolist()]
 
 

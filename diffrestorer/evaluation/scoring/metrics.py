@@ -52,7 +52,11 @@ _RESNET50 = "timm/resnet50.a1_in1k"
 _VIT_B8 = "timm/vit_base_patch8_224.augreg2_in21k_ft_in1k"
 _QUALICLIP = ("clip/RN50.pt", "pyiqa/QualiCLIP.pth", "pyiqa/QualiCLIP+_koniq.pth")
 _DINOV2 = ("facebookresearch_dinov2_main/hubconf.py", "checkpoints/dinov2_vitl14_pretrain.pth")
-_ARNIQA = ("checkpoints/resnet50-0676ba61.pth", "checkpoints/ARNIQA.pth", "pyiqa/regressor_koniq10k.pth")
+_ARNIQA = (
+    "checkpoints/resnet50-0676ba61.pth",
+    "checkpoints/ARNIQA.pth",
+    "pyiqa/regressor_koniq10k.pth",
+)
 
 EXTRA_METRICS: tuple[Metric, ...] = (
     Metric(
@@ -84,7 +88,15 @@ METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
         Metric("psnr", "psnr", False, True, 1, detail="RGB, dB"),
-        Metric("psnr_y", "psnry", False, True, 1, detail="Y of YCbCr, dB", options=(("color_space", "ycbcr"),)),
+        Metric(
+            "psnr_y",
+            "psnry",
+            False,
+            True,
+            1,
+            detail="Y of YCbCr, dB",
+            options=(("color_space", "ycbcr"),),
+        ),
         Metric("ssim", "ssim", False, True, 11, detail="Y of YIQ"),
         Metric("ssim_rgb", "ssimc", False, True, 11, detail="RGB"),
         Metric("ms_ssim", "ms_ssim", False, True, 161, detail="Y of YIQ"),
@@ -92,8 +104,18 @@ METRICS: dict[str, Metric] = {
         Metric("vsi", "vsi", False, True, 32),
         Metric("gmsd", "gmsd", True, True, 32),
         Metric("nlpd", "nlpd", True, True, 32),
-        Metric("fid", "fid", True, True, 1, of_sets=True, files=("pyiqa/pt_inception-2015-12-05-6726825d.pth",)),
-        Metric("lpips", "lpips", True, True, 32, files=(_ALEXNET, "pyiqa/LPIPS_v0.1_alex-df73285e.pth")),
+        Metric(
+            "fid",
+            "fid",
+            True,
+            True,
+            1,
+            of_sets=True,
+            files=("pyiqa/pt_inception-2015-12-05-6726825d.pth",),
+        ),
+        Metric(
+            "lpips", "lpips", True, True, 32, files=(_ALEXNET, "pyiqa/LPIPS_v0.1_alex-df73285e.pth")
+        ),
         Metric("dists", "dists", True, True, 32, files=(_VGG16, "pyiqa/DISTS_weights-f5e65c96.pth")),
         Metric("niqe", "niqe", True, False, 96, files=("pyiqa/niqe_modelparameters.mat",)),
         Metric("musiq", "musiq", False, False, 32, files=("pyiqa/musiq_koniq_ckpt-e95806b9.pth",)),

@@ -47,7 +47,9 @@ def create(
     try:
         import pyiqa
     except ImportError:
-        raise ValueError("scores need pyiqa, which is not installed: pip install 'diffrestorer[eval]'") from None
+        raise ValueError(
+            "scores need pyiqa, which is not installed: pip install 'diffrestorer[eval]'"
+        ) from None
     logging.getLogger("pyiqa").setLevel(logging.WARNING)  # it announces every metric it makes
 
     # A folder of weights is taken as it is: what it lacks is not downloaded.

@@ -187,7 +187,10 @@ def _strata(differences: pd.Series) -> list[np.ndarray]:
 
     Where every task has the same photos, as on the open ones, a photo's tasks belong together: their mean is drawn.
     """
-    tasks = [part.droplevel("degradation") for _, part in differences.groupby(level="degradation", sort=False)]
+    tasks = [
+        part.droplevel("degradation")
+        for _, part in differences.groupby(level="degradation", sort=False)
+    ]
     photos = [sorted(part.index) for part in tasks]
     if all(names == photos[0] for names in photos):
         means = differences.groupby(level="image", sort=False).mean(skipna=False)

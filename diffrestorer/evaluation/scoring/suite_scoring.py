@@ -147,7 +147,9 @@ class Scoring:
         side = min(image.shape[:2])
         large_enough = [metric for metric in self.scorer.metrics if side >= metric.min_side]
         if self.scorer.metrics and not large_enough:
-            raise ValueError(f"{method.name}: no metric accepts {item.file} ({_size(image)}): it is too small")
+            raise ValueError(
+                f"{method.name}: no metric accepts {item.file} ({_size(image)}): it is too small"
+            )
         return [metric for metric in large_enough if has_reference or not metric.needs_reference]
 
     def _read(self, method: Method, item: Item) -> np.ndarray:

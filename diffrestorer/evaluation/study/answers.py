@@ -47,7 +47,9 @@ def read_answers(folder: Path) -> list[Answer]:
         ValueError: there is no study or no answer, or a file does not belong to this study; the message names it.
     """
     if not (folder / KEY).is_file():
-        raise ValueError(f"{folder} holds no study ({KEY}): make it with diffrestorer study make RUNS -o {folder}")
+        raise ValueError(
+            f"{folder} holds no study ({KEY}): make it with diffrestorer study make RUNS -o {folder}"
+        )
     key = json.loads((folder / KEY).read_text(encoding="utf-8"))
     files = sorted((folder / ANSWERS).glob("*.json"))
     if not files:
@@ -59,7 +61,9 @@ def read_answers(folder: Path) -> list[Answer]:
     for file in files:
         person, found = _read(file, key)
         if person in people:
-            raise ValueError(f"{file} and {people[person]} are answers of the same person: keep one of them")
+            raise ValueError(
+                f"{file} and {people[person]} are answers of the same person: keep one of them"
+            )
         people[person] = file
         answers += found
     return answers

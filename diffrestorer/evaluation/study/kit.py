@@ -7,7 +7,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from diffrestorer.data.storage import write_bytes, write_text
-from diffrestorer.evaluation.study.pairs import Pair, choose_pairs
+from diffrestorer.evaluation.study.blind_pairs import Pair, choose_pairs
 
 TEMPLATES = Path(__file__).with_name("templates")
 
@@ -37,7 +37,9 @@ def make_study(
         ValueError: the folder holds a study, or the runs make no pair.
     """
     if (folder / KEY).exists():
-        raise ValueError(f"{folder} holds a study already: its answers belong to its pairs; give another folder")
+        raise ValueError(
+            f"{folder} holds a study already: its answers belong to its pairs; give another folder"
+        )
 
     # Images under numbers, so that nothing on the page names a method.
     pairs = choose_pairs(runs, count, seed)
@@ -48,7 +50,10 @@ def make_study(
 
     # The key comes last: where it stands, the study is whole.
     (folder / ANSWERS).mkdir(parents=True, exist_ok=True)
-    write_text(folder / KEY, json.dumps({"seed": seed, "pairs": [_key(pair) for pair in pairs]}, indent=1) + "\n")
+    write_text(
+        folder / KEY,
+        json.dumps({"seed": seed, "pairs": [_key(pair) for pair in pairs]}, indent=1) + "\n",
+    )
     return len(pairs)
 
 
@@ -62,7 +67,9 @@ def _key(pair: Pair) -> dict[str, str]:
 
 
 def _page(count: int, seed: int) -> str:
-    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined)
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined
+    )
     pairs = []
     for number in range(count):
         pairs.append({name: _image(number, name) for name in ("input", "left", "right")})

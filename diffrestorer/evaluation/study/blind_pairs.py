@@ -54,7 +54,7 @@ def choose_pairs(
     columns: list[list[Pair]] = []
     for number, (one, two) in enumerate(combinations(outputs, 2)):
         places = [place for place in outputs[one] if place in outputs[two]]
-        rng = counter_rng(seed, "study/pairs", number)
+        rng = counter_rng(seed, "study/blind_pairs", number)
         column = []
         for index in rng.permutation(len(places)):
             place = places[index]
@@ -98,7 +98,9 @@ def _outputs(
 def _restored(run: Path) -> pd.DataFrame:
     """Return the rows of scores.csv of the restoring methods, one run of each."""
     if not (run / "scores.csv").is_file():
-        raise ValueError(f"{run} holds no scores.csv: make it with scripts/evaluate.py output_dir={run}")
+        raise ValueError(
+            f"{run} holds no scores.csv: make it with scripts/evaluate.py output_dir={run}"
+        )
     table = read_scores(run / "scores.csv")
     plain = table["method"].map(base_name) == table["method"]
     return table[plain & (table["method"] != "degraded")]
@@ -108,5 +110,7 @@ def _input(run: Path, place: str) -> Path:
     """Return the input's file: of the open photos, which lie in the run's folder."""
     file = run / "suite" / "lq" / f"{place}.png"
     if not file.is_file():
-        raise ValueError(f"{run}: {file} is missing; a study is made from evaluations of open photos (no data.root)")
+        raise ValueError(
+            f"{run}: {file} is missing; a study is made from evaluations of open photos (no data.root)"
+        )
     return file
