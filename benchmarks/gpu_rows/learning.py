@@ -4,6 +4,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -172,9 +173,8 @@ def _sweep(session: Session, report: Report, build: Build, flops: int) -> None:
             if checkpointing == "blocks" and count < min(4, max(session.sizes.micro_batches)):
                 continue  # recomputing is for what does not fit without
             name = f"micro batch {count}, checkpointing {checkpointing}"
-            if not session.fits(
-                lambda: _measure(session, report, name, task, pairs, count, flops, base)
-            ):
+            measure = partial(_measure, session, report, name, task, pairs, count, flops, base)
+            if not session.fits(measure):
                 report.line(name, "out of memory")
                 report.data[name] = "out of memory"
                 task.zero_grad(set_to_none=True)

@@ -176,7 +176,10 @@ def _add_restoring(parser: argparse.ArgumentParser) -> None:
         "how much the refined decoder takes from the degraded photo, from 0 to 1 (default: 1.0)"
     )
     add("--fidelity", type=_number(float, 0, 1), default=1.0, help=fidelity_help)
-    degradation_help = f"what to remove, one of the model's classes (mini's: {', '.join(DEGRADATIONS)}; default: what it detects)"
+    names = ", ".join(DEGRADATIONS)
+    degradation_help = (
+        f"what to remove, one of the model's classes (mini's: {names}; default: what it detects)"
+    )
     add("--degradation", metavar="CLASS", help=degradation_help)
     tile_help = (
         "auto takes a photo of up to 1024x1024 pixels whole and larger ones by tiles, none takes any whole, a number "

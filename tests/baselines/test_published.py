@@ -280,7 +280,10 @@ def test_another_networks_file_is_refused(tmp_path: Path) -> None:
 
 
 HTML = b"<!DOCTYPE html><html><title>Quota exceeded</title></html>"
-POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32\nsize 12345\n"
+POINTER = (
+    b"version https://git-lfs.github.com/spec/v1\n"
+    b"oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32\nsize 12345\n"
+)
 BESIDE = {"state_dict": {"intro.weight": torch.zeros(4, 3, 3, 3)}}
 NO_CHECKPOINTS: list[tuple[str, Any, str]] = [
     ("a numpy scalar", {**BESIDE, "best": np.float64(31.5)}, r"holds numpy\S+ beside its weights.*save its state dict"),

@@ -90,7 +90,7 @@ def test_every_method_runs_in_the_precision_of_its_name(
             sampling, state = Sampling(dtype=name, steps=1), PartialState(cpu=True)
             _, made = restore_suite(methods, suite, tmp_path / "out", sampling, 8, CPU, state, progress)
         networks = {network for network, _ in seen}
-        assert {"DegradationAwareDecoder", "NAFNet"} <= networks
+        assert {"MiniDecoder", "NAFNet"} <= networks
         assert {flags for _, flags in seen} == {(name == "tf32",) * 2}
         for method in methods:
             assert made[method.name]["dtype"] == name

@@ -68,7 +68,9 @@ def _train_with_hook(command: list[str], output: str, kill_at: int | None, log: 
             return
         if event == "open" and (values[1] is None or not set(values[1]) & set("wax+")):
             return
-        moments.append(f"{event} {values[0]}")
+        # A file appears under its name by a rename.
+        target = f" {values[1]}" if event == "os.rename" else ""
+        moments.append(f"{event} {values[0]}{target}")
         dying = len(moments) - 1 == kill_at
 
     sys.addaudithook(hook)
