@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import cli_runs
-import numpy as np
 from browser import Browser
 from PIL import Image
 
@@ -124,9 +123,10 @@ def drop(browser: Browser, photo: Path) -> None:
 def try_sample(browser: Browser) -> None:
     """Click on the sample photo, as soon as the page listens, and wait until the page has looked at it."""
     deadline = time.monotonic() + 60
-    while not browser.run("document.querySelector('#photo').innerText.includes('sample')"):
+    while not browser.run("document.querySelector('#photo')?.innerText.includes('sample')"):
         assert time.monotonic() < deadline, "the page has no sample photo"
-        browser.click("#sample")
+        if browser.run("document.querySelector('#sample')?.checkVisibility()"):
+            browser.click("#sample")
         time.sleep(2)
     browser.wait(
         "document.querySelector('#restore:not([disabled])') && document.querySelectorAll('#compare img')[1]"
@@ -153,23 +153,17 @@ def restore(browser: Browser, steps: int | None = None) -> None:
 
 
 def take_picture(output: Path) -> None:
-    """The page with a photo that the bundled weights have restored."""
-    import skimage.data
-
-    from diffrestorer.data.synthesis import degrade
-
-    photo = Image.fromarray(skimage.data.chelsea()).crop((40, 0, 340, 300))
-    with tempfile.TemporaryDirectory() as folder:
-        degraded = Path(folder, "chelsea.png")
-        Image.fromarray(degrade(np.asarray(photo), "low_light", np.random.default_rng(1))).save(
-            degraded
-        )
-        with app(Path(folder)) as address, Browser(1280, 960) as browser:
-            open_page(browser, address)
-            drop(browser, degraded)
-            restore(browser)
-            time.sleep(1)  # whatever fades
-            picture = Image.open(io.BytesIO(browser.screenshot())).convert("RGB")
+    """The page with its sample photo, restored by the bundled weights."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        app(Path(folder)) as address,
+        Browser(1280, 960) as browser,
+    ):
+        open_page(browser, address)
+        try_sample(browser)
+        restore(browser)
+        time.sleep(1)  # whatever fades
+        picture = Image.open(io.BytesIO(browser.screenshot())).convert("RGB")
     picture.quantize(256, method=Image.Quantize.MEDIANCUT).save(output, optimize=True)
 
 
