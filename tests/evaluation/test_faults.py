@@ -13,7 +13,10 @@ from evaluation_runs import quiet, restored, settings
 from diffrestorer.evaluation.run import evaluate
 
 ROOT = Path(__file__).resolve().parents[2]
-TABLES = ("scores.csv", "summary.csv", "table1.md", "table1.csv", "table1.tex", "table.md")
+TABLES = (
+    "scores.csv", "summary.csv", "table1.md", "table1.csv", "table1.tex", "table.md", "table.tex", "standings.csv",
+    "standings.md", "standings.tex",
+)  # fmt: skip
 
 
 def command(folder: Path, model: Path) -> list[str]:

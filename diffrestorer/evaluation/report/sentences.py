@@ -25,7 +25,7 @@ def summary_sentences(
     for name, other in pairs:
         counts = [_wins(tables, group, name, other) for group in GROUPS]
         told = "; ".join(count for count in counts if count)
-        sentences.append(f"{methods[name].title} beats {methods[other].title} {told}.")
+        sentences.append(f"{methods[name].title} has a better mean than {methods[other].title} {told}.")
     for metric, count in nans.items():
         sentences.append(
             f"{metric_title(metric)} is undefined (NaN) for {count} outputs; means over them are NaN too."
