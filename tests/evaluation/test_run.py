@@ -176,7 +176,10 @@ def test_best_and_sentences_come_from_the_data() -> None:
     for table in tables:
         best = [row.cells["diff_restorer"].best for row in table.rows if not row.group]
         assert best == [True, True, False, True]
-    expected = "refined decoder has a better mean than degraded input in PSNR on 2, in NLPD on 2 of 3 single degradations; "
+    expected = (
+        "refined decoder has a better mean than degraded input in PSNR on 2, in NLPD on 2 of 3 single "
+    )
+    expected += "degradations; "
     expected += "in PSNR on 1, in NLPD on 1 of 1 mixtures."
     assert summary_sentences(tables, {}) == [expected]
     lines = [line.replace(" ", "") for line in markdown(tables, [], "").splitlines()]
