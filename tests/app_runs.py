@@ -89,7 +89,7 @@ def app(folder: Path, *options: str) -> Iterator[str]:
     temporary.mkdir()
     process = cli_runs.start(["app", "--port", str(port), *options], log, TMPDIR=str(temporary))
     address = f"http://127.0.0.1:{port}/"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 1800
     while not (log.exists() and address in log.read_text()):
         assert process.is_alive(), log.read_text()
         assert time.monotonic() < deadline, "the server does not start"
@@ -122,7 +122,7 @@ def drop(browser: Browser, photo: Path) -> None:
 
 def try_sample(browser: Browser) -> None:
     """Click on the sample photo, as soon as the page listens, and wait until the page has looked at it."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 1800
     while not browser.run("document.querySelector('#photo')?.innerText.includes('sample')"):
         assert time.monotonic() < deadline, "the page has no sample photo"
         if browser.run("document.querySelector('#sample')?.checkVisibility()"):
@@ -138,7 +138,7 @@ def restore(browser: Browser, steps: int | None = None) -> None:
     if steps is not None:
         browser.click("#options button")
         browser.wait("document.querySelector('#steps input[type=number]')")
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 1800
         while browser.run("document.querySelector('#steps input[type=range]').value") != str(steps):
             assert time.monotonic() < deadline, "the page does not take the number of steps"
             browser.run("document.querySelector('#steps input[type=number]').select()")

@@ -44,7 +44,7 @@ def start_ranks(arguments: Sequence[str], log: Path, count: int) -> list[BasePro
     ]
 
 
-def wait(process: BaseProcess, timeout: float = 120) -> int:
+def wait(process: BaseProcess, timeout: float = 1800) -> int:
     """The exit status."""
     process.join(timeout)
     assert process.exitcode is not None, "it does not end"

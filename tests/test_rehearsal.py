@@ -138,7 +138,6 @@ def rehearse(*arguments: str, **environment: str) -> subprocess.CompletedProcess
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(1800)
 def test_the_whole_way(tmp_path: Path) -> None:
     output = tmp_path / "rehearsal"
     done = rehearse("--output", str(output))
@@ -157,7 +156,6 @@ def test_the_whole_way(tmp_path: Path) -> None:
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(900)
 def test_a_stage_that_fails_is_named_with_its_last_lines(tmp_path: Path) -> None:
     broken = tmp_path / "modules"
     broken.mkdir()

@@ -89,7 +89,7 @@ def run_ranks(script: str, commands: Sequence[Sequence[str]], log: Path, num_pro
         finish(process, log)
 
 
-def finish(process: BaseProcess, log: Path, timeout: float = 240) -> None:
+def finish(process: BaseProcess, log: Path, timeout: float = 1800) -> None:
     """Waits for a run that must succeed."""
     process.join(timeout)
     assert process.exitcode == 0, f"exit status {process.exitcode}:\n{log.read_text()}"
@@ -111,13 +111,13 @@ def run_with_torchrun(script: str, arguments: Sequence[str], num_processes: int)
     ]
     done = subprocess.run(
         [*launcher, str(ROOT / "scripts" / script), *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240, check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=1800, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
 
 
 def kill_when(
-    process: BaseProcess, path: Path, condition: Callable[[Path], bool], timeout: float = 120
+    process: BaseProcess, path: Path, condition: Callable[[Path], bool], timeout: float = 1800
 ) -> None:
     """SIGKILL as soon as `condition(path)` holds; the run must not have ended before."""
     signal_when(process, path, condition, signal.SIGKILL, timeout)
@@ -129,7 +129,7 @@ def signal_when(
     path: Path,
     condition: Callable[[Path], bool],
     sent: signal.Signals,
-    timeout: float = 120,
+    timeout: float = 1800,
     workers: bool = False,
 ) -> None:
     """Sends a signal as soon as `condition(path)` holds, and waits for the end.

@@ -56,7 +56,7 @@ def get(address: str, data: dict[str, Any] | None = None) -> tuple[int, bytes]:
     body = None if data is None else json.dumps(data).encode()
     request = urllib.request.Request(address, body, {"Content-Type": "application/json"})
     try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=1800) as answer:
             return answer.status, answer.read()
     except urllib.error.HTTPError as error:
         return error.code, error.read()
@@ -85,7 +85,7 @@ def test_a_photo_is_looked_at_restored_compared_and_downloaded(
     page.download_to(tmp_path)
     page.click("#download")
     output = tmp_path / "old photo_restored.png"
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 1800
     while not output.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     (expected,) = restore(load_pipeline(str(random_model), "cpu"), [read(photo)], Options(steps=STEPS))
@@ -159,7 +159,7 @@ def test_uploads_have_bounds(address: str) -> None:
     headers = {"Content-Type": "multipart/form-data; boundary=x"}
     request = urllib.request.Request(f"{address}gradio_api/upload", body, headers)
     with pytest.raises(urllib.error.HTTPError) as caught:
-        urllib.request.urlopen(request, timeout=60)
+        urllib.request.urlopen(request, timeout=1800)
     assert caught.value.code == 413
 
 
@@ -169,7 +169,7 @@ def send(address: str, photo: Path) -> dict[str, Any]:
     body = boundary + photo.read_bytes() + b"\r\n--x--\r\n"
     headers = {"Content-Type": "multipart/form-data; boundary=x"}
     request = urllib.request.Request(f"{address}gradio_api/upload", body, headers)
-    with urllib.request.urlopen(request, timeout=60) as answer:
+    with urllib.request.urlopen(request, timeout=1800) as answer:
         (path,) = json.loads(answer.read())
     return {"path": path, "meta": {"_type": "gradio.FileData"}}
 
@@ -203,7 +203,7 @@ def test_another_site_cannot_use_the_page(address: str) -> None:
         for route in ("", "config", "gradio_api/queue/join"):
             request = urllib.request.Request(address + route, headers=headers)
             with pytest.raises(urllib.error.HTTPError) as caught:
-                urllib.request.urlopen(request, timeout=60)
+                urllib.request.urlopen(request, timeout=1800)
             assert caught.value.code == 403
 
 
@@ -241,7 +241,7 @@ def test_several_photos_stay_in_view_and_come_down_together(
     page.download_to(tmp_path)
     page.click("#download")
     packed = tmp_path / "restored.zip"
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 1800
     while not packed.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     with zipfile.ZipFile(packed) as archive:
@@ -254,8 +254,8 @@ def test_it_listens_on_loopback_only(address: str) -> None:
         probe.connect(("192.0.2.1", 9))  # sends nothing; tells which address this machine has to others
         outside = probe.getsockname()[0]
     with socket.socket() as client:
-        client.settimeout(5)
+        client.settimeout(1800)
         assert client.connect_ex(("127.0.0.1", port)) == 0
     with socket.socket() as client:
-        client.settimeout(5)
+        client.settimeout(1800)
         assert client.connect_ex((outside, port)) != 0

@@ -93,7 +93,7 @@ def test_a_stopped_run_leaves_whole_files_only(
         save(photos / f"{i:02}.png", noise(96, 96))
     out, log = tmp_path / "out", tmp_path / "log"
     run = cli_runs.start([*command, "--steps", "10"], log)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 1800
     while not (out.is_dir() and any(out.glob("*.png"))) and time.monotonic() < deadline:
         time.sleep(0.05)
     os.kill(run.pid or 0, getattr(signal, name))

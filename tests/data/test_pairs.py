@@ -295,7 +295,7 @@ def test_workers_start_after_opencv_has_used_its_threads(photos_dir: Path) -> No
         start_new_session=True,
     )
     try:
-        assert process.communicate(timeout=120)[0].strip() == "2"
+        assert process.communicate(timeout=1800)[0].strip() == "2"
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)

@@ -82,7 +82,6 @@ def run(line: list[str]) -> None:
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(900)
 def test_kill_and_resume_give_the_same_tables(whole: Path, model: Path, tmp_path: Path) -> None:
     """SIGKILL while restoring, and while scoring; then to the end."""
     for sign in ("restored/*/*/*.png", "scores/*.jsonl"):
@@ -104,7 +103,6 @@ def test_kill_and_resume_give_the_same_tables(whole: Path, model: Path, tmp_path
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(900)
 def test_two_processes_share_the_work_and_give_the_same_tables(
     whole: Path, model: Path, tmp_path: Path
 ) -> None:

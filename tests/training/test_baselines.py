@@ -254,7 +254,6 @@ def mean_psnr(restored: Tensor, gt: Tensor) -> float:
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(7200)
 @pytest.mark.parametrize("method", TINY)
 def test_mini_learns_four_pairs_by_heart(method: str, photos_dir: Path) -> None:
     """More than 30 dB on the four pairs it saw; a network that can't learn them can't learn anything."""

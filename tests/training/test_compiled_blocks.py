@@ -24,7 +24,6 @@ def assert_steps_are_compiled(counts: Counts) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("stage", "calls"), [("stage1", STAGE1_CALLS), ("decoder", DECODER_CALLS)])
 def test_all_calls_of_a_step_are_compiled(
     stage: str, calls: int, photos_dir: Path, tmp_path: Path
@@ -36,7 +35,6 @@ def test_all_calls_of_a_step_are_compiled(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
 def test_so_are_those_of_distributed_steps_that_recompute(photos_dir: Path, tmp_path: Path) -> None:
     """The VAE encoder's blocks and a few of the mid blocks' run once, all others twice."""
     counts = count_calls("stage1", "blocks", True, photos_dir, tmp_path)

@@ -112,7 +112,7 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(
     before = runs.files_of(output / "checkpoints")
     command = [*arguments, f"output_dir={output}"]
     process = runs.start("train_stage1.py", command, log, file_limit=limit)
-    process.join(120)
+    process.join(1800)
     assert process.exitcode == 2, log.read_text()
     assert re.search(
         what + r" written \(.*File too large.*\); what was saved before is intact", log.read_text()
@@ -136,7 +136,7 @@ def test_other_data_are_refused_unless_meant(
     runs.run("train_stage1.py", command, log)  # the same photos elsewhere are the same data
     (tmp_path / "photos" / "rocket.png").unlink()
     process = runs.start("train_stage1.py", command, log)
-    process.join(120)
+    process.join(1800)
     assert process.exitcode == 2
     assert "the training data are not those" in log.read_text()
     assert "train.allow_changed_data=true" in log.read_text()

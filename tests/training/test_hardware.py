@@ -190,7 +190,6 @@ def test_a_step_waits_for_no_value(stage: str, tasks: dict[str, Task], batch: Pa
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(1800)
 def test_compiled_blocks_change_no_loss(
     tasks: dict[str, Task], batch: PairBatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -83,7 +83,7 @@ def run_until(command: list[str], output: Path, kill_at: int | None, log: Path) 
         target=_train_with_hook, args=(command, str(output), kill_at, str(log))
     )
     process.start()
-    process.join(600)
+    process.join(1800)
     assert process.exitcode is not None
     return process.exitcode
 
@@ -133,7 +133,6 @@ def test_a_kill_at_a_rewrite_loses_nothing(
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(3600)
 def test_twenty_kills_at_rewrites_lose_nothing(
     moments: list[str], arguments: list[str], unfinished: Path, finished: Path, tmp_path: Path
 ) -> None:

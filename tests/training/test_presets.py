@@ -151,7 +151,6 @@ def test_fp16_is_refused_with_the_reason() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
 def test_a_run_in_bf16_on_this_cpu(tiny_overrides: list[str], photos_dir: Path, tmp_path: Path) -> None:
     """It trains where the CPU has the instructions; elsewhere it ends with the reason before anything is written."""
     arguments = [

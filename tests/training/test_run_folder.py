@@ -81,7 +81,6 @@ def test_a_damaged_file_costs_nothing_or_is_named(
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(3600)
 def test_two_hundred_damaged_files(
     arguments: list[str], unfinished: Path, finished: Path, tmp_path: Path
 ) -> None:

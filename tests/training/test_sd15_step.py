@@ -31,7 +31,6 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(3600)
 def test_a_step_of_sd15_fits_into_20_gib(photos_dir: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(photos_dir)],

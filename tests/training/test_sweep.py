@@ -7,7 +7,6 @@ import training_runs as runs
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
 def test_a_sweep_trains_a_model_per_job_and_goes_on(
     tiny_overrides: list[str], photos_dir: Path, tmp_path: Path
 ) -> None:
