@@ -145,12 +145,3 @@ def degradation_similarity(
     """
     similarity = F.normalize(image_embeddings, dim=-1) @ F.normalize(text_embeddings, dim=-1).T
     return (logit_scale * similarity).softmax(dim=-1)
-
-
-def __getattr__(name: str) -> Any:
-    # Model folders that were saved before `models.mini` existed name this module for mini's VAE.
-    if name == "PatchAutoencoderKL":
-        from diffrestorer.models.mini import PatchAutoencoderKL
-
-        return PatchAutoencoderKL
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -22,6 +22,7 @@ from diffusers.models.autoencoders.vae import Decoder, Encoder
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from diffrestorer.models import backbones
 from diffrestorer.models.backbones import PATCH, ImageEncoder
 from diffrestorer.models.blocks import DegradationModulationBlock
 from diffrestorer.models.control import ControlEncoder
@@ -338,3 +339,7 @@ class PixelRefinement(nn.Module):
         for widen, block in zip(reversed(self.widen), reversed(self.up), strict=True):
             features = block(self.shuffle(widen(features)) + skips.pop(), degradation_embedding)
         return self.shuffle(self.conv_out(features))
+
+
+# Model folders that were saved before this module existed name another one for mini's VAE.
+backbones.PatchAutoencoderKL = PatchAutoencoderKL  # type: ignore[attr-defined]

@@ -14,9 +14,8 @@ from diffrestorer.baselines.protocol import Pass, RegressionBaseline, whole
 from diffrestorer.baselines.registry import load_baseline
 from diffrestorer.evaluation.methods import Method
 from diffrestorer.evaluation.restoring.identity import weights_digest
-from diffrestorer.evaluation.restoring.outputs import noise_seed
+from diffrestorer.evaluation.restoring.outputs import NOISE, Restored, noise_seed
 from diffrestorer.evaluation.restoring.precision import place_network, precision_of
-from diffrestorer.evaluation.restoring.runners import NOISE, Restored
 from diffrestorer.inference.tiling import Grid, smaller_sides, tile_side, until_it_fits
 
 

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,19 @@ from diffrestorer.data.counter import counter_rng
 from diffrestorer.data.images import ImageError, read_photo
 from diffrestorer.data.storage import write_bytes
 
+NOISE = "by image"
+"""How noise is drawn, kept with every output: those made when all images shared one noise are made again."""
+
 MADE_BY = "diffrestorer"
 """Keyword of the PNG text in which an output records what made it."""
+
+
+@dataclass(frozen=True)
+class Restored:
+    """Images in [0, 1], and the seconds per image, sampling included."""
+
+    images: Float[Tensor, "b 3 h w"]
+    seconds: float
 
 
 def write_output(

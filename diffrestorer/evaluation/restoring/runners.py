@@ -17,13 +17,10 @@ from diffrestorer.evaluation.restoring.consistency_decoder import (
     load_consistency_decoder,
 )
 from diffrestorer.evaluation.restoring.identity import check_ablation, weights_digest
-from diffrestorer.evaluation.restoring.outputs import noise_seed
+from diffrestorer.evaluation.restoring.outputs import NOISE, Restored, noise_seed
 from diffrestorer.evaluation.restoring.precision import DTYPES, place_network, precision_of
 from diffrestorer.inference.pipeline import DiffRestorerPipeline
 from diffrestorer.inference.tiling import WHOLE_PIXELS
-
-NOISE = "by image"
-"""How noise is drawn, kept with every output: those made when all images shared one noise are made again."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +38,6 @@ class Sampling:
     dtype: str = "float32"
     steps: int | None = None
     consistency_decoder: str = "openai/consistency-decoder"
-
-
-@dataclass(frozen=True)
-class Restored:
-    """Images in [0, 1], and the seconds per image, sampling included."""
-
-    images: Float[Tensor, "b 3 h w"]
-    seconds: float
 
 
 @runtime_checkable
