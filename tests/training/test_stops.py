@@ -102,11 +102,9 @@ def test_a_run_that_waits_for_data_stops_with_a_checkpoint(
     for worker in workers_of(process):
         worker.send_signal(signal.SIGSTOP)
     until_it_stands(output)
-    started = time.monotonic()
     os.kill(process.pid or 0, signal.SIGTERM)
     process.join(1800)
     assert process.exitcode == 75, log.read_text()
-    assert time.monotonic() - started < 1800, "ten seconds, and what a busy machine adds"
     step = ends_with_a_checkpoint(output, log)
     assert f"stopped at step {step} (SIGTERM)" in log.read_text()
     runs.run("train_stage1.py", command, log)
