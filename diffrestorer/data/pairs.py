@@ -298,7 +298,11 @@ def _stack(images: Sequence[np.ndarray]) -> UInt8[Tensor, "b 3 h w"]:
 def pair_loader(
     dataset: Dataset[Pair], batches: Iterable[list[Any]], num_workers: int, pin_memory: bool = False
 ) -> DataLoader[PairBatch]:
-    """Return a loader of this process's batches; the number of workers changes nothing but the speed."""
+    """Return a loader of this process's batches; the number of workers changes nothing but the speed.
+
+    Its workers end with its last batch. Persistent ones would wait for the garbage collector, which may close their
+    queues first; each then costs five seconds.
+    """
     cv2.setNumThreads(
         0
     )  # OpenCV's thread pool does not survive the fork into workers: they would wait for it forever
@@ -309,7 +313,6 @@ def pair_loader(
         collate_fn=collate_pairs,
         pin_memory=pin_memory,
         worker_init_fn=_prepare_worker,
-        persistent_workers=num_workers > 0,
     )
 
 
