@@ -37,14 +37,12 @@ class BaseConfig(RunConfig):
     model: ModelConfig = field(default_factory=ModelConfig)
     vae_steps: int | None = option(None, ge=1)
     """Steps of the VAE; null: train.max_steps."""
-    image_encoder_steps: int | None = option(None, ge=1)
-    """Steps of the image encoder; null: train.max_steps."""
+    image_encoder_batches: int = option(200, ge=1)
+    """Batches of 16 degraded crops that the image encoder's projection is fitted to."""
     unet_steps: int | None = option(None, ge=1)
     """Steps of the UNet; null: train.max_steps."""
     lambda_kl: float = option(1e-6, ge=0)
     """Weight of the VAE's Kullback-Leibler term."""
-    lambda_content: float = option(0.1, ge=0)
-    """Weight of the image encoder's contrastive term beside its classification of the degradation."""
 
 
 @dataclass

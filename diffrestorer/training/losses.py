@@ -79,27 +79,6 @@ def discriminator_hinge_loss(
     return (real + fake) / 2
 
 
-def contrastive_loss(
-    first: Float[Tensor, "b d"],
-    second: Float[Tensor, "b d"],
-    temperature: float = 0.1,
-) -> Float[Tensor, ""]:
-    """Return InfoNCE between two views of the same photos, for mini's image encoder.
-
-    Args:
-        first: embeddings of one view; row i belongs to row i of `second`.
-        second: embeddings of the other view.
-        temperature: divides the cosine similarities.
-    """
-    first = F.normalize(first.float(), dim=-1)
-    second = F.normalize(second.float(), dim=-1)
-
-    # Each row must find its own column, and each column its own row.
-    logits = first @ second.T / temperature
-    target = torch.arange(len(logits), device=logits.device)
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
-
-
 def psnr_loss(
     restored: Float[Tensor, "b 3 h w"],
     gt: Float[Tensor, "b 3 h w"],

@@ -14,15 +14,14 @@ import torch
 from accelerate import PartialState
 from diffusers import DDPMScheduler, ModelMixin
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from diffrestorer.config.classes import model_classes
 from diffrestorer.config.schema import BaseConfig
 from diffrestorer.data.counter import counter_normal, to_device
 from diffrestorer.data.pairs import PairBatch, collate_pairs
 from diffrestorer.data.prepared import open_pairs
-from diffrestorer.models.backbones import decode_latents, encode_image, encode_posterior
+from diffrestorer.models.backbones import ImageEncoder, decode_latents, encode_image, encode_posterior
 from diffrestorer.models.components import (
     build_image_encoder,
     build_unet,
@@ -31,13 +30,16 @@ from diffrestorer.models.components import (
     load_weights,
     save_component,
 )
-from diffrestorer.models.mini import MiniImageEncoder
+from diffrestorer.models.mini import StageStatistics
 from diffrestorer.models.pretrained import find_base, load_imagenet_tower
 from diffrestorer.training.checkpoint import write_folder
 from diffrestorer.training.diffusion import add_noise
 from diffrestorer.training.loop import train
-from diffrestorer.training.losses import contrastive_loss, degradation_loss, diffusion_loss
+from diffrestorer.training.losses import diffusion_loss
 from diffrestorer.training.task import Losses, Task, adamw, to_unit
+
+CROPS_PER_BATCH = 16
+"""Crops of which the image encoder is fitted at a time."""
 
 
 class VAETask(Task):
@@ -97,51 +99,45 @@ class VAETask(Task):
         return [images, decode_latents(self.vae, encode_image(self.vae, images).latents)]
 
 
-class ImageEncoderTask(Task):
-    """An embedding of a degraded photo that carries both its content and its degradation, as CLIP's does for sd15.
+@torch.no_grad()
+def fit_image_encoder(config: BaseConfig, output_dir: Path) -> None:
+    """Save mini's image encoder into `output_dir/model`, its projection fitted to degraded crops of every class.
 
-    Two linear heads, dropped afterwards, train it. One classifies the degradation. The other, contrastive, finds the
-    photo's clean version among those of the batch. The tower has BatchNorm (nothing else learns as fast here), so this
-    task alone depends on how its batch is split among processes.
+    The tower is ImageNet's. Principal components of its stages' statistics tell degradations apart as well as a trained
+    projection does (docs/mini.md), and take a minute. One process fits; the others wait.
+
+    Args:
+        config: its data, seed, `init` and `image_encoder_batches` count.
+        output_dir: where it goes. A finished one stays as it is.
+
+    Raises:
+        ValueError: the ImageNet weights are not installed, or there are too few crops.
     """
+    folder = output_dir / "model"
+    state = PartialState()
+    if state.is_main_process and not folder.is_dir():
+        image_encoder = _begin(config.init, "image_encoder", build_image_encoder(config.model))
+        visual = image_encoder.visual
+        assert isinstance(visual, StageStatistics)
+        if config.init is None:
+            load_imagenet_tower(visual)
+            image_encoder.to(state.device).eval()
+            visual.fit(_crops_statistics(config, image_encoder))
+        write_folder(
+            folder, lambda part: save_component(image_encoder, part / "image_encoder", torch.float32)
+        )
+    state.wait_for_everyone()
 
-    def __init__(self, config: BaseConfig) -> None:
-        super().__init__()
-        self.config = config
-        image_encoder = build_image_encoder(config.model)
-        if isinstance(image_encoder, MiniImageEncoder):
-            load_imagenet_tower(image_encoder)
-        self.image_encoder = _begin(config.init, "image_encoder", image_encoder)
 
-        # The heads exist during training only.
-        embed_dim = self.image_encoder.config.embed_dim
-        self.classifier = nn.Linear(embed_dim, len(model_classes(config.data)))
-        self.content = nn.Linear(embed_dim, embed_dim // 2)
-
-    def forward(self, batch: PairBatch) -> Losses:
-        """Return the classification loss with the weighted contrastive one, both, and the classifier's accuracy."""
-        images = torch.cat([to_unit(batch.lq), to_unit(batch.gt)])
-        lq, gt = self.image_encoder(images).chunk(2)
-
-        logits = self.classifier(lq)
-        deg = degradation_loss(logits, batch.label)
-        content = contrastive_loss(self.content(lq), self.content(gt))
-
-        accuracy = (logits.argmax(1) == batch.label).float().mean()
-        total = deg + self.config.lambda_content * content
-        return Losses(total, {"deg": deg, "content": content, "accuracy": accuracy})
-
-    def optimizers(self) -> Sequence[torch.optim.Optimizer]:
-        """Return one AdamW."""
-        return [adamw(self.parameters(), self.config.train)]
-
-    def save_model(self, folder: Path, dtype: torch.dtype) -> None:
-        """Save the tower without its two heads."""
-        save_component(self.image_encoder, folder / "image_encoder", dtype)
-
-    def sample(self, batch: PairBatch) -> list[Float[Tensor, "b 3 h w"]]:
-        """Return the two views."""
-        return [to_unit(batch.lq), to_unit(batch.gt)]
+def _crops_statistics(config: BaseConfig, image_encoder: ImageEncoder) -> Float[Tensor, "n s2"]:
+    """Return the stages' statistics of degraded training crops."""
+    pairs = open_pairs(config.data, config.seed, CROPS_PER_BATCH)
+    rows = []
+    for step in range(config.image_encoder_batches):
+        batch = collate_pairs([pairs[step, position] for position in range(CROPS_PER_BATCH)])
+        images = to_unit(batch.to(image_encoder.device).lq)
+        rows.append(image_encoder.visual.statistics(image_encoder.prepare(images)))
+    return torch.cat(rows)
 
 
 class UNetTask(Task):
@@ -209,12 +205,8 @@ def _finished_part(config: BaseConfig, name: str) -> ModelMixin:
     return load_component(folder).requires_grad_(False)
 
 
-PARTS: dict[str, type[VAETask] | type[ImageEncoderTask] | type[UNetTask]] = {
-    "vae": VAETask,
-    "image_encoder": ImageEncoderTask,
-    "unet": UNetTask,
-}
-"""Tasks in the order of training. The UNet needs the other two parts."""
+TASKS: dict[str, type[VAETask] | type[UNetTask]] = {"vae": VAETask, "unet": UNetTask}
+"""The parts that are trained. The UNet needs the VAE and the image encoder, which is fitted."""
 
 
 def train_base(config: BaseConfig) -> None:
@@ -224,14 +216,17 @@ def train_base(config: BaseConfig) -> None:
         ValueError: as `train`; or a part is asked for before those it needs are finished.
     """
     output_dir = Path(config.output_dir)
-    for name, task_class in PARTS.items():
+    for name in ("vae", "image_encoder", "unet"):
         if config.part not in ("all", name):
+            continue
+        if name == "image_encoder":
+            fit_image_encoder(replace(config, part=name), output_dir / name)
             continue
 
         # Each part may have a number of steps of its own.
         steps = getattr(config, f"{name}_steps") or config.train.max_steps
         part_config = replace(config, part=name, train=replace(config.train, max_steps=steps))
-        train(task_class, part_config, output_dir / name)
+        train(TASKS[name], part_config, output_dir / name)
 
     # The UNet's folder holds all three.
     finished = output_dir / "unet" / "model"

@@ -55,37 +55,49 @@ def train_mini(config: MiniConfig) -> None:
     check_limits(MiniConfig, asdict(config))
     if set(config.stages) != set(STAGES) or set(config.shares) != set(STAGES):
         raise ValueError(f"stages and shares name the stages {', '.join(STAGES)}")
-    # One stage after the other, each from the model before it.
+
+    # One stage after the other, each from the model before it. A stage is planned when its turn comes.
     output_dir = Path(config.output_dir)
-    steps = _plan(config, output_dir / "plan.json")
+    started = time.monotonic()
     before = None
     for stage, (_, task, _) in STAGES.items():
         folder = output_dir / stage
-        train(task, _stage_config(config, stage, steps[stage], folder, before), folder)
+        steps = _planned_steps(config, stage, before, started)
+        train(task, _stage_config(config, stage, steps, folder, before), folder)
         before = str(folder)
 
 
-def _plan(config: MiniConfig, path: Path) -> dict[str, int]:
-    """Return the steps of each stage: those planned at the first start, or as many as fit into the minutes."""
-    steps = _read_plan(path)
-    missing = [stage for stage in STAGES if stage not in steps]
-    started = time.monotonic()
-    seconds = {stage: _seconds_per_step(config, stage, path.parent / ".speed") for stage in missing}
-    left = (60 * config.minutes - (time.monotonic() - started)) * (1 - RESERVE)
-    for stage in missing:
-        steps[stage] = max(1, int(left * config.shares[stage] / seconds[stage]))
+def _planned_steps(config: MiniConfig, stage: str, before: str | None, started: float) -> int:
+    """Return the steps of a stage: those planned at its first start, or as many as fit into its share of what is left.
+
+    Args:
+        before: model of the stage before.
+        started: when this process began, by the monotonic clock.
+    """
+    path = Path(config.output_dir) / "plan.json"
+    plan = _read_plan(path)
+    if stage in plan:
+        return plan[stage]
+    seconds = _seconds_per_step(config, stage, path.parent / ".speed", before)
+
+    # Stages that an earlier process ran count with their shares.
+    later = list(STAGES)[list(STAGES).index(stage) :]
+    shares = sum(config.shares[name] for name in later)
+    spent = max(time.monotonic() - started, 60 * config.minutes * (1 - shares))
+    left = max(0.0, 60 * config.minutes - spent) * (1 - RESERVE)
+    plan[stage] = max(1, int(left * config.shares[stage] / shares / seconds))
 
     # Every process measured for itself; the main one's plan counts.
     state = PartialState()
     state.wait_for_everyone()
     if state.is_main_process:
-        write_sealed(path, steps)
+        write_sealed(path, plan)
     state.wait_for_everyone()
-    return read_sealed(path)
+    return read_sealed(path)[stage]
 
 
 def _read_plan(path: Path) -> dict[str, int]:
-    """Return the planned steps of each stage. Without a sound plan: those of the stages that have begun."""
+    """Return the planned steps of the stages. Without a sound plan: those of the stages that have begun."""
     try:
         return read_sealed(path)
     except FileNotFoundError:
@@ -107,10 +119,10 @@ def _read_plan(path: Path) -> dict[str, int]:
     return begun
 
 
-def _seconds_per_step(config: MiniConfig, stage: str, folder: Path) -> float:
-    """Return the seconds of a stage's step, measured by a short run from the bundled weights that is thrown away."""
+def _seconds_per_step(config: MiniConfig, stage: str, folder: Path, before: str | None) -> float:
+    """Return the seconds of a stage's step, measured by a short run from `before` that is thrown away."""
     _remove_together(folder)  # of an earlier start that was killed
-    run = _stage_config(config, stage, MEASURED_STEPS, folder, "mini")
+    run = _stage_config(config, stage, MEASURED_STEPS, folder, before)
     seconds = train(STAGES[stage][1], run, folder)
     assert seconds is not None, "there are steps after the warm-up"
     _remove_together(folder)

@@ -8,26 +8,57 @@ import torch
 
 from diffrestorer.config.composition import load
 from diffrestorer.config.schema import BaseConfig, DecoderConfig, Stage1Config
+from diffrestorer.data.pairs import collate_pairs
+from diffrestorer.data.prepared import open_pairs
+from diffrestorer.models.components import load_component
 from diffrestorer.models.pretrained import load_base
 from diffrestorer.training.decoder_stage import DecoderTask
-from diffrestorer.training.mini_base import PARTS, ImageEncoderTask, VAETask
+from diffrestorer.training.mini_base import TASKS, VAETask, fit_image_encoder
 from diffrestorer.training.stage1 import Stage1Task
+from diffrestorer.training.task import to_unit
 
 
 def config(*overrides: str) -> BaseConfig:
     return load("train_base", BaseConfig, overrides)
 
 
-def test_a_part_begins_with_the_weights_of_another_run(
-    tiny_overrides: list[str], tmp_path: Path
+def test_the_image_encoder_is_fitted_or_begins_with_another(
+    tiny_overrides: list[str], photos_dir: Path, tmp_path: Path
 ) -> None:
-    first = ImageEncoderTask(config(*tiny_overrides, "part=image_encoder"))
-    first.save_model(tmp_path, torch.float32)
-    larger = [*tiny_overrides, "model.image_encoder.vision_cfg.image_size=64", f"init={tmp_path}"]
-    second = ImageEncoderTask(config(*larger, "part=image_encoder"))
-    assert second.image_encoder.image_size == 64
-    for name, weight in first.image_encoder.state_dict().items():
-        assert torch.equal(second.image_encoder.state_dict()[name], weight), name
+    """Fitted: 9 components of unit variance and no correlation, over the crops it was fitted to. `init=`: a copy."""
+    data = [f"data.root={photos_dir}", "data.size=64", "part=image_encoder", "image_encoder_batches=2"]
+    sizes = ["model.image_encoder.embed_dim=9", "model.image_encoder.vision_cfg.image_size=64"]
+    first = config(*tiny_overrides, *data, *sizes)
+    fit_image_encoder(first, tmp_path / "first")
+    fitted = load_component(tmp_path / "first" / "model" / "image_encoder").eval()
+
+    pairs = open_pairs(first.data, first.seed, 16)
+    crops = [pairs[step, position] for step in range(2) for position in range(16)]
+    with torch.no_grad():
+        embeddings = torch.cat([fitted(to_unit(collate_pairs([crop]).lq)) for crop in crops])
+    torch.testing.assert_close(embeddings.mean(0), torch.zeros(9), atol=1e-3, rtol=0)
+    torch.testing.assert_close(embeddings.T @ embeddings / 32, torch.eye(9), atol=0.05, rtol=0)
+
+    # A finished one stays; another run may begin with it.
+    written = tmp_path / "first" / "model" / "image_encoder" / "config.json"
+    before = written.stat().st_mtime_ns
+    fit_image_encoder(first, tmp_path / "first")
+    assert written.stat().st_mtime_ns == before
+    init = f"init={tmp_path / 'first' / 'model'}"
+    fit_image_encoder(config(*tiny_overrides, *data, *sizes, init), tmp_path / "second")
+    copy = load_component(tmp_path / "second" / "model" / "image_encoder")
+    for name, weight in fitted.state_dict().items():
+        assert torch.equal(copy.state_dict()[name], weight), name
+
+
+def test_an_image_encoder_of_too_few_crops_is_refused(
+    tiny_overrides: list[str], photos_dir: Path, tmp_path: Path
+) -> None:
+    data = [f"data.root={photos_dir}", "data.size=64", "part=image_encoder", "image_encoder_batches=1"]
+    wide = config(*tiny_overrides, *data, "model.image_encoder.embed_dim=17")
+    with pytest.raises(ValueError, match="17 numbers can't be fitted to 16 images"):
+        fit_image_encoder(wide, tmp_path)
+    assert not (tmp_path / "model").exists()
 
 
 def test_a_part_begins_with_the_bundled_base() -> None:
@@ -39,7 +70,7 @@ def test_a_part_begins_with_the_bundled_base() -> None:
 def test_weights_that_are_missing_or_do_not_fit_are_refused(
     tiny_overrides: list[str], tmp_path: Path
 ) -> None:
-    assert list(PARTS) == ["vae", "image_encoder", "unet"]
+    assert list(TASKS) == ["vae", "unet"]
     with pytest.raises(ValueError, match=f"{tmp_path} holds no vae to begin with"):
         VAETask(config(*tiny_overrides, f"init={tmp_path}"))
     other = VAETask(config(*tiny_overrides, "model.vae.latent_channels=3"))

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from diffrestorer.training.losses import (
-    contrastive_loss,
     decoder_loss,
     degradation_loss,
     diffusion_loss,
@@ -81,25 +80,6 @@ def test_discriminator_s_hinge(
 
 def test_generator_s_hinge_is_minus_the_mean_score() -> None:
     assert generator_hinge_loss(scores(3.0, -1.0)).item() == -1.0
-
-
-def test_contrastive_loss_by_hand() -> None:
-    """Two orthogonal pairs at temperature 0.1: -log(e^10 / (e^10 + 1))."""
-    rows = torch.eye(2)
-    assert contrastive_loss(rows, 7 * rows).item() == pytest.approx(math.log1p(math.exp(-10)), rel=1e-3)
-    assert contrastive_loss(torch.ones(4, 3), torch.ones(4, 3)).item() == pytest.approx(math.log(4))
-
-
-def test_contrastive_loss_is_smallest_for_matching_rows() -> None:
-    torch.manual_seed(0)
-    first = torch.randn(5, 8)
-    matched = contrastive_loss(first, first)
-    for shift in range(1, 5):
-        assert contrastive_loss(first, first.roll(shift, 0)) > matched + 1
-    assert contrastive_loss(first, first + 0.5 * torch.randn(5, 8)) > matched
-    assert torch.allclose(
-        contrastive_loss(first, first.roll(1, 0)), contrastive_loss(first.roll(1, 0), first)
-    )
 
 
 def test_equal_shards_average_to_the_whole() -> None:

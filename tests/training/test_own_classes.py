@@ -15,7 +15,6 @@ from diffrestorer.cli import main
 from diffrestorer.config.composition import load
 from diffrestorer.config.degradations import DEGRADATIONS
 from diffrestorer.config.schema import (
-    BaseConfig,
     BaselineConfig,
     DecoderConfig,
     PrepareConfig,
@@ -29,7 +28,6 @@ from diffrestorer.models.components import load_component, read_classes
 from diffrestorer.models.prompt_processor import PromptProcessor
 from diffrestorer.preparation.prepare import prepare
 from diffrestorer.training.da_clip_task import ControllerTask
-from diffrestorer.training.mini_base import ImageEncoderTask
 from diffrestorer.training.model_classes import follow_stage1
 from diffrestorer.training.stage1 import Stage1Task
 from diffrestorer.training.validation import Validation
@@ -170,10 +168,6 @@ def test_everything_that_classifies_follows_the_classes(tiny_overrides: list[str
     stage1 = Stage1Task(load("train_stage1", Stage1Config, [*tiny_overrides, *own]))
     assert stage1.restorer.prompt_processor.classes == CLASSES
     assert stage1.restorer.prompt_processor.classifier.out_features == 3
-    base = ImageEncoderTask(
-        load("train_base", BaseConfig, [*tiny_overrides, "part=image_encoder", *own[:1]])
-    )
-    assert base.classifier.out_features == 3
     baseline = load(
         "train_baseline", BaselineConfig, ["method=da_clip", "size=mini", "clip=none", *own]
     )
