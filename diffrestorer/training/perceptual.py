@@ -70,7 +70,8 @@ def _vgg_weights(network: str, file: str, weights: str | None) -> dict[str, Tens
     # By download.
     if weights is None:
         try:
-            return get_model_weights(network)["IMAGENET1K_V1"].get_state_dict(check_hash=True)
+            source = get_model_weights(network)["IMAGENET1K_V1"]
+            return source.get_state_dict(check_hash=True, weights_only=True)
         except OSError as error:
             raise ValueError(
                 f"{network.upper()} can't be downloaded ({error}): give perceptual_weights=FILE (of the decoder stage "

@@ -1,0 +1,160 @@
+"""Files of weights that people have, read as tensors by name; nothing that a file holds is executed.
+
+These are safetensors, PyTorch's files (`weights_only`), and TorchScript archives such as OpenAI's CLIP. PyTorch reads
+the last only by making their program runnable. Here their tensors alone are read.
+"""
+
+import pickle
+import zipfile
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+from jaxtyping import Shaped
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+_STORAGES: dict[str, torch.dtype] = {
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "DoubleStorage": torch.float64,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
+"""PyTorch's names of typed storages -> the type of their numbers."""
+
+
+class WeightFileError(ValueError):
+    """A file of weights that cannot be read; the message says why, without the file's name."""
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a file by name, in the types they are stored in.
+
+    A PyTorch file may hold them directly, or below `state_dict`; a prefix `module.` is dropped.
+
+    Raises:
+        WeightFileError: the file is missing, damaged, holds no tensors, or more than tensors.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        if is_torchscript(path):
+            return read_torchscript(path)
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise WeightFileError(
+            "it holds more than tensors, or is no file of PyTorch; save its state dict alone, as safetensors"
+        ) from None
+    except (OSError, EOFError, RuntimeError, SafetensorError, ValueError, zipfile.BadZipFile) as error:
+        raise WeightFileError(str(error).splitlines()[0]) from None
+
+    # Checkpoints of training runs hold the weights beside the optimizer's state.
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    tensors = (
+        {
+            str(name).removeprefix("module."): value
+            for name, value in content.items()
+            if isinstance(value, Tensor)
+        }
+        if isinstance(content, dict)
+        else {}
+    )
+    if not tensors:
+        raise WeightFileError("it holds no tensors by name")
+    return tensors
+
+
+def is_torchscript(path: Path) -> bool:
+    """Return whether a file is a TorchScript archive: a zip file with a program beside its data."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        names = [PurePosixPath(name).parts[1:] for name in archive.namelist()]
+    return any(parts[:1] in {("code",), ("constants.pkl",)} for parts in names)
+
+
+def read_torchscript(path: Path) -> dict[str, Tensor]:
+    """Read the parameters and buffers of a TorchScript archive by name; its program is left alone.
+
+    Raises:
+        WeightFileError: the archive is damaged or describes something else than modules of tensors.
+    """
+    with zipfile.ZipFile(path) as archive:
+        (data,) = [name for name in archive.namelist() if PurePosixPath(name).parts[1:] == ("data.pkl",)]
+        with archive.open(data) as file:
+            try:
+                root = _ArchiveReader(file, archive, data.removesuffix(".pkl")).load()
+            except (
+                pickle.UnpicklingError, KeyError, AttributeError, TypeError, IndexError, EOFError
+            ) as error:  # fmt: skip
+                raise WeightFileError(f"its description of the weights is damaged ({error})") from None
+    tensors: dict[str, Tensor] = {}
+    _collect(root, "", tensors)
+    return tensors
+
+
+def _collect(module: Any, prefix: str, tensors: dict[str, Tensor]) -> None:
+    """Add the tensors of a module and of the modules in it, by their names from the outermost module."""
+    for name, value in vars(module).items():
+        if isinstance(value, Tensor):
+            tensors[prefix + name] = value
+        elif isinstance(value, _Module):
+            _collect(value, f"{prefix}{name}.", tensors)
+
+
+class _Module:
+    """A scripted module: its attributes, and none of its program."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+
+
+class _ArchiveReader(pickle.Unpickler):
+    """A reader of a TorchScript archive's `data.pkl` that knows modules, lists and tensors, and calls nothing else."""
+
+    def __init__(self, file: Any, archive: zipfile.ZipFile, folder: str) -> None:
+        super().__init__(file)
+        self.archive = archive
+        self.folder = folder
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return what stands for a name in the file; names that are not on the list are refused."""
+        if module.startswith("__torch__"):
+            return _Module
+        if module == "torch" and name in _STORAGES:
+            return _STORAGES[name]
+        if module == "torch._utils" and name == "_rebuild_tensor_v2":
+            return _rebuild_tensor
+        if module == "torch.jit._pickle" and (name.startswith("build_") or name == "restore_type_tag"):
+            return _first
+        if (module, name) == ("collections", "OrderedDict"):
+            return OrderedDict
+        raise pickle.UnpicklingError(f"it names {module}.{name}, which is no part of weights")
+
+    def persistent_load(self, pid: Any) -> Shaped[Tensor, "n"]:
+        """Return the numbers of a storage, one after the other."""
+        _, dtype, key, *_ = pid
+        data = self.archive.read(f"{self.folder}/{key}")
+        return torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)
+
+
+def _rebuild_tensor(
+    storage: Shaped[Tensor, "n"], offset: int, size: Sequence[int], stride: Sequence[int], *_: Any
+) -> Shaped[Tensor, "..."]:
+    """Return a tensor over a storage; PyTorch refuses one that reaches beyond it."""
+    return torch.as_strided(storage, tuple(size), tuple(stride), offset)
+
+
+def _first(value: Any, *_: Any) -> Any:
+    """Return the list that TorchScript marks with the type of its elements."""
+    return value
