@@ -1,20 +1,21 @@
-"""Files of weights that people have, read as tensors by name; nothing that a file holds is executed.
+"""Files of weights: written as safetensors, and read in the forms that people have, without executing anything.
 
-These are safetensors, PyTorch's files (`weights_only`), and TorchScript archives such as OpenAI's CLIP. PyTorch reads
+Those forms are safetensors, PyTorch's files (`weights_only`), and TorchScript archives such as OpenAI's CLIP. PyTorch reads
 the last only by making their program runnable. Here their tensors alone are read.
 """
 
 import pickle
+import secrets
 import zipfile
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
 from jaxtyping import Shaped
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 _STORAGES: dict[str, torch.dtype] = {
@@ -34,6 +35,26 @@ _STORAGES: dict[str, torch.dtype] = {
 
 class WeightFileError(ValueError):
     """A file of weights that cannot be read; the message says why, without the file's name."""
+
+
+def save_tensors(
+    tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None
+) -> None:
+    """Write tensors as safetensors, readable by whoever may read other new files of the folder."""
+    save_file(dict(tensors), path, metadata=metadata)
+    share_like_new_files(path)
+
+
+def share_like_new_files(*paths: Path) -> None:
+    """Give files the permissions of new ones in their folder; safetensors makes its files private to their owner."""
+    for path in paths:
+        # Only a file tells what the process's mask and the folder's rules come to.
+        probe = path.with_name(f".{secrets.token_hex(8)}.tmp")
+        probe.touch(exist_ok=False)
+        try:
+            path.chmod(probe.stat().st_mode & 0o777)
+        finally:
+            probe.unlink()
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
