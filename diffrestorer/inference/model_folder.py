@@ -9,13 +9,18 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
+from diffusers import ModelMixin, SchedulerMixin
 from diffusers.utils import logging
 
 from diffrestorer.config.degradations import CLEAN
 from diffrestorer.models.components import COMPONENTS, ModelFolderError, load_component, save_component
+from diffrestorer.models.hub_files import HubError, find_snapshot
 from diffrestorer.models.lora import merged
 from diffrestorer.models.restorer import DecodingNetworks, Restorer
+
+
+_FETCHED = ("*.json", "*/*.json", "*/*.safetensors")
+"""Files of a model on the hub."""
 
 
 def find_model(name: str | Path) -> Path:
@@ -32,11 +37,10 @@ def find_model(name: str | Path) -> Path:
     if folder.is_dir():
         return folder
     try:
-        return Path(DiffusionPipeline.download(str(name)))
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        return find_snapshot(str(name), _FETCHED)
+    except HubError as error:
         raise ModelFolderError(
-            f"no model at {name!r}: it is no folder, and as a hub id: {reason}"
+            f"no model at {name!r}: it is no folder, and as a hub id: {error}"
         ) from None
 
 

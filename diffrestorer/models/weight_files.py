@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from jaxtyping import Shaped
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -75,8 +74,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise WeightFileError(
             "it holds more than tensors, or is no file of PyTorch; save its state dict alone, as safetensors"
         ) from None
-    except (OSError, EOFError, RuntimeError, SafetensorError, ValueError, zipfile.BadZipFile) as error:
-        raise WeightFileError(str(error).splitlines()[0]) from None
+    except WeightFileError:
+        raise
+    except Exception as error:  # a damaged file may break its reader anywhere
+        raise WeightFileError(f"it is damaged ({_first_line(error)})") from None
 
     # Checkpoints of training runs hold the weights beside the optimizer's state.
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
@@ -115,12 +116,17 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
         with archive.open(data) as file:
             try:
                 root = _ArchiveReader(file, archive, data.removesuffix(".pkl")).load()
-            except (
-                pickle.UnpicklingError, KeyError, AttributeError, TypeError, IndexError, EOFError
-            ) as error:  # fmt: skip
-                raise WeightFileError(f"its description of the weights is damaged ({error})") from None
+            except Exception as error:  # a damaged description may break anywhere
+                reason = _first_line(error)
+                raise WeightFileError(
+                    f"its description of the weights cannot be used ({reason})"
+                ) from None
+
     tensors: dict[str, Tensor] = {}
-    _collect(root, "", tensors)
+    if isinstance(root, _Module):
+        _collect(root, "", tensors)
+    if not tensors:
+        raise WeightFileError("it holds no tensors by name")
     return tensors
 
 
@@ -167,6 +173,11 @@ class _ArchiveReader(pickle.Unpickler):
         _, dtype, key, *_ = pid
         data = self.archive.read(f"{self.folder}/{key}")
         return torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)
+
+
+def _first_line(error: Exception) -> str:
+    """Return the first line of an error, or its kind if it has no text."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _rebuild_tensor(
