@@ -147,7 +147,9 @@ def write_transformers_clip(folder: Path, config: dict[str, Any]) -> Any:
         projection_dim=config["projection_dim"],
     )
     both = CLIPConfig(
-        text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=config["projection_dim"]
+        text_config=text.to_dict(),
+        vision_config=vision.to_dict(),
+        projection_dim=config["projection_dim"],
     )
     network = CLIPModel(both).eval()
     for parameter in network.parameters():
@@ -155,3 +157,11 @@ def write_transformers_clip(folder: Path, config: dict[str, Any]) -> Any:
     network.save_pretrained(folder)
     assert json.loads((folder / "config.json").read_text())["model_type"] == "clip"
     return network
+
+
+def assert_equal_weights(found: Any, expected: Any) -> None:
+    """Two networks have equal weights, the first in float32."""
+    assert {parameter.dtype for parameter in found.parameters()} == {torch.float32}
+    wanted = expected.state_dict()
+    assert set(found.state_dict()) == set(wanted)
+    assert all(torch.equal(value, wanted[name]) for name, value in found.state_dict().items())

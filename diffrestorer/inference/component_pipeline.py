@@ -137,7 +137,12 @@ class ComponentPipeline(DiffusionPipeline):
             ValueError: an option asks for other files than `from_pretrained` reads.
         """
         # A model folder has one form, which every reader checks file by file.
-        refused = {"safe_serialization": True, "use_flashpack": False, "variant": None, "max_shard_size": None}
+        refused = {
+            "safe_serialization": True,
+            "use_flashpack": False,
+            "variant": None,
+            "max_shard_size": None,
+        }
         for key, usual in refused.items():
             if kwargs.get(key, usual) != usual:
                 raise ValueError(
@@ -223,4 +228,10 @@ class ComponentPipeline(DiffusionPipeline):
             )
 
     def _to_device(self, tensor: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Return images as the networks take them.
+
+        Raises:
+            ValueError: the networks do not take the same.
+        """
+        self._check_types()
         return tensor.to(self._execution_device, self.unet.dtype)

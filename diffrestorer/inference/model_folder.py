@@ -18,7 +18,6 @@ from diffrestorer.models.hub_files import HubError, find_snapshot
 from diffrestorer.models.lora import merged
 from diffrestorer.models.restorer import DecodingNetworks, Restorer
 
-
 _FETCHED = ("*.json", "*/*.json", "*/*.safetensors")
 """Files of a model on the hub."""
 

@@ -71,7 +71,6 @@ class DiffRestorerPipeline(ComponentPipeline):
             raise ValueError(f"{len(generator)} generators were given for {len(images)} images")
         check_decoder(decoder, fidelity)
         check_option("output_type", output_type, OutputType)
-        self._check_types()
 
         restored: list[Any] = [None] * len(images)
         probabilities = torch.empty(len(images), len(self.classes))
@@ -97,7 +96,6 @@ class DiffRestorerPipeline(ComponentPipeline):
     @torch.no_grad()
     def detect(self, image: ImageInput | Sequence[ImageInput]) -> Float[Tensor, "b k"]:
         """Return the degradation probabilities of each image, in the order of `classes`; restore nothing."""
-        self._check_types()
         rows = [self._to_device(tensor[None]) for tensor in as_tensors(image)]
         logits = torch.cat([self.restorer.read_prompts(row).degradation_logits for row in rows])
         self.maybe_free_model_hooks()
@@ -132,7 +130,6 @@ class DiffRestorerPipeline(ComponentPipeline):
             ValueError: an option is not usable, or several images that need tiles were given at once.
         """
         # Refuse what can't be done.
-        self._check_types()
         height, width = size or lq.shape[-2:]
         side = self._tile_side(tile, height, width, len(lq))
         steps = self.default_steps if num_inference_steps is None else num_inference_steps

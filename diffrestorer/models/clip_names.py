@@ -40,7 +40,8 @@ _UNUSED = ("input_resolution", "context_length", "vocab_size")
 def open_clip_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return CLIP's tensors by open_clip's names, which are OpenAI's.
 
-    Files of transformers keep query, key and value apart, and their projections transposed. Either tower may be missing.
+    Files of transformers keep query, key and value apart, and their projections transposed. Either tower may be
+    missing.
     """
     if not any(name.startswith("vision_model.") for name in tensors):
         return {name: value for name, value in tensors.items() if name not in _UNUSED}

@@ -83,7 +83,9 @@ def _find_weights(source: str, config: ModelConfig) -> tuple[StableDiffusionFile
         clip = "mini" if config.clip == "mini" else str(find_clip(CLIP, config.clip))
     except ClipError as error:
         errors.append(error)
-        advice.append("model.clip=FILE or FOLDER with OpenAI's, open_clip's or transformers' CLIP ViT-L/14")
+        advice.append(
+            "model.clip=FILE or FOLDER with OpenAI's, open_clip's or transformers' CLIP ViT-L/14"
+        )
     if not errors:
         return found, clip
 

@@ -1,7 +1,7 @@
 """Files of weights: written as safetensors, and read in the forms that people have, without executing anything.
 
-Those forms are safetensors, PyTorch's files (`weights_only`), and TorchScript archives such as OpenAI's CLIP. PyTorch reads
-the last only by making their program runnable. Here their tensors alone are read.
+Those forms are safetensors, PyTorch's files (`weights_only`), and TorchScript archives such as OpenAI's CLIP. PyTorch
+reads the last only by making their program runnable. Here their tensors alone are read.
 """
 
 import pickle
@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Shaped
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -30,6 +31,10 @@ _STORAGES: dict[str, torch.dtype] = {
     "BoolStorage": torch.bool,
 }
 """PyTorch's names of typed storages -> the type of their numbers."""
+
+
+DEEPEST = 50
+"""Modules within modules that a network may have."""
 
 
 class WeightFileError(ValueError):
@@ -70,14 +75,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         if is_torchscript(path):
             return read_torchscript(path)
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise WeightFileError(
-            "it holds more than tensors, or is no file of PyTorch; save its state dict alone, as safetensors"
-        ) from None
     except WeightFileError:
         raise
     except Exception as error:  # a damaged file may break its reader anywhere
-        raise WeightFileError(f"it is damaged ({_first_line(error)})") from None
+        raise WeightFileError(explain_unreadable(error)) from None
 
     # Checkpoints of training runs hold the weights beside the optimizer's state.
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
@@ -96,6 +97,14 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def explain_unreadable(error: Exception) -> str:
+    """Return a clause for the error of a reader of weights; PyTorch's on pickles goes on for paragraphs."""
+    if isinstance(error, pickle.UnpicklingError):
+        return "a file holds more than tensors, which would be executed, or is no file of PyTorch"
+    first = (str(getattr(error, "reason", error)).splitlines() or [type(error).__name__])[0]
+    return f"damaged, {first}" if isinstance(error, EOFError | SafetensorError) else first
+
+
 def is_torchscript(path: Path) -> bool:
     """Return whether a file is a TorchScript archive: a zip file with a program beside its data."""
     if not zipfile.is_zipfile(path):
@@ -112,31 +121,32 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
         WeightFileError: the archive is damaged or describes something else than modules of tensors.
     """
     with zipfile.ZipFile(path) as archive:
-        (data,) = [name for name in archive.namelist() if PurePosixPath(name).parts[1:] == ("data.pkl",)]
+        (data,) = [
+            name for name in archive.namelist() if PurePosixPath(name).parts[1:] == ("data.pkl",)
+        ]
         with archive.open(data) as file:
             try:
                 root = _ArchiveReader(file, archive, data.removesuffix(".pkl")).load()
             except Exception as error:  # a damaged description may break anywhere
-                reason = _first_line(error)
-                raise WeightFileError(
-                    f"its description of the weights cannot be used ({reason})"
-                ) from None
+                raise WeightFileError(explain_unreadable(error)) from None
 
     tensors: dict[str, Tensor] = {}
     if isinstance(root, _Module):
-        _collect(root, "", tensors)
+        _collect(root, "", tensors, depth=0)
     if not tensors:
         raise WeightFileError("it holds no tensors by name")
     return tensors
 
 
-def _collect(module: Any, prefix: str, tensors: dict[str, Tensor]) -> None:
+def _collect(module: Any, prefix: str, tensors: dict[str, Tensor], depth: int) -> None:
     """Add the tensors of a module and of the modules in it, by their names from the outermost module."""
+    if depth > DEEPEST:
+        raise WeightFileError("its modules are nested without end")
     for name, value in vars(module).items():
         if isinstance(value, Tensor):
             tensors[prefix + name] = value
         elif isinstance(value, _Module):
-            _collect(value, f"{prefix}{name}.", tensors)
+            _collect(value, f"{prefix}{name}.", tensors, depth + 1)
 
 
 class _Module:
@@ -173,11 +183,6 @@ class _ArchiveReader(pickle.Unpickler):
         _, dtype, key, *_ = pid
         data = self.archive.read(f"{self.folder}/{key}")
         return torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)
-
-
-def _first_line(error: Exception) -> str:
-    """Return the first line of an error, or its kind if it has no text."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _rebuild_tensor(

@@ -98,7 +98,9 @@ def test_diffusers_alone_finds_class_and_parts(
     by: str, either: DiffRestorerPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its own parts load by themselves; the whole one loads by DiffusionPipeline, once its file is trusted."""
-    monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(
+        "diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "cache")
+    )
     folder = tmp_path / "model"
     if by == "pipeline":
         either.save_pretrained(folder)
@@ -130,7 +132,13 @@ def test_our_own_loader_executes_nothing_of_a_folder(
     DiffRestorerPipeline.from_pretrained(folder)
 
     index = json.loads((folder / "model_index.json").read_text())
-    for entry in (["evil", "AutoencoderKL"], ["os", "system"], ["diffusers", "UNet2DModel"], "vae", None):
+    for entry in (
+        ["evil", "AutoencoderKL"],
+        ["os", "system"],
+        ["diffusers", "UNet2DModel"],
+        "vae",
+        None,
+    ):
         (folder / "model_index.json").write_text(json.dumps({**index, "vae": entry}))
         with pytest.raises(ModelFolderError, match=r"model_index\.json gives vae as"):
             DiffRestorerPipeline.from_pretrained(folder)

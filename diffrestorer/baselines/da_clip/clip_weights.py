@@ -17,7 +17,7 @@ def load_clip(encoder: ImageEncoder, weights: str, architecture: str = ARCHITECT
 
     Args:
         encoder: the image encoder, whose `quick_gelu` says which activation it has.
-        weights: a tag of open_clip (`laion2b_s34b_b79k`, `openai`), a file or folder, or `mini` for the bundled image encoder.
+        weights: a tag of open_clip (`laion2b_s34b_b79k`, `openai`), a file, a folder, or `mini` (bundled).
         architecture: open_clip's name of the tower with GELU.
 
     Raises:

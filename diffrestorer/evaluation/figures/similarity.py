@@ -46,8 +46,8 @@ def draw_similarity(config: FiguresConfig) -> Figure:
         clip = load_whole_clip(CLIP, config.clip)
     except ClipError as error:
         raise ValueError(
-            f"figure=3 is unavailable: no CLIP weights for clip={config.clip} ({error.reason}); give clip=FILE or FOLDER "
-            "with OpenAI's ViT-L/14, text tower included, as OpenAI, open_clip or transformers have it"
+            f"figure=3 is unavailable: no CLIP weights for clip={config.clip} ({error.reason}); give clip=FILE or "
+            "FOLDER with OpenAI's ViT-L/14, text tower included, as OpenAI, open_clip or transformers have it"
         ) from None
     return plot_similarity(measure_similarity(clip, open_clip.get_tokenizer(CLIP), config.seed))
 

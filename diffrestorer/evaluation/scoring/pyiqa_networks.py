@@ -7,7 +7,6 @@ import hashlib
 import io
 import logging
 import os
-import pickle
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -21,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diffrestorer.evaluation.scoring.metrics import Metric
-from diffrestorer.models.weight_files import is_torchscript, read_torchscript
+from diffrestorer.models.weight_files import explain_unreadable, is_torchscript, read_torchscript
 
 OWN_VERSION: dict[str, int] = {"consistency": 1, "efficientnet_lite0": 1}
 """Metric of this package -> version of its definition: scores of another one are computed again."""
@@ -58,8 +57,8 @@ def create(
     # A folder of weights may come from anybody: no program in it is executed.
     if metric.runs_code and weights is not None:
         raise WeightsError(
-            f"it runs a program that comes with its weights, and none is run from metric_weights={weights}; if you trust "
-            f"{' and '.join(metric.files)}, put them into {torch.hub.get_dir()} and leave metric_weights out"
+            f"it runs a program that comes with its weights, and none is run from metric_weights={weights}; if you "
+            f"trust {' and '.join(metric.files)}, put them into {torch.hub.get_dir()} and leave metric_weights out"
         )
 
     # It is taken as it is: what it lacks is not downloaded.
@@ -80,7 +79,7 @@ def create(
     except Exception as error:
         if not metric.files and not metric.hub:
             raise
-        reason = _reason(error)
+        reason = explain_unreadable(error)
         raise WeightsError(f"its weights can't be had ({reason}); {_advice(metric)}") from None
 
     # Both networks meet the same reference once per method: they remember it.
@@ -89,13 +88,6 @@ def create(
     elif metric.name == "dists":
         model.net.forward_once = _Remembering(model.net.forward_once)
     return model
-
-
-def _reason(error: Exception) -> str:
-    """Return the first line of an error; PyTorch's on pickles goes on for paragraphs."""
-    if isinstance(error, pickle.UnpicklingError):
-        return "a file holds more than tensors, which would be executed, or is no file of PyTorch"
-    return str(getattr(error, "reason", error)).splitlines()[0]
 
 
 def _advice(metric: Metric) -> str:
