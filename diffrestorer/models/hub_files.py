@@ -1,7 +1,8 @@
 """Files on Hugging Face's hub: from its cache if they are there, else downloaded, and without a network no retries."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import (
@@ -11,7 +12,13 @@ from huggingface_hub import (
     snapshot_download,
     try_to_load_from_cache,
 )
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+)
+from huggingface_hub.utils import validate_repo_id
 
 SECONDS_TO_ANSWER = 10
 """Time in which the hub has to answer before it counts as out of reach."""
@@ -27,6 +34,7 @@ def find_hub_file(repository: str, names: Sequence[str]) -> Path:
     Raises:
         HubError: there is none of them, or it cannot be had.
     """
+    _check_name(repository)
     for name in names:
         found = try_to_load_from_cache(repository, name)
         if isinstance(found, str):
@@ -55,7 +63,7 @@ def find_snapshot(repository: str, patterns: Sequence[str]) -> Path:
         HubError: it cannot be had.
     """
     # Online, the newest version; else the one that is there.
-    reason = None
+    _check_name(repository)
     try:
         check_network()
         return Path(snapshot_download(repository, allow_patterns=list(patterns)))
@@ -79,6 +87,28 @@ def check_network() -> None:
         raise HubError(
             f"{constants.ENDPOINT} cannot be reached ({reason}); HF_HUB_OFFLINE=1 says so in advance"
         )
+
+
+@contextmanager
+def cache_without_network() -> Iterator[None]:
+    """Let libraries that fetch from the hub by themselves look only into its cache where it cannot be reached.
+
+    They would try each file six times.
+    """
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or bool(_why_unreachable())
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def _check_name(repository: str) -> None:
+    """Refuse what can be no repository, such as the path of a folder that is not there."""
+    try:
+        validate_repo_id(repository)
+    except HFValidationError:
+        raise HubError("it is not of the form OWNER/NAME") from None
 
 
 @functools.cache

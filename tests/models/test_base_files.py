@@ -18,7 +18,11 @@ from stable_diffusion_files import (
 )
 
 from diffrestorer.config.schema import ModelConfig
+from diffrestorer.evaluation.scoring.metrics import EXTRA_METRICS
+from diffrestorer.evaluation.scoring.pyiqa_networks import WeightsError, create
+from diffrestorer.inference.model_folder import find_model
 from diffrestorer.models import hub_files
+from diffrestorer.models.components import ModelFolderError
 from diffrestorer.models.pretrained import load_base
 
 BASE, CLIP = "stable-diffusion-v1-5/stable-diffusion-v1-5", "timm/vit_large_patch14_clip_224.openai"
@@ -228,6 +232,33 @@ def test_without_network_nothing_is_tried_again(
     assert f"of {CLIP}" in str(caught.value)
     output = capfd.readouterr()
     assert (output.out, output.err) == ("", "")
+
+
+def test_models_on_the_hub_are_not_tried_again(no_network: list[str]) -> None:
+    """A model and a path that is none: one attempt for the first, none for the second."""
+    for name, reason in (("someone/model", "HF_HUB_OFFLINE=1"), ("./nowhere/x", "OWNER/NAME")):
+        with pytest.raises(ModelFolderError, match=f"no model at .*{reason}"):
+            find_model(name)
+    assert len(no_network) == 1
+
+
+def test_a_model_of_the_hubs_cache_is_found(hub: Path, no_network: list[str], tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text("{}")
+    folder = write_hub_cache(hub, "someone/model", {"model_index.json": tmp_path / "model_index.json"})
+    assert find_model("someone/model") == folder
+
+
+def test_metrics_from_the_hub_are_not_tried_again(
+    no_network: list[str], tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "pyiqa").mkdir()
+    for metric in (metric for metric in EXTRA_METRICS if metric.hub):
+        for name in metric.files:
+            torch.save({}, tmp_path / name)
+        with pytest.raises(WeightsError, match="into Hugging Face's cache"):
+            create(metric, torch.device("cpu"), tmp_path)
+    assert "Retrying" not in capfd.readouterr().err
+    assert not constants.HF_HUB_OFFLINE
 
 
 def test_without_network_the_cache_is_enough(

@@ -9,7 +9,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diffrestorer.evaluation.scoring.metrics import Metric
+from diffrestorer.models.hub_files import cache_without_network
 from diffrestorer.models.weight_files import explain_unreadable, is_torchscript, read_torchscript
 
 OWN_VERSION: dict[str, int] = {"consistency": 1, "efficientnet_lite0": 1}
@@ -71,6 +72,7 @@ def create(
         with (
             _hub_folder(weights),
             _tensors_only(metric),
+            cache_without_network() if metric.hub else nullcontext(),
             redirect_stdout(io.StringIO()),
             warnings.catch_warnings(),
         ):
