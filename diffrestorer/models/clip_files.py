@@ -4,7 +4,7 @@ from pathlib import Path
 
 import open_clip
 from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffrestorer.models.clip_names import open_clip_names
 from diffrestorer.models.hub_files import HubError, check_network, find_hub_file
@@ -109,20 +109,20 @@ def load_whole_clip(architecture: str, weights: str) -> open_clip.CLIP:
     return clip.eval()
 
 
-def load_into(network: "open_clip.CLIP | object", tensors: dict[str, Tensor], path: Path) -> None:
+def load_into(network: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
     """Give a network the tensors of a file, which may hold more than it has.
 
     Raises:
         ClipError: one that it has is missing or of another shape.
     """
-    own = network.state_dict()  # type: ignore[attr-defined]
+    own = network.state_dict()
     for name, value in own.items():
         found = tuple(tensors[name].shape) if name in tensors else "missing"
         if found != tuple(value.shape):
             raise ClipError(
                 f"{path} is of another network: {name} is {found}, not {tuple(value.shape)}", str(path)
             )
-    network.load_state_dict({name: tensors[name] for name in own})  # type: ignore[attr-defined]
+    network.load_state_dict({name: tensors[name] for name in own})
 
 
 def _in_folder(folder: Path) -> Path:

@@ -18,7 +18,7 @@ from huggingface_hub.errors import (
     HFValidationError,
     LocalEntryNotFoundError,
 )
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 SECONDS_TO_ANSWER = 10
 """Time in which the hub has to answer before it counts as out of reach."""

@@ -143,7 +143,7 @@ def _tensors_only(metric: Metric) -> Iterator[None]:
     os.environ[names[0]] = "1"
     load_script = torch.jit.load
     if not metric.runs_code:
-        torch.jit.load = _StoredModule
+        torch.jit.load = _StoredModule  # type: ignore[assignment]
     try:
         yield
     finally:
