@@ -192,6 +192,7 @@ def _run_hydra(
             config = _finish(schema, composed)
             if sweeps and hasattr(config, "output_dir"):
                 config.output_dir = os.path.relpath(settings.runtime.output_dir)
+            _announce()
             main(config)
         except ValueError as error:
             if sweeps:
@@ -204,6 +205,13 @@ def _run_hydra(
     os.environ[FULL_ERROR] = "1"
     with _sentences(root, schema, line.overrides):
         hydra.main(version_base="1.3", config_path=folder, config_name=root)(task)()
+
+
+def _announce() -> None:
+    """Say on the first process what the start waits for: PyTorch and the rest take up to a minute on a busy machine."""
+    if "torch" not in sys.modules and os.environ.get("RANK", "0") == "0":
+        sys.stderr.write(f"{Path(sys.argv[0]).name}: loading PyTorch and the other libraries\n")
+        sys.stderr.flush()
 
 
 def _leave(error: ValueError) -> NoReturn:

@@ -82,6 +82,6 @@ class FiguresConfig:
     data: TestDataConfig = field(default_factory=TestDataConfig)
     """Test images of figure 10: data.root=PREPARED takes its own, null crops of scikit-image's photos."""
     clip: str = "openai"
-    """CLIP with its text tower, for figure 3: a tag of open_clip or a file."""
+    """CLIP with its text tower, for figure 3: a tag of open_clip, a file, a folder or a hub id."""
     training: str = "outputs/train_stage1"
     """Output folder of a training script, for figure=training."""

@@ -23,9 +23,9 @@ class ModelConfig:
     name: str = "sd15"
     """Name of the file in configs/model/."""
     base: str | None = None
-    """Pretrained VAE and UNet (mini: image encoder too): a folder, a hub id, `mini` (bundled) or `none` (random)."""
+    """Pretrained VAE and UNet (mini: image encoder too): a folder, a file, a hub id, `mini` (bundled) or `none`."""
     clip: str | None = None
-    """CLIP weights: a tag of open_clip (`openai`) or a file; unused where the base brings its image encoder."""
+    """CLIP weights: a tag of open_clip (`openai`), a file, a folder or a hub id; unused if the base brings its own."""
     vae_class: str = option("AutoencoderKL", choices=("AutoencoderKL", "PatchAutoencoderKL"))
     """Class of the VAE."""
     image_encoder_class: str = option("ImageEncoder", choices=("ImageEncoder", "MiniImageEncoder"))

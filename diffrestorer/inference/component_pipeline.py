@@ -11,17 +11,31 @@ from torch import Tensor
 from diffrestorer.inference.devices import choose_dtype, find_device, place
 from diffrestorer.inference.model_folder import (
     find_model,
+    name_pipeline_class,
     no_loading_bar,
     plain_components,
     write_model_card,
 )
 from diffrestorer.inference.one_step import OneStepScheduler
 from diffrestorer.models.backbones import PATCH, ImageEncoder
-from diffrestorer.models.components import COMPONENTS, check_finite, check_model_folder, read_older_form
+from diffrestorer.models.components import (
+    COMPONENTS,
+    ModelFolderError,
+    check_finite,
+    check_model_folder,
+    read_older_form,
+)
 from diffrestorer.models.control import ControlEncoder, ControlNetwork
 from diffrestorer.models.decoder import DegradationAwareDecoder
+from diffrestorer.models.mini import (
+    MiniControlEncoder,
+    MiniDecoder,
+    MiniImageEncoder,
+    PatchAutoencoderKL,
+)
 from diffrestorer.models.prompt_processor import PromptProcessor
 from diffrestorer.models.restorer import Restorer
+from diffrestorer.models.weight_files import share_like_new_files
 
 
 class ComponentPipeline(DiffusionPipeline):
@@ -40,16 +54,17 @@ class ComponentPipeline(DiffusionPipeline):
 
     def __init__(
         self,
-        vae: AutoencoderKL,
-        image_encoder: ImageEncoder,
+        vae: AutoencoderKL | PatchAutoencoderKL,
+        image_encoder: ImageEncoder | MiniImageEncoder,
         prompt_processor: PromptProcessor,
         unet: UNet2DConditionModel,
-        control_encoder: ControlEncoder,
+        control_encoder: ControlEncoder | MiniControlEncoder,
         control_network: ControlNetwork,
-        decoder: DegradationAwareDecoder,
+        decoder: DegradationAwareDecoder | MiniDecoder,
         scheduler: SchedulerMixin,
         relative_prediction: bool = False,
     ) -> None:
+        # Diffusers' `from_pipe` takes over components of exactly the classes named above.
         super().__init__()
         self.register_modules(
             vae=vae,
@@ -91,6 +106,8 @@ class ComponentPipeline(DiffusionPipeline):
         Raises:
             ModelFolderError: nothing is there, or a file is missing, truncated or does not fit, or holds a NaN.
         """
+        if kwargs.get("use_safetensors") is False:
+            raise ModelFolderError("weights are read from safetensors alone: leave use_safetensors out")
         folder = find_model(pretrained_model_name_or_path)
         check_model_folder(folder)
 
@@ -114,12 +131,43 @@ class ComponentPipeline(DiffusionPipeline):
         LoRA adapters are added to the weights that are written; the pipeline's own stay as they are.
 
         Args:
-            kwargs: diffusers' own.
+            kwargs: diffusers' own of `push_to_hub`.
+
+        Raises:
+            ValueError: an option asks for other files than `from_pretrained` reads.
         """
+        # A model folder has one form, which every reader checks file by file.
+        refused = {
+            "safe_serialization": True,
+            "use_flashpack": False,
+            "variant": None,
+            "max_shard_size": None,
+        }
+        for key, usual in refused.items():
+            if kwargs.get(key, usual) != usual:
+                raise ValueError(
+                    f"a model folder holds one safetensors file per network: leave {key}={kwargs[key]} out"
+                )
+
         relative = self.config.relative_prediction
         written = type(self)(**plain_components(self.components), relative_prediction=relative)
-        super(ComponentPipeline, written).save_pretrained(save_directory, **kwargs)
+        super(ComponentPipeline, written).save_pretrained(str(save_directory), **kwargs)
         write_model_card(written.restorer, Path(save_directory))
+
+    def save_config(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """Write `model_index.json`, and a file by which diffusers finds this class; the last step of saving."""
+        super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
+        folder = Path(save_directory)
+        name_pipeline_class(folder)
+        share_like_new_files(*folder.glob("*/*.safetensors"))
+
+    @classmethod
+    def load_config(cls, *args: Any, **kwargs: Any) -> Any:
+        """Read `model_index.json`. The class that it names is this one, and no file of the folder is executed."""
+        found = super().load_config(*args, **kwargs)
+        config = found[0] if isinstance(found, tuple) else found
+        config["_class_name"] = cls.__name__
+        return found
 
     def prepare(
         self,
@@ -158,5 +206,32 @@ class ComponentPipeline(DiffusionPipeline):
         """Pixels that a side of a padded image is a multiple of: what VAE and UNet divide by."""
         return PATCH * 2 ** (len(self.unet.config.block_out_channels) - 1)
 
+    def _check_types(self) -> None:
+        """Refuse networks of different types, which could not take each other's outputs.
+
+        Autocast brings them together.
+
+        Raises:
+            ValueError: names the types and their networks.
+        """
+        if torch.is_autocast_enabled(self._execution_device.type):
+            return
+        names_of: dict[str, list[str]] = {}
+        for name in COMPONENTS:
+            dtype = getattr(getattr(self, name), "dtype", None)
+            if dtype is not None:
+                names_of.setdefault(str(dtype).removeprefix("torch."), []).append(name)
+        if len(names_of) > 1:
+            found = "; ".join(f"{dtype}: {', '.join(names)}" for dtype, names in names_of.items())
+            raise ValueError(
+                f"the networks are of different types ({found}): give them one, as by pipe.to(torch.float32)"
+            )
+
     def _to_device(self, tensor: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Return images as the networks take them.
+
+        Raises:
+            ValueError: the networks do not take the same.
+        """
+        self._check_types()
         return tensor.to(self._execution_device, self.unet.dtype)

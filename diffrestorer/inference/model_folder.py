@@ -9,13 +9,17 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
+from diffusers import ModelMixin, SchedulerMixin
 from diffusers.utils import logging
 
 from diffrestorer.config.degradations import CLEAN
 from diffrestorer.models.components import COMPONENTS, ModelFolderError, load_component, save_component
+from diffrestorer.models.hub_files import HubError, find_snapshot
 from diffrestorer.models.lora import merged
 from diffrestorer.models.restorer import DecodingNetworks, Restorer
+
+_FETCHED = ("*.json", "*/*.json", "*/*.safetensors")
+"""Files of a model on the hub."""
 
 
 def find_model(name: str | Path) -> Path:
@@ -32,11 +36,10 @@ def find_model(name: str | Path) -> Path:
     if folder.is_dir():
         return folder
     try:
-        return Path(DiffusionPipeline.download(str(name)))
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        return find_snapshot(str(name), _FETCHED)
+    except HubError as error:
         raise ModelFolderError(
-            f"no model at {name!r}: it is no folder, and as a hub id: {reason}"
+            f"no model at {name!r}: it is no folder, and as a hub id: {error}"
         ) from None
 
 
@@ -93,7 +96,20 @@ def save_model_folder(
         rows.append(_card_row(name, component))
 
     (folder / "model_index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+    name_pipeline_class(folder)
     _write_card(folder, networks.prompt_processor.classes, rows)
+
+
+def name_pipeline_class(folder: Path) -> None:
+    """Let diffusers find the pipeline's class: `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)`.
+
+    Diffusers looks for a class that is not its own in a file of the folder. This one imports the installed package.
+    """
+    path = folder / "model_index.json"
+    index = json.loads(path.read_text())
+    index["_class_name"] = [_CLASS_MODULE, "DiffRestorerPipeline"]
+    path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+    (folder / f"{_CLASS_MODULE}.py").write_text(_CLASS_FILE)
 
 
 def plain_components(components: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,6 +145,12 @@ def _write_card(folder: Path, classes: Sequence[str], rows: Sequence[str]) -> No
     path.write_text(_CARD.format(degradations=degradations, clean=clean, components="\n".join(rows)))
 
 
+_CLASS_MODULE = "pipeline"
+
+_CLASS_FILE = """# Diffusers finds the class of this model here; it is part of the package diffrestorer.
+from diffrestorer import DiffRestorerPipeline  # noqa: F401
+"""
+
 _CARD = """---
 license: other
 library_name: diffusers
@@ -143,6 +165,9 @@ Diff-Restorer (arXiv 2407.03636).{clean} Its licence is that of the weights and 
     from diffrestorer import DiffRestorerPipeline
     pipe = DiffRestorerPipeline.from_pretrained("THIS FOLDER")
     pipe(image).images[0].save("restored.png")
+
+Diffusers alone reads `unet`, `scheduler` and, of Stable Diffusion's kind, `vae`. With diffrestorer installed, it reads
+all: `DiffusionPipeline.from_pretrained("THIS FOLDER", trust_remote_code=True)`.
 
 | component | class | parameters |
 |---|---|---|

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import open_clip
+import torch
 from diffusers import AutoencoderKL, ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
@@ -51,22 +52,28 @@ def encode_posterior(
 def encode_image(vae: AutoencoderKL, images: Float[Tensor, "b 3 h w"]) -> EncodedImage:
     """Encode images in [0, 1] (sides multiples of 8) to scaled latents and the features the decoder refines with.
 
-    A VAE class may add features of its own, by a method `extra_features` of images in [-1, 1].
+    A VAE class may add features of its own, by a method `extra_features` of images in [-1, 1]. A VAE after
+    `enable_tiling()` encodes images whole all the same; only its decoder works by tiles.
     """
     # The encoder computes the features on its way to the latents: hooks pick them up.
     encoder = vae.encoder
     taps = (encoder.mid_block, encoder.down_blocks[2].resnets[-1], encoder.down_blocks[1].resnets[-1])
-    features: dict[nn.Module, Float[Tensor, "b _ _ _"]] = {}
+    features: dict[nn.Module, list[Float[Tensor, "_ _ _ _"]]] = {tap: [] for tap in taps}
     hooks = [
-        tap.register_forward_hook(lambda tap, _, output: features.__setitem__(tap, output))
-        for tap in taps
+        tap.register_forward_hook(lambda tap, _, output: features[tap].append(output)) for tap in taps
     ]
+
+    # Features of the VAE's own tiles could not be joined: see `tile` of the pipeline.
+    tiled, vae.use_tiling = vae.use_tiling, False
     try:
         posterior = encode_posterior(vae, images)
     finally:
+        vae.use_tiling = tiled
         for hook in hooks:
             hook.remove()
-    found = [features[tap] for tap in taps]
+
+    # A VAE that slices batches has run once per image.
+    found = [torch.cat(features[tap]) if len(features[tap]) > 1 else features[tap][0] for tap in taps]
     if hasattr(vae, "extra_features"):
         found.extend(vae.extra_features(images * 2 - 1))
     return EncodedImage(posterior.mode() * vae.config.scaling_factor, tuple(found))

@@ -13,7 +13,6 @@ import torch
 from diffusers import AutoencoderKL, ModelMixin, UNet2DConditionModel
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file as load_safetensors
-from safetensors.torch import save_file as save_safetensors
 from torch import Tensor
 
 from diffrestorer.config.schema import ModelConfig
@@ -27,6 +26,7 @@ from diffrestorer.models.mini import (
     PatchAutoencoderKL,
 )
 from diffrestorer.models.prompt_processor import PromptProcessor
+from diffrestorer.models.weight_files import save_tensors
 
 COMPONENTS: dict[str, tuple[type[ModelMixin], ...]] = {
     "vae": (AutoencoderKL, PatchAutoencoderKL),
@@ -128,7 +128,7 @@ def save_component(component: ModelMixin, folder: Path, dtype: torch.dtype) -> N
         name: value.detach().to("cpu", dtype if value.is_floating_point() else value.dtype).contiguous()
         for name, value in component.state_dict().items()
     }
-    save_safetensors(tensors, folder / WEIGHTS_NAME, metadata={"format": "pt"})
+    save_tensors(tensors, folder / WEIGHTS_NAME, {"format": "pt"})
 
 
 def load_component(folder: Path, name: str | None = None) -> ModelMixin:
@@ -195,6 +195,8 @@ def check_model_folder(folder: Path) -> None:
         raise ModelFolderError(
             f"{folder / 'model_index.json'} is not Diff-Restorer's: it lacks {', '.join(missing)}"
         )
+    for name, classes in COMPONENTS.items():
+        _check_entry(folder / "model_index.json", name, index[name], classes)
     _read_json(folder / "scheduler" / "scheduler_config.json")
     components = {
         name: _empty_component(folder / name, classes) for name, classes in COMPONENTS.items()
@@ -266,6 +268,16 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ModelFolderError(f"{path} cannot be read: it holds no JSON object")
     return content
+
+
+def _check_entry(path: Path, name: str, entry: Any, classes: Sequence[type[ModelMixin]]) -> None:
+    """Refuse an index that names a class of other modules, which diffusers would import."""
+    known = {cls.__name__ for cls in classes}
+    if isinstance(entry, list) and len(entry) == 2 and entry[1] in known:
+        package = str(entry[0]).partition(".")[0]
+        if package in ("diffusers", "diffrestorer"):
+            return
+    raise ModelFolderError(f"{path} gives {name} as {entry}, where {' or '.join(known)} is expected")
 
 
 def _empty_component(folder: Path, classes: Sequence[type[ModelMixin]]) -> ModelMixin:

@@ -1,16 +1,32 @@
 """Where the base comes from: Stable Diffusion 1.5 and CLIP for sd15, the bundled or an own base for mini."""
 
+import logging
 from importlib.resources import files
 from pathlib import Path
 
-import open_clip
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from diffrestorer.config.schema import ModelConfig
 from diffrestorer.models.backbones import ImageEncoder
+from diffrestorer.models.clip_files import ClipError, find_clip, load_into, read_clip
 from diffrestorer.models.components import build_image_encoder, build_unet, build_vae, load_component
 from diffrestorer.models.mini import StageStatistics
+from diffrestorer.models.stable_diffusion import (
+    SINGLE_FILE,
+    StableDiffusionError,
+    StableDiffusionFiles,
+    find_stable_diffusion,
+    load_stable_diffusion,
+)
+
+CLIP = "ViT-L-14-quickgelu"
+"""open_clip's name of OpenAI's ViT-L/14."""
+
+LOG = logging.getLogger("diffrestorer.training.base")
+"""A training run shows these lines: reading several GB takes minutes."""
+
+BUNDLED = Path(str(files("diffrestorer") / "weights"))
 
 Base = tuple[AutoencoderKL, ImageEncoder, UNet2DConditionModel]
 
@@ -21,7 +37,7 @@ def load_base(config: ModelConfig, base: str | None = None) -> Base:
     Args:
         config: of the model.
         base: overrides `config.base`: `none` for random weights, `mini` for the bundled base, a folder (of
-            `train_base.py`, or of Stable Diffusion), or a hub id.
+            `train_base.py`, or of Stable Diffusion), a file of Stable Diffusion in its original layout, or a hub id.
 
     Raises:
         ValueError: weights are missing; the message says what to fetch and where to put it.
@@ -39,16 +55,48 @@ def load_base(config: ModelConfig, base: str | None = None) -> Base:
         )
         return vae, image_encoder, unet
 
-    # Stable Diffusion brings VAE and UNet; CLIP comes from elsewhere.
+    # Stable Diffusion brings VAE and UNet; CLIP comes from elsewhere. All files are found before one is read.
+    found, clip = _find_weights(source, config)
+    LOG.info("reading Stable Diffusion's VAE and UNet from %s", found.place)
     try:
-        vae = AutoencoderKL.from_pretrained(source, subfolder="vae")
-        unet = UNet2DConditionModel.from_pretrained(source, subfolder="unet")
-    except OSError as error:
-        raise ValueError(
-            f"no Stable Diffusion 1.5 at {source!r} ({str(error).splitlines()[0]}): give base=FOLDER with its vae/ and "
-            "unet/ folders (config.json and diffusion_pytorch_model.safetensors each), or base=none for random weights"
-        ) from None
-    return vae, _load_clip(config), unet
+        vae, unet = load_stable_diffusion(found, config)
+    except StableDiffusionError as error:
+        raise ValueError(f"no Stable Diffusion 1.5 at {source!r}: {error.reason}") from None
+    LOG.info("reading CLIP's image tower from %s", clip)
+    image_encoder = build_image_encoder(config)
+    load_clip_weights(image_encoder, CLIP, clip, "model.clip")
+    return vae, image_encoder, unet
+
+
+def _find_weights(source: str, config: ModelConfig) -> tuple[StableDiffusionFiles, str]:
+    """Find the files of Stable Diffusion and of CLIP (or `mini`, the bundled image encoder).
+
+    Raises:
+        ValueError: names all that are missing, of both, and what to do.
+    """
+    errors: list[StableDiffusionError | ClipError] = []
+    advice: list[str] = []
+    try:
+        found = find_stable_diffusion(source)
+    except StableDiffusionError as error:
+        errors.append(error)
+        advice.append(f"base=FOLDER with vae/ and unet/ or base=FILE with {SINGLE_FILE}")
+    try:
+        clip = "mini" if config.clip == "mini" else str(find_clip(CLIP, config.clip))
+    except ClipError as error:
+        errors.append(error)
+        advice.append(
+            "model.clip=FILE or FOLDER with OpenAI's, open_clip's or transformers' CLIP ViT-L/14"
+        )
+    if not errors:
+        return found, clip
+
+    wanted = "; ".join(error.wanted for error in errors)
+    reasons = "; ".join(dict.fromkeys(error.reason for error in errors))
+    raise ValueError(
+        f"weights are missing: {wanted} ({reasons}): fetch them into Hugging Face's cache, or give "
+        f"{' and '.join(advice)}; base=none starts from random weights"
+    )
 
 
 def load_imagenet_tower(statistics: StageStatistics) -> None:
@@ -84,44 +132,36 @@ def load_imagenet_tower(statistics: StageStatistics) -> None:
 def find_base(source: str) -> Path:
     """Return the folder behind `mini`, a base's folder, or the output folder of the run that trained it."""
     if source == "mini":
-        return Path(str(files("diffrestorer") / "weights" / "mini_base"))
+        return BUNDLED / "mini_base"
     folder = Path(source)
     return folder / "model" if (folder / "model").is_dir() else folder
-
-
-def _load_clip(config: ModelConfig) -> ImageEncoder:
-    """Return the image tower of OpenAI's ViT-L/14, loaded by open_clip."""
-    image_encoder = build_image_encoder(config)
-    load_clip_weights(image_encoder, "ViT-L-14-quickgelu", config.clip, "model.clip")
-    return image_encoder
 
 
 def load_clip_weights(
     image_encoder: ImageEncoder, architecture: str, weights: str | None, key: str
 ) -> None:
-    """Load CLIP's image tower by open_clip.
+    """Load CLIP's image tower.
 
     Args:
+        image_encoder: gets the weights.
         architecture: open_clip's name of it.
-        weights: `openai`, another tag of open_clip, a file, or `mini`: the bundled image encoder.
+        weights: see `find_clip`, or `mini`: the bundled image encoder.
         key: name of the setting that gave `weights`, for the error.
 
     Raises:
         ValueError: they are not there or do not fit.
     """
     if weights == "mini":
-        bundled = load_component(find_base("mini") / "image_encoder")
+        bundled = load_component(BUNDLED / "mini" / "image_encoder")
         image_encoder.load_state_dict(bundled.state_dict())
         return
 
-    # open_clip knows tags, and reads files in its own format.
-    try:
-        clip = open_clip.create_model(architecture, pretrained=weights)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ValueError(
-            f"no CLIP weights for {key}={weights} ({str(error).splitlines()[0]}): fetch OpenAI's "
-            f"{architecture.removesuffix('-quickgelu')} in open_clip's format and give {key}=FILE"
-        ) from None
-
     # The text tower is let go.
-    image_encoder.visual.load_state_dict(clip.visual.state_dict())
+    try:
+        path = find_clip(architecture, weights)
+        load_into(image_encoder.visual, read_clip(path, "visual."), path)
+    except ClipError as error:
+        raise ValueError(
+            f"no CLIP weights for {key}={weights} ({error.reason}): fetch {architecture.removesuffix('-quickgelu')} "
+            f"as OpenAI, open_clip or transformers have it and give {key}=FILE or FOLDER"
+        ) from None

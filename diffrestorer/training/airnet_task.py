@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from accelerate.utils import gather
 from jaxtyping import Float
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -16,6 +16,7 @@ from diffrestorer.baselines.registry import build_baseline
 from diffrestorer.config.schema import BaselineConfig
 from diffrestorer.data.counter import counter_rng
 from diffrestorer.data.pairs import PairBatch
+from diffrestorer.models.weight_files import save_tensors
 from diffrestorer.training.baseline_task import PIXEL_LOSSES, PRETRAINING, BaselineTask, load_pretrained
 from diffrestorer.training.task import Losses, to_unit
 
@@ -79,7 +80,7 @@ class AirNetEncoderTask(BaselineTask):
         for name, parameter in self.named_parameters():
             for key, value in self._optimizer.state.get(parameter, {}).items():
                 tensors[f"{key}.{name}"] = value
-        save_file(tensors, folder / CONTRAST)
+        save_tensors(tensors, folder / CONTRAST)
 
     def crops(
         self,

@@ -23,12 +23,12 @@ from accelerate.utils import gather_object
 from rich.console import Console
 from rich.progress import track
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from diffrestorer.data.pairs import Pair, PairBatch, SynthesisedPairs, collate_pairs, pair_loader
 from diffrestorer.data.prepared import PreparedPairs
+from diffrestorer.models.weight_files import save_tensors
 from diffrestorer.training.checkpoint import write_folder
 from diffrestorer.training.kept_files import write_changed
 from diffrestorer.training.launcher import on_main_process
@@ -68,7 +68,7 @@ class EncodingCache:
         """Save a chunk's rows with their checksum."""
 
         def fill(partial: Path) -> None:
-            save_file(encodings, partial / "rows.safetensors")
+            save_tensors(encodings, partial / "rows.safetensors")
             (partial / "sha256").write_text(_file_digest(partial / "rows.safetensors"))
 
         write_folder(self.chunk(chunk), fill)

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from diffrestorer.models.weight_files import save_tensors
 from diffrestorer.training.averaging import WeightAverage
 from diffrestorer.training.kept_files import KEPT, seal, unseal
 
@@ -140,7 +140,7 @@ def save_checkpoint(folder: Path, snapshot: Snapshot, keep: int) -> Path:
     # The state goes last: it has the checksums of all the others.
     def write(partial: Path) -> None:
         for name, tensors in snapshot.files.items():
-            save_file(tensors, partial / name)
+            save_tensors(tensors, partial / name)
         for name, data in snapshot.copies.items():
             (partial / name).write_bytes(data)
         names = (*snapshot.files, *snapshot.copies)

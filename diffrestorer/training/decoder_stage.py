@@ -34,7 +34,7 @@ from diffrestorer.training.losses import (
     generator_hinge_loss,
     psnr_loss,
 )
-from diffrestorer.training.perceptual import PerceptualLoss
+from diffrestorer.training.perceptual import PerceptualLoss, check_perceptual
 from diffrestorer.training.task import Losses, Task, adamw, to_unit
 
 
@@ -81,6 +81,8 @@ class DecoderTask(Task):
                 "stage1 is not set: give stage1=OUTPUT_DIR of train_stage1.py (or a model folder)"
             )
         self.config = config
+
+        check_perceptual(config.model.perceptual, config.model.perceptual_weights)
 
         # Everything of stage 1 is frozen.
         self.stage1 = find_model(config.stage1)

@@ -59,6 +59,31 @@ class VGGFeatures(nn.Module):
         return found
 
 
+def check_perceptual(network: str, weights: str | None = None) -> None:
+    """Refuse a network whose weights can't be had, before anything large is loaded; fetch them where none are kept.
+
+    Args:
+        network: see `PerceptualLoss`.
+        weights: see `PerceptualLoss`.
+
+    Raises:
+        ValueError: names the file.
+    """
+    cls = {"vgg19": VGG19Features, "vgg16": VGG16Features, "lpips": VGG16Features}.get(network)
+    if cls is None:
+        return
+    if weights is not None:
+        _check_file(cls.file, weights)
+    elif not Path(torch.hub.get_dir(), "checkpoints", cls.file).is_file():
+        _vgg_weights(cls.network, cls.file, None)
+
+
+def _check_file(file: str, weights: str) -> None:
+    """Refuse a file that is not there."""
+    if not Path(weights).is_file():
+        raise ValueError(f"perceptual_weights={weights} is no file; it is torchvision's {file}")
+
+
 def _vgg_weights(network: str, file: str, weights: str | None) -> dict[str, Tensor]:
     """Return the state dict of one of torchvision's VGG networks, from a file or by download.
 
@@ -70,7 +95,8 @@ def _vgg_weights(network: str, file: str, weights: str | None) -> dict[str, Tens
     # By download.
     if weights is None:
         try:
-            return get_model_weights(network)["IMAGENET1K_V1"].get_state_dict(check_hash=True)
+            source = get_model_weights(network)["IMAGENET1K_V1"]
+            return source.get_state_dict(check_hash=True, weights_only=True)
         except OSError as error:
             raise ValueError(
                 f"{network.upper()} can't be downloaded ({error}): give perceptual_weights=FILE (of the decoder stage "
@@ -78,8 +104,7 @@ def _vgg_weights(network: str, file: str, weights: str | None) -> dict[str, Tens
             ) from None
 
     # From a file.
-    if not Path(weights).is_file():
-        raise ValueError(f"perceptual_weights={weights} is no file; it is torchvision's {file}")
+    _check_file(file, weights)
     return torch.load(weights, map_location="cpu", weights_only=True)
 
 

@@ -30,7 +30,7 @@ from diffrestorer.training.losses import (
     generator_hinge_loss,
     psnr_loss,
 )
-from diffrestorer.training.perceptual import PerceptualLoss
+from diffrestorer.training.perceptual import PerceptualLoss, check_perceptual
 from diffrestorer.training.stage1 import record_prototypes
 from diffrestorer.training.task import Losses, Task, adamw, select_unet, to_unit
 
@@ -59,6 +59,7 @@ class StudentTask(Task):
                 "teacher is not set: give teacher=OUTPUT_DIR of train_decoder.py (or a model folder)"
             )
         self.config = config
+        check_perceptual(config.model.perceptual, config.model.perceptual_weights)
         pipeline = DiffRestorerPipeline.from_pretrained(config.teacher)
         if isinstance(pipeline.scheduler, OneStepScheduler):
             raise ValueError(

@@ -90,7 +90,7 @@ def test_a_tag_with_the_other_activation_is_refused_before_anything_is_fetched(
 def test_a_file_of_something_else_is_one_sentence(architecture: str, tmp_path: Path) -> None:
     torch.save({"head.weight": torch.zeros(3, 3)}, tmp_path / "x.pt")
     with pytest.raises(
-        ValueError, match=r"x\.pt can't be loaded \(.*\): give clip=FILE with a tiny-clip"
+        ValueError, match=r"x\.pt can't be loaded \(.*\): give clip=FILE or FOLDER with a tiny-clip"
     ) as raised:
         load_clip(encoder(False), str(tmp_path / "x.pt"), architecture)
     assert "\n" not in str(raised.value)

@@ -344,6 +344,7 @@ def test_a_folder_names_no_machine_and_its_parts(folder: Path) -> None:
     assert {path.name for path in folder.iterdir()} == {
         "README.md",
         "model_index.json",
+        "pipeline.py",
         "scheduler",
         *COMPONENTS,
     }
@@ -353,6 +354,7 @@ def test_a_folder_names_no_machine_and_its_parts(folder: Path) -> None:
     assert files == {
         "README.md",
         "model_index.json",
+        "pipeline.py",
         "scheduler_config.json",
         "config.json",
         WEIGHTS_NAME,

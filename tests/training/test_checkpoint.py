@@ -63,6 +63,20 @@ def test_what_is_frozen_is_not_saved_and_buffers_are(tmp_path: Path) -> None:
     assert not any(name.startswith("2.") for name in names)
 
 
+@pytest.mark.parametrize("mask", [0o022, 0o077], ids=oct)
+def test_files_have_the_permissions_of_new_ones(mask: int, tmp_path: Path) -> None:
+    """safetensors writes 0600, whatever the process's mask says."""
+    module, optimizer = network(0)
+    before = os.umask(mask)
+    try:
+        save_checkpoint(tmp_path, take_snapshot(1, module, [optimizer]), keep=2)
+    finally:
+        os.umask(before)
+    files = list((tmp_path / "step_1").iterdir())
+    assert sum(file.suffix == ".safetensors" for file in files) > 0
+    assert {file.stat().st_mode & 0o777 for file in files} == {0o666 & ~mask}
+
+
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     module, optimizer = network(0)
     for step in (5, 10, 100):

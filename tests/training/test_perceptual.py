@@ -1,12 +1,24 @@
-"""Which layers the perceptual losses look at."""
+"""Which layers the perceptual losses look at, and where their weights come from."""
+
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 from torchvision.models import get_model
 
+from diffrestorer.config.composition import load
+from diffrestorer.config.schema import DecoderConfig, StudentConfig
 from diffrestorer.training import perceptual
-from diffrestorer.training.perceptual import PerceptualLoss, VGG16Features, VGG19Features, VGGFeatures
+from diffrestorer.training.decoder_stage import DecoderTask
+from diffrestorer.training.perceptual import (
+    PerceptualLoss,
+    VGG16Features,
+    VGG19Features,
+    VGGFeatures,
+    check_perceptual,
+)
+from diffrestorer.training.student import StudentTask
 
 
 @pytest.mark.parametrize(
@@ -46,3 +58,38 @@ def test_a_missing_file_is_named(network: str) -> None:
         ValueError, match=rf"perceptual_weights=nowhere.pth is no file; it is torchvision's {network}-"
     ):
         PerceptualLoss(network, "nowhere.pth")
+
+
+@pytest.mark.parametrize("network", ["vgg16", "vgg19", "lpips"])
+def test_missing_weights_are_named_before_anything_loads(
+    network: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that is not there, and a download without a network, by every task that has such a loss."""
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
+    with pytest.raises(ValueError, match=r"nowhere.pth is no file"):
+        check_perceptual(network, "nowhere.pth")
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    with pytest.raises(ValueError, match=r"can't be downloaded .*give perceptual_weights=FILE"):
+        check_perceptual(network)
+
+    if network == "vgg16":
+        return  # of a compared method, which loads no model
+
+    # The models that the tasks would load are not there either: they are never looked for.
+    overrides = [f"model.perceptual={network}", "model.perceptual_weights=nowhere.pth"]
+    for task, schema, source in (
+        (DecoderTask, DecoderConfig, "stage1"),
+        (StudentTask, StudentConfig, "teacher"),
+    ):
+        root = f"train_{schema.__name__.removesuffix('Config').lower()}"
+        with pytest.raises(ValueError, match=r"nowhere.pth is no file"):
+            task(load(root, schema, ["model=mini", f"{source}=/nowhere", *overrides]))
+
+
+def test_nothing_is_fetched_for_other_networks() -> None:
+    for network in ("none", "efficientnet_lite0"):
+        check_perceptual(network)
+
+
+def refuse(*_: object, **__: object) -> None:
+    raise OSError("no network")

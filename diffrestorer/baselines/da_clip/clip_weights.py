@@ -17,7 +17,7 @@ def load_clip(encoder: ImageEncoder, weights: str, architecture: str = ARCHITECT
 
     Args:
         encoder: the image encoder, whose `quick_gelu` says which activation it has.
-        weights: a tag of open_clip (`laion2b_s34b_b79k`, `openai`), a file, or `mini` for the bundled image encoder.
+        weights: a tag of open_clip (`laion2b_s34b_b79k`, `openai`), a file, a folder, or `mini` (bundled).
         architecture: open_clip's name of the tower with GELU.
 
     Raises:
@@ -28,7 +28,7 @@ def load_clip(encoder: ImageEncoder, weights: str, architecture: str = ARCHITECT
         return
 
     # Tags are in open_clip's catalogue.
-    is_file = Path(weights).is_file()
+    is_file = Path(weights).exists()
     if not is_file:
         _check_activation(encoder, _activation_of(weights, architecture), f"clip={weights}")
     full_name = f"{architecture}-quickgelu" if encoder.config.quick_gelu else architecture
@@ -37,7 +37,7 @@ def load_clip(encoder: ImageEncoder, weights: str, architecture: str = ARCHITECT
     except ValueError as error:
         reason = str(error).partition(" (")[2].partition("):")[0]
         raise ValueError(
-            f"clip={weights} can't be loaded ({reason}): give clip=FILE with a {architecture} in open_clip's format"
+            f"clip={weights} can't be loaded ({reason}): give clip=FILE or FOLDER with a {architecture}"
         ) from None
 
     # A file does not say its activation, but OpenAI's numbers do: they are half-precision ones, and LAION's are not.

@@ -15,7 +15,9 @@ from diffrestorer.data.synthesis import degrade
 from diffrestorer.evaluation.restoring.outputs import as_batch
 from diffrestorer.evaluation.suites import DEMO_PHOTOS, DEMO_SHORTER_SIDE, open_photo
 from diffrestorer.models.backbones import degradation_similarity
+from diffrestorer.models.clip_files import ClipError, load_whole_clip
 from diffrestorer.models.normalisation import normalise
+from diffrestorer.models.pretrained import CLIP
 
 TEXTS: dict[str, str] = {
     "blur": "blurry photo",
@@ -37,19 +39,17 @@ def draw_similarity(config: FiguresConfig) -> Figure:
     if config.model == "mini":
         raise ValueError(
             "figure=3 is unavailable with mini: it compares images with texts, and mini's image encoder has no text "
-            "tower; give model=sd15 and, without network, clip=FILE with OpenAI's ViT-L/14 in open_clip's format"
+            "tower; give model=sd15 and, without network, clip=FILE or FOLDER with OpenAI's ViT-L/14"
         )
 
-    # OpenAI's weights belong to this activation.
-    name = "ViT-L-14-quickgelu"
     try:
-        clip = open_clip.create_model(name, pretrained=config.clip).eval()
-    except (OSError, RuntimeError, ValueError) as error:
+        clip = load_whole_clip(CLIP, config.clip)
+    except ClipError as error:
         raise ValueError(
-            f"figure=3 is unavailable: no CLIP weights for clip={config.clip} ({str(error).splitlines()[0]}); give "
-            "clip=FILE with OpenAI's ViT-L/14 in open_clip's format"
+            f"figure=3 is unavailable: no CLIP weights for clip={config.clip} ({error.reason}); give clip=FILE or "
+            "FOLDER with OpenAI's ViT-L/14, text tower included, as OpenAI, open_clip or transformers have it"
         ) from None
-    return plot_similarity(measure_similarity(clip, open_clip.get_tokenizer(name), config.seed))
+    return plot_similarity(measure_similarity(clip, open_clip.get_tokenizer(CLIP), config.seed))
 
 
 @torch.no_grad()

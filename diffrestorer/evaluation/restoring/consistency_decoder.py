@@ -1,6 +1,7 @@
 """OpenAI's Consistency Decoder through diffusers, a row of Table V."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from diffusers import ConsistencyDecoderVAE
@@ -9,6 +10,8 @@ from torch import Tensor
 
 from diffrestorer.evaluation.restoring.precision import place_network
 from diffrestorer.inference.pipeline import DiffRestorerPipeline
+from diffrestorer.models.components import WEIGHTS_NAME
+from diffrestorer.models.hub_files import find_hub_file
 
 
 class UnavailableError(ValueError):
@@ -26,7 +29,13 @@ def load_consistency_decoder(source: str, pipe: DiffRestorerPipeline) -> Consist
         UnavailableError: its weights can't be had, or the model's latents are not Stable Diffusion's.
     """
     try:
-        vae = ConsistencyDecoderVAE.from_pretrained(source, dtype=pipe.dtype)
+        folder = Path(source)
+        if not folder.is_dir():
+            folder = find_hub_file(source, ["config.json"]).parent
+            find_hub_file(source, [WEIGHTS_NAME])
+        vae = ConsistencyDecoderVAE.from_pretrained(
+            folder, dtype=pipe.dtype, use_safetensors=True, local_files_only=True
+        )
     except (OSError, ValueError) as error:
         raise UnavailableError(
             f"no Consistency Decoder at {source!r} ({str(error).splitlines()[0]}): give consistency_decoder=FOLDER "

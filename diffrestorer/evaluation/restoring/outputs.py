@@ -26,6 +26,10 @@ MADE_BY = "diffrestorer"
 """Keyword of the PNG text in which an output records what made it."""
 
 
+PIXELS = "pixels"
+"""Key of the digest that an output records of its own pixels."""
+
+
 @dataclass(frozen=True)
 class Restored:
     """Images in [0, 1], and the seconds per image, sampling included."""
@@ -39,9 +43,9 @@ def write_output(
     pixels: np.ndarray,
     made_by: dict[str, Any],
 ) -> None:
-    """Write uint8 pixels (h, w, 3) as a PNG that records what made it."""
+    """Write uint8 pixels (h, w, 3) as a PNG that records what made it, and the digest of its pixels."""
     text = PngInfo()
-    text.add_text(MADE_BY, json.dumps(made_by, sort_keys=True))
+    text.add_text(MADE_BY, json.dumps({**made_by, PIXELS: digest(pixels)}, sort_keys=True))
     data = io.BytesIO()
     Image.fromarray(pixels).save(data, format="PNG", pnginfo=text)
     write_bytes(path, data.getvalue())
@@ -54,6 +58,21 @@ def made_by(path: Path) -> dict[str, Any] | None:
             return dict(json.loads(image.info.get(MADE_BY, "null")) or {}) or None
     except (OSError, ValueError):
         return None
+
+
+def made_whole_by(path: Path) -> dict[str, Any] | None:
+    """Return what made an output; None where `made_by` does, or where the pixels are damaged or not those it wrote.
+
+    Outputs of older versions recorded no digest of their pixels. They count if they can be decoded.
+    """
+    made = made_by(path)
+    if made is None:
+        return None
+    try:
+        found = digest(read_pixels(path))
+    except ValueError:
+        return None
+    return made if made.pop(PIXELS, found) == found else None
 
 
 def digest(pixels: np.ndarray) -> str:

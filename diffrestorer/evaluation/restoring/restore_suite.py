@@ -16,7 +16,7 @@ from diffrestorer.evaluation.restoring.outputs import (
     as_batch,
     as_pixels,
     digest,
-    made_by,
+    made_whole_by,
     read_pixels,
     write_output,
 )
@@ -167,8 +167,8 @@ class _Work:
         item: Item,
         lq: str,
     ) -> float | None:
-        """Return the seconds that an output took if it is there, made with these settings from this input."""
-        made = made_by(method.output(item, self.output_dir))
+        """Return the seconds that an output took if it is there whole, made with these settings from this input."""
+        made = made_whole_by(method.output(item, self.output_dir))
         if made is None:
             return None
         seconds = made.pop("seconds", None)

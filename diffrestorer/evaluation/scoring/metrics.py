@@ -20,6 +20,7 @@ class Metric:
         hub: the repositories on Hugging Face that it loads, from that library's own cache.
         of_input: True compares with the degraded input instead of the clean image.
         detail: what tables add to its name, such as the channels it is computed on.
+        runs_code: whether a program that comes with its weights is executed.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Metric:
     of_input: bool = False
     detail: str = ""
     options: tuple[tuple[str, str], ...] = ()
+    runs_code: bool = False
 
     def best(self, values: Sequence[float]) -> float:
         """Return the best of some scores, or NaN where one of them is NaN and none can be called the best."""
@@ -73,10 +75,10 @@ EXTRA_METRICS: tuple[Metric, ...] = (
         hub=("openai/clip-vit-base-patch16",),
     ),
     Metric("qalign_4bit", "qalign_4bit", False, False, 32, hub=("q-future/one-align",)),
-    Metric("fid_dinov2", "fid_dinov2", True, True, 1, of_sets=True, files=_DINOV2),
+    Metric("fid_dinov2", "fid_dinov2", True, True, 1, of_sets=True, files=_DINOV2, runs_code=True),
     Metric("stlpips", "stlpips", True, True, 64, files=("pyiqa/alex_shift_tolerant.pth",)),
     Metric("qualiclip+", "qualiclip+", False, False, 32, files=_QUALICLIP),
-    Metric("arniqa", "arniqa", False, False, 64, files=_ARNIQA),
+    Metric("arniqa", "arniqa", False, False, 64, files=_ARNIQA, runs_code=True),
 )  # fmt: skip
 """Metrics of recent papers, off by default: `metrics=[topiq_nr,...]`. Higher is better but for `afine`, `stlpips` and
 `fid_dinov2`, a FID on DINOv2's features (2306.04675).

@@ -6,9 +6,10 @@ pyiqa (extra `eval`) is imported when the first metric is made, not before: its 
 import hashlib
 import io
 import logging
+import os
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diffrestorer.evaluation.scoring.metrics import Metric
+from diffrestorer.models.hub_files import cache_without_network
+from diffrestorer.models.weight_files import explain_unreadable, is_torchscript, read_torchscript
 
 OWN_VERSION: dict[str, int] = {"consistency": 1, "efficientnet_lite0": 1}
 """Metric of this package -> version of its definition: scores of another one are computed again."""
@@ -52,20 +55,33 @@ def create(
         ) from None
     logging.getLogger("pyiqa").setLevel(logging.WARNING)  # it announces every metric it makes
 
-    # A folder of weights is taken as it is: what it lacks is not downloaded.
+    # A folder of weights may come from anybody: no program in it is executed.
+    if metric.runs_code and weights is not None:
+        raise WeightsError(
+            f"it runs a program that comes with its weights, and none is run from metric_weights={weights}; if you "
+            f"trust {' and '.join(metric.files)}, put them into {torch.hub.get_dir()} and leave metric_weights out"
+        )
+
+    # It is taken as it is: what it lacks is not downloaded.
     missing = [name for name in metric.files if weights is not None and not (weights / name).is_file()]
     if missing:
         raise WeightsError(f"metric_weights={weights} lacks {' and '.join(missing)}")
 
     # Whatever stops a download or a file from loading, the reader needs to know which files to supply.
     try:
-        with _hub_folder(weights), redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        with (
+            _hub_folder(weights),
+            _tensors_only(metric),
+            cache_without_network() if metric.hub else nullcontext(),
+            redirect_stdout(io.StringIO()),
+            warnings.catch_warnings(),
+        ):
             warnings.simplefilter("ignore")  # torchvision's, of pyiqa's calls
             model = pyiqa.create_metric(metric.pyiqa_id, device=device, **dict(metric.options))
     except Exception as error:
         if not metric.files and not metric.hub:
             raise
-        reason = str(getattr(error, "reason", error)).splitlines()[0]
+        reason = explain_unreadable(error)
         raise WeightsError(f"its weights can't be had ({reason}); {_advice(metric)}") from None
 
     # Both networks meet the same reference once per method: they remember it.
@@ -113,6 +129,54 @@ def _hub_folder(folder: Path | None) -> Iterator[None]:
     finally:
         torch.hub.set_dir(before[0])
         download_util.DEFAULT_CACHE_DIR = before[1]
+
+
+@contextmanager
+def _tensors_only(metric: Metric) -> Iterator[None]:
+    """Let pyiqa read tensors from files and execute nothing in them.
+
+    Its loaders call `torch.load(weights_only=False)`, which PyTorch overrules by an environment variable. CLIP's files
+    are TorchScript archives, whose program is not needed.
+    """
+    names = ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
+    before = {name: os.environ.pop(name, None) for name in names}
+    os.environ[names[0]] = "1"
+    load_script = torch.jit.load
+    if not metric.runs_code:
+        torch.jit.load = _StoredModule  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.jit.load = load_script
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+class _StoredModule:
+    """The weights of a TorchScript archive, for callers that want its state dict.
+
+    Args:
+        file: an open file or a path.
+
+    Raises:
+        RuntimeError: it is no such archive; this is PyTorch's own error there.
+    """
+
+    def __init__(self, file: Any, **_: Any) -> None:
+        path = Path(getattr(file, "name", file))
+        if not is_torchscript(path):
+            raise RuntimeError(f"{path} is no TorchScript archive")
+        self.tensors = read_torchscript(path)
+
+    def eval(self) -> "_StoredModule":
+        """Return the same."""
+        return self
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the tensors by name."""
+        return self.tensors
 
 
 @contextmanager
