@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from diffrestorer import __version__
+from diffrestorer.cli.commands import COMMANDS
 from diffrestorer.config.degradations import DEGRADATIONS
 from diffrestorer.data.images import FORMATS
 from diffrestorer.inference.choices import Precision
@@ -26,6 +27,7 @@ examples:
   diffrestorer restore scans/ -o restored         scans/a/b.jpg becomes restored/a/b.png; again: only what is missing
   diffrestorer detect scans/                      what is wrong with each photo, in percent
   diffrestorer app                                the same on a web page
+  diffrestorer train stage1 model=mini data=photos data.root=PHOTOS     trains a model; evaluate, prepare, figures
 """
 _ON_RESTORE = """\
 examples:
@@ -94,7 +96,22 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     study = commands.add_parser("study", help=about, description=about, epilog=_ON_STUDY, **layout)
     _add_study(study.add_subparsers(dest="action", metavar="ACTION", required=True), layout)
+    _add_scripts(commands, layout)
     return _with_late_inputs(parser, argv)
+
+
+def _add_scripts(commands: Any, layout: dict[str, Any]) -> None:
+    """List the scripts, whose own command lines are read elsewhere."""
+    about = "Trains a model. Every STAGE explains itself with --help, and takes keys written key=value."
+    stages = {name.partition(" ")[2]: entry.about for name, entry in COMMANDS.items() if " " in name}
+    listing = "\n".join(f"  {stage:10} {entry}" for stage, entry in stages.items())
+    train = commands.add_parser(
+        "train", help="train a model", description=about, epilog=f"stages:\n{listing}", **layout
+    )
+    train.add_argument("stage", choices=stages, metavar="STAGE", help="one of those below")
+    for name, entry in COMMANDS.items():
+        if " " not in name:
+            commands.add_parser(name, help=entry.about, **layout)
 
 
 def _add_app(commands: Any, layout: dict[str, Any]) -> None:

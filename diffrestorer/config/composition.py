@@ -35,7 +35,8 @@ from diffrestorer.config.overrides import CommandLine, parse, read_command_line,
 from diffrestorer.config.refusals import explain
 from diffrestorer.config.schema import DataConfig, TrainConfig
 
-CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
+CONFIG_DIR = (Path(__file__).resolve().parents[1] / "configs").resolve()
+"""In a clone `diffrestorer/configs` is a link to configs/; a wheel holds the files themselves."""
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 """Environment variable with which Hydra raises errors instead of printing them with advice and status 1."""
