@@ -4,6 +4,7 @@ A command is a root file of configs/, the dataclass of its configuration and a f
 imported by the function, so that a typo is refused at once.
 """
 
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -39,15 +40,17 @@ class Command:
 
 def _train_base(config: Any) -> None:
     from diffrestorer.training.mini_base import train_base
+    from diffrestorer.training.model_classes import follow_folders
 
-    train_base(config)
+    train_base(follow_folders(config))
 
 
 def _train_stage1(config: Any) -> None:
     from diffrestorer.training.loop import train
+    from diffrestorer.training.model_classes import follow_folders
     from diffrestorer.training.stage1 import Stage1Task
 
-    train(Stage1Task, config, Path(config.output_dir))
+    train(Stage1Task, follow_folders(config), Path(config.output_dir))
 
 
 def _train_decoder(config: Any) -> None:
@@ -69,8 +72,9 @@ def _train_student(config: Any) -> None:
 
 def _train_baseline(config: Any) -> None:
     from diffrestorer.training.baseline import train_baseline
+    from diffrestorer.training.model_classes import follow_folders
 
-    train_baseline(config)
+    train_baseline(follow_folders(config))
 
 
 def _train_mini(config: Any) -> None:
@@ -97,6 +101,22 @@ def _prepare(config: Any) -> None:
     prepare(config)
 
 
+def _check_data(config: Any) -> None:
+    """Read the data that a training would have, and print the number of pairs of each class."""
+    from diffrestorer.training.data_check import count_pairs
+    from diffrestorer.training.model_classes import follow_folders, follow_stage1, follow_teacher
+
+    # The classes are those that the run itself would have.
+    if hasattr(config, "teacher"):
+        config = follow_teacher(config)
+    else:
+        config = follow_stage1(config) if hasattr(config, "stage1") else follow_folders(config)
+    counts = count_pairs(config, logging.getLogger(__name__))
+    for name, number in counts.items():
+        print(f"{name:16} {number:9,} pairs")
+    print("every file can be read, and nothing was trained")
+
+
 def _explain_set(arguments: Sequence[str]) -> str:
     from diffrestorer.preparation.catalog import explain
 
@@ -107,25 +127,39 @@ _TRAINING, _EVALUATING = "diffrestorer.config.schema", "diffrestorer.config.eval
 
 COMMANDS = {
     "train base": Command(
-        "train_base", (_TRAINING, "BaseConfig"), _train_base, "mini's VAE, image encoder and UNet"
+        "train_base",
+        (_TRAINING, "BaseConfig"),
+        _train_base,
+        "mini's VAE, image encoder and UNet",
+        switch="check",
     ),
     "train stage1": Command(
         "train_stage1",
         (_TRAINING, "Stage1Config"),
         _train_stage1,
         "prompts and control, the first stage",
+        switch="check",
     ),
     "train decoder": Command(
-        "train_decoder", (_TRAINING, "DecoderConfig"), _train_decoder, "the decoder, after stage 1"
+        "train_decoder",
+        (_TRAINING, "DecoderConfig"),
+        _train_decoder,
+        "the decoder, after stage 1",
+        switch="check",
     ),
     "train student": Command(
         "train_student",
         (_TRAINING, "StudentConfig"),
         _train_student,
         "a student that restores in one step",
+        switch="check",
     ),
     "train baseline": Command(
-        "train_baseline", (_TRAINING, "BaselineConfig"), _train_baseline, "one of the compared methods"
+        "train_baseline",
+        (_TRAINING, "BaselineConfig"),
+        _train_baseline,
+        "one of the compared methods",
+        switch="check",
     ),
     "train mini": Command(
         "train_mini", (_TRAINING, "MiniConfig"), _train_mini, "mini in a given number of minutes"
@@ -174,6 +208,7 @@ def run_command(name: str) -> None:
     """
     command = COMMANDS[name]
     module, schema = command.schema
+    checks = name.startswith("train ") and command.switch == "check"
 
     # Without the extra there may be no Hydra, whose front tells what the rest refuses.
     try:
@@ -184,7 +219,7 @@ def run_command(name: str) -> None:
 
     def act(config: Any) -> None:
         try:
-            command.main(config)
+            _check_data(config) if checks and config.check else command.main(config)
         except ModuleNotFoundError as error:
             raise ValueError(_missing(error, command.extra)) from error
 

@@ -331,13 +331,16 @@ def _instantiate(node: Any, hint: Any = None) -> Any:
 def _settle_classes(config: Any) -> None:
     """Check `data.classes` and `data.degradations`, and name the degradations that null stands for.
 
-    A stage that goes on from another one takes the classes from that one's model (`training.model_classes`), which is
-    not read here.
+    A stage that goes on from another one takes the classes from that one's model, and a user's own pairs bring theirs
+    along (`training.model_classes`). Neither is read here.
     """
     data = getattr(config, "data", None)
     if not isinstance(data, DataConfig):
         return
-    if not (hasattr(config, "stage1") or hasattr(config, "teacher")):
+    later_stage = hasattr(config, "stage1") or hasattr(config, "teacher")
+    if data.name == "pairs" and data.classes is None:
+        return  # the folders tell them, which are not read here either
+    if not later_stage:
         config.data = resolve_classes(data)
     elif data.classes is not None:
         check_classes(data)

@@ -23,6 +23,8 @@ class RunConfig:
     """Seed of every random number."""
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    check: bool = False
+    """Read every file of the data, count the pairs of each class, and train nothing; also written --check."""
 
 
 @dataclass

@@ -150,6 +150,15 @@ class SynthesisedPairs(Dataset[Pair]):
         self.seed = seed
         self.global_batch_size = global_batch_size
 
+    @property
+    def num_fixed(self) -> int:
+        """Number of pairs that `fixed` knows."""
+        return len(self.paths)
+
+    def counts(self) -> dict[str, int]:
+        """Return the number of pairs of each class that an epoch makes."""
+        return {name: len(self.paths) for name in self.degradations}
+
     def fingerprint(self) -> str:
         """Return a digest that changes when a photo is added, removed, renamed or resized; no photo is read."""
         digest = hashlib.sha256(" ".join(self.degradations).encode())
@@ -187,14 +196,14 @@ class SynthesisedPairs(Dataset[Pair]):
     def _read(self, path: Path) -> np.ndarray:
         """Return a photo, or the next one by name if it cannot be read and `data.skip_unreadable` is true."""
         try:
-            return _read_cached(path, self.size)
+            return read_pixels(path, self.size)
         except ImageError:
             if not self.skip_unreadable:
                 raise
         place = self.paths.index(path)
         for other in (*self.paths[place + 1 :], *self.paths[:place]):
             with suppress(ImageError):
-                return _read_cached(other, self.size)
+                return read_pixels(other, self.size)
         raise ImageError(f"none of the photos in {self.root} can be read")
 
     @lru_cache(maxsize=2)  # noqa: B019 - the dataset lives as long as the run
@@ -206,8 +215,12 @@ class SynthesisedPairs(Dataset[Pair]):
 
 
 @lru_cache(maxsize=256)
-def _read_cached(path: Path, min_side: int) -> np.ndarray:
-    """Read a photo's 8-bit pixels, enlarged if a side is shorter than the crop."""
+def read_pixels(path: Path, min_side: int) -> np.ndarray:
+    """Read a photo's 8-bit pixels (h, w, 3), enlarged if a side is shorter than `min_side`; the newest stay in memory.
+
+    Raises:
+        ImageError: it cannot be read; the message begins with its path.
+    """
     try:
         pixels = read_photo(path).pixels
     except ImageError as error:
