@@ -206,9 +206,10 @@ class PairFolders(Dataset[Pair]):
             counts = {name: len(pairs) for name, pairs in self._by_class.items()}
             self.balanced = BalancedOrder(seed, counts, wanted)
 
-        # Every file, by a name below one folder.
+        # Every file, by a name below one folder: the same pairs elsewhere are the same data.
+        folders = [config.root] if config.root else [str(config.lq), str(config.gt)]
+        self.root = Path(os.path.commonpath([os.path.abspath(folder) for folder in folders]))
         files = {path for pair in self.pairs for path in (pair.lq, pair.gt)}
-        self.root = Path(os.path.commonpath([os.path.abspath(file) for file in files])).parent
         self.paths = sorted(Path(os.path.abspath(file)) for file in files)
 
     def _clean_pairs(self, wanted: Sequence[str]) -> list[FilePair]:
