@@ -91,6 +91,8 @@ class DataConfig:
     classes: list[str] | None = None
     """The model's classes, in the order of its probabilities. Null: the paper's eight (`data=pairs`: the folders'), in
     later stages stage 1's."""
+    synthesis_module: str | None = None
+    """`data=photos`: Python file with a function (image, generator -> image) for each class of your own."""
     balance: str = option("pairs", choices=("pairs", "classes"))
     """`pairs`: each once an epoch. `classes`: each class equally often, or as often as `degradations` names it."""
     lq: str | None = None

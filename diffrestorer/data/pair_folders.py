@@ -169,9 +169,9 @@ class PairFolders(Dataset[Pair]):
 
     def __init__(self, config: DataConfig, seed: int, global_batch_size: int) -> None:
         check_data(config)
-        if config.synthesis != Synthesis():
+        if config.synthesis != Synthesis() or config.synthesis_module:
             raise ValueError(
-                "data.synthesis says how photos are degraded; pairs of your own are degraded already"
+                "data.synthesis and data.synthesis_module degrade photos; pairs of your own are degraded already"
             )
         if replace(config.views, scale=Views().scale) != Views():
             raise ValueError(

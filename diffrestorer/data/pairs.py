@@ -24,6 +24,7 @@ from diffrestorer.config.schema import DataConfig
 from diffrestorer.config.synthesis_presets import refuse_held_out
 from diffrestorer.data.counter import counter_rng
 from diffrestorer.data.images import ImageError, find_images, read_photo
+from diffrestorer.data.own_synthesis import load_synthesis
 from diffrestorer.data.synthesis import degrade
 from diffrestorer.data.views import crop, vary
 
@@ -138,10 +139,13 @@ class SynthesisedPairs(Dataset[Pair]):
         self.size = config.size
         self.classes = model_classes(config)
         self.degradations = trained_classes(config)
-        if foreign := [name for name in self.degradations if not is_synthesised(name)]:
+        self.own = load_synthesis(config.synthesis_module, self.degradations)
+        made = [name for name in self.degradations if is_synthesised(name) or name in self.own]
+        if foreign := [name for name in self.degradations if name not in made]:
             raise ValueError(
                 f"photos can't be given {foreign[0]}: only {', '.join(DEGRADATIONS)} and {CLEAN} are made from them; "
-                f"train {foreign[0]} from pairs of your own with data=manifest data.root=FOLDER"
+                f"train {foreign[0]} from pairs of your own with data=pairs, or give data.synthesis_module=FILE.py "
+                "that makes it"
             )
         self.skip_unreadable = config.skip_unreadable
         self.synthesis = config.synthesis
@@ -162,6 +166,7 @@ class SynthesisedPairs(Dataset[Pair]):
     def fingerprint(self) -> str:
         """Return a digest that changes when a photo is added, removed, renamed or resized; no photo is read."""
         digest = hashlib.sha256(" ".join(self.degradations).encode())
+        digest.update(self.own.sha256.encode())
         for path in self.paths:
             digest.update(f"{path.relative_to(self.root)} {path.stat().st_size}\n".encode())
         return digest.hexdigest()
@@ -188,9 +193,11 @@ class SynthesisedPairs(Dataset[Pair]):
         photo = self._read(path)
         gt = crop(photo, self.size, self.views, counter_rng(self.seed, "crop", step, position))
         gt = vary(gt, degradation, self.views, counter_rng(self.seed, "view", step, position))
-        lq = degrade(
-            gt, degradation, counter_rng(self.seed, "degradation", step, position), self.synthesis
-        )
+        rng = counter_rng(self.seed, "degradation", step, position)
+        if degradation in self.own:
+            lq = self.own.degrade(gt, degradation, rng)
+        else:
+            lq = degrade(gt, degradation, rng, self.synthesis)
         return Pair(lq, gt, degradation_index(degradation, self.classes), step, position)
 
     def _read(self, path: Path) -> np.ndarray:

@@ -90,6 +90,10 @@ class PreparedPairs(Dataset[Pair]):
         check_data(config)
 
         # Settings that would change nothing are refused.
+        if config.synthesis_module:
+            raise ValueError(
+                "data.synthesis_module degrades photos while training: give it with data=photos and a folder of photos"
+            )
         if config.synthesis != Synthesis():
             raise ValueError(
                 "data.synthesis says how photos are degraded; prepared pairs are: give it to prepare_data.py"

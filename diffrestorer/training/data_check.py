@@ -18,6 +18,7 @@ from diffrestorer.config.schema import RunConfig
 from diffrestorer.data.images import ImageError, read_photo
 from diffrestorer.data.manifest import open_shard, pair_hash, read_batches, split_address
 from diffrestorer.data.pair_folders import PairFolders, differing_sizes
+from diffrestorer.data.pairs import SynthesisedPairs
 from diffrestorer.data.prepared import PreparedPairs, TrainingPairs, open_pairs
 from diffrestorer.training.kept_files import DamagedFileError, read_sealed, write_sealed
 from diffrestorer.training.launcher import on_main_process
@@ -82,8 +83,8 @@ def check_data(
     def settle() -> None:
         _refuse_unreadable(dataset.root, files, skip_unreadable, log)
         fingerprint = dataset.fingerprint()
-        manifest = fingerprint if isinstance(dataset, PreparedPairs) else None
-        _refuse_changed(output_dir, fingerprint, manifest, files, known, allow_change, log)
+        further = _further(dataset, fingerprint)
+        _refuse_changed(output_dir, fingerprint, further, files, known, allow_change, log)
         rows = {name: [*file.stamp, file.sha256, file.problem] for name, file in files.items()}
         write_sealed(output_dir / KNOWN, rows)
 
@@ -121,6 +122,15 @@ def _data_files(dataset: TrainingPairs) -> list[Path]:
     if isinstance(dataset, PreparedPairs):
         return [dataset.root / shard for shard in dataset.shards]
     return list(dataset.paths)
+
+
+def _further(dataset: TrainingPairs, fingerprint: str) -> dict[str, str]:
+    """Return digests of what the data depend on besides their files: a manifest, or a user's synthesis."""
+    if isinstance(dataset, PreparedPairs):
+        return {"manifest": fingerprint}
+    if isinstance(dataset, SynthesisedPairs) and dataset.own.sha256:
+        return {"synthesis_module": dataset.own.sha256}
+    return {}
 
 
 def _reader(
@@ -256,7 +266,7 @@ def _refuse_unreadable(
 def _refuse_changed(
     output_dir: Path,
     fingerprint: str,
-    manifest: str | None,
+    further: Mapping[str, str],
     files: Mapping[str, DataFile],
     known: Mapping[str, DataFile],
     allow: bool,
@@ -267,7 +277,7 @@ def _refuse_changed(
     Args:
         output_dir: of the run.
         fingerprint: of the dataset.
-        manifest: the same of prepared pairs, whose manifest is part of the data; None: photos.
+        further: digests of what the data depend on besides their files, by name.
         files: as they are now.
         known: as they were at the last start.
         allow: `train.allow_changed_data`.
@@ -278,9 +288,7 @@ def _refuse_changed(
         # A photo that became unreadable, and is skipped, counts as what it was.
         sha256 = known[name].sha256 if file.problem and name in known else file.sha256
         contents.update(f"{name} {sha256}\n".encode())
-    now = {"contents": contents.hexdigest()}
-    if manifest is not None:
-        now["manifest"] = manifest
+    now = {"contents": contents.hexdigest(), **further}
 
     # Earlier versions compared names and sizes only.
     path = output_dir / "data.json"
@@ -288,7 +296,10 @@ def _refuse_changed(
     if before == {"fingerprint": fingerprint}:
         before = now
     if before != now:
-        changed = ", ".join(_changed_names(files, known)) or "other classes or settings of the data"
+        changed = (
+            ", ".join(_changed_names(files, known))
+            or "other classes, settings or functions of the data"
+        )
         if not allow:
             raise ValueError(
                 f"the training data are not those that the run in {output_dir} began with (files were added, removed "

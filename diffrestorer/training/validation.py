@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from diffrestorer.config.classes import trained_classes
 from diffrestorer.config.degradations import is_synthesised
 from diffrestorer.config.schema import DataConfig, RunConfig
+from diffrestorer.data.own_synthesis import load_synthesis
 from diffrestorer.data.pair_folders import PairFolders
 from diffrestorer.data.pairs import PairBatch, SynthesisedPairs, collate_pairs
 from diffrestorer.data.prepared import is_prepared, name_classes
@@ -67,7 +68,9 @@ def _open_set(data: DataConfig, num_images: int) -> SynthesisedPairs | PairFolde
     if data.name == "pairs" and not is_prepared(data.validation_root):
         return _open_own_pairs(data)
 
-    classes = [name for name in trained_classes(data) if is_synthesised(name)]
+    trained = trained_classes(data)
+    own = load_synthesis(data.synthesis_module, trained)
+    classes = [name for name in trained if is_synthesised(name) or name in own]
     if not classes:
         raise ValueError(
             "train.validate_every degrades the photos of data.validation_root, and none of the classes that are "
