@@ -9,7 +9,7 @@ from diffrestorer import __version__
 from diffrestorer.cli.commands import COMMANDS
 from diffrestorer.config.degradations import DEGRADATIONS
 from diffrestorer.data.images import FORMATS
-from diffrestorer.inference.choices import Precision
+from diffrestorer.inference.choices import NOT_CLEAR, THRESHOLD, Precision
 
 AUTO = "auto"
 """The --format that follows each input."""
@@ -54,7 +54,13 @@ examples:
   diffrestorer study make outputs/demo -o study     give people study/page, keep study/key.json
   diffrestorer study score study                    after their files were put into study/answers
 """
-_ON_DETECT = "examples:\n  diffrestorer detect old.jpg scans/\n  diffrestorer detect scans/ --json > detected.jsonl"
+_ON_DETECT = """\
+examples:
+  diffrestorer detect old.jpg scans/
+  diffrestorer detect scans/ --json > detected.jsonl
+
+A model that was trained without the class clean, like mini, is often sure of a degradation where there is none.
+"""
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -88,6 +94,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
             action="store_true",
             help="one JSON object per file on stdout (default: text for people)",
         )
+        threshold_help = (
+            f"probability from which a degradation is clear, below it the answer is {NOT_CLEAR!r} (default: "
+            f"{THRESHOLD:g})"
+        )
+        add("--threshold", type=_number(float, 0, 1), default=THRESHOLD, help=threshold_help)
         _add_model(command)
     _add_compile(restore)
     _add_app(commands, layout)
@@ -209,6 +220,8 @@ def _add_restoring(parser: argparse.ArgumentParser) -> None:
         "of the restored photos; auto is that of the input where it can be written (default: png)"
     )
     add("--format", choices=(*FORMATS, AUTO), default="png", help=format_help)
+    skip_help = f"leave photos with {NOT_CLEAR} (--threshold) alone: no file is written for them"
+    add("--skip-clean", action="store_true", help=skip_help)
     add(
         "--overwrite",
         action="store_true",
