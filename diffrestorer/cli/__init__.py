@@ -1,4 +1,4 @@
-"""The command line: `diffrestorer restore`, `detect`, `app`, `study`, and the scripts as `train`, `evaluate`, ...
+"""The command line: `diffrestorer restore`, `detect`, `app`, `study`, `push`, and the scripts, such as `train`.
 
 Results go to stdout, the rest to stderr. Exit status: 0 all done, 1 something failed (named on stderr) or nothing
 to do, 2 wrong usage, 130 stopped. Whatever needs torch is imported when it is used, so `--help` answers at once.
@@ -11,7 +11,13 @@ from importlib import import_module
 
 from diffrestorer.cli.commands import find_command, run_command
 
-_MODULES = {"restore": "restoring", "detect": "detecting", "app": "serving", "study": "studying"}
+_MODULES = {
+    "restore": "restoring",
+    "detect": "detecting",
+    "app": "serving",
+    "study": "studying",
+    "push": "pushing",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

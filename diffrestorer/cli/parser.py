@@ -54,6 +54,13 @@ examples:
   diffrestorer study make outputs/demo -o study     give people study/page, keep study/key.json
   diffrestorer study score study                    after their files were put into study/answers
 """
+_ON_PUSH = """\
+examples:
+  diffrestorer push outputs/train_decoder me/sandstorms --license apache-2.0 --scores outputs/evaluate --dry-run
+  HF_TOKEN=... diffrestorer push outputs/train_decoder me/sandstorms
+
+A README.md that you wrote into the model folder keeps its text and gets the metadata.
+"""
 _ON_DETECT = """\
 examples:
   diffrestorer detect old.jpg scans/
@@ -107,8 +114,28 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     study = commands.add_parser("study", help=about, description=about, epilog=_ON_STUDY, **layout)
     _add_study(study.add_subparsers(dest="action", metavar="ACTION", required=True), layout)
+    _add_push(commands, layout)
     _add_scripts(commands, layout)
     return _with_late_inputs(parser, argv)
+
+
+def _add_push(commands: Any, layout: dict[str, Any]) -> None:
+    about = "Uploads a model folder to the Hugging Face hub, with a card that has its classes, licence and scores."
+    push = commands.add_parser(
+        "push", help="upload a model to the hub", description=about, epilog=_ON_PUSH, **layout
+    )
+    add = push.add_argument
+    add("folder", metavar="FOLDER", help="model folder, or output folder of a training")
+    add("repo", metavar="USER/NAME", help="where it goes; made if it is not there")
+    add(
+        "--license",
+        default="other",
+        help="identifier of the licence, such as apache-2.0 (default: other)",
+    )
+    scores_help = "output folder of diffrestorer evaluate, whose means go into the card"
+    add("--scores", type=Path, metavar="DIR", help=scores_help)
+    add("--private", action="store_true", help="make it private, if it is not there yet")
+    add("--dry-run", action="store_true", help="print the card and the files, and upload nothing")
 
 
 def _add_scripts(commands: Any, layout: dict[str, Any]) -> None:
