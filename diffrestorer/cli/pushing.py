@@ -7,7 +7,7 @@ from diffrestorer.cli.job import EXIT_FAILURES, EXIT_USAGE, Run, StopError
 
 def main(run: Run) -> int:
     """Upload the folder as one commit, or show what would be uploaded; return the exit status."""
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     from diffrestorer.inference.hub_card import full_card
     from diffrestorer.inference.model_folder import find_model

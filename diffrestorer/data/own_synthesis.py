@@ -4,7 +4,7 @@ import hashlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,7 +31,7 @@ class OwnSynthesis:
     """
 
     path: str = ""
-    functions: dict[str, Degrade] = field(default_factory=dict)
+    functions: Mapping[str, Degrade] = field(default_factory=dict)
     sha256: str = ""
 
     def __contains__(self, name: str) -> bool:

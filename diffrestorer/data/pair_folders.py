@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 from torch.utils.data import Dataset
 
 from diffrestorer.config.classes import model_classes, trained_classes
@@ -22,7 +23,8 @@ from diffrestorer.config.view_ranges import Views
 from diffrestorer.data.counter import counter_rng, shuffled
 from diffrestorer.data.images import ImageError, find_images
 from diffrestorer.data.order import BalancedOrder
-from diffrestorer.data.pairs import Pair, augment, check_data, read_pixels
+from diffrestorer.data.pairs import Pair, augment, check_data
+from diffrestorer.data.recent_photos import read_pixels
 from diffrestorer.data.views import crop
 
 OWN = "own"
@@ -200,7 +202,7 @@ class PairFolders(Dataset[Pair]):
             )
 
         # Equally often, or every pair once.
-        self.balanced: BalancedOrder | None = None
+        self.balanced: BalancedOrder[str] | None = None
         if config.balance == "classes":
             self._by_class = {name: [p for p in self.pairs if p.degradation == name] for name in there}
             counts = {name: len(pairs) for name, pairs in self._by_class.items()}
@@ -279,7 +281,7 @@ class PairFolders(Dataset[Pair]):
         )
         return Pair(lq, gt, label, step, position)
 
-    def _read(self, files: FilePair) -> tuple:
+    def _read(self, files: FilePair) -> tuple[np.ndarray, np.ndarray]:
         """Return both images, or those of the next pair of the class if they cannot be read and may be skipped."""
         try:
             return self._read_both(files)
@@ -293,7 +295,7 @@ class PairFolders(Dataset[Pair]):
                 return self._read_both(other)
         raise ImageError(f"none of the pairs of {files.degradation} can be read")
 
-    def _read_both(self, files: FilePair) -> tuple:
+    def _read_both(self, files: FilePair) -> tuple[np.ndarray, np.ndarray]:
         lq, gt = (read_pixels(path, self.size) for path in (files.lq, files.gt))
         if lq.shape != gt.shape:
             raise ImageError(f"{files.lq}: {differing_sizes(lq.shape, gt.shape, files.gt)}")

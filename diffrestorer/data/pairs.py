@@ -23,8 +23,9 @@ from diffrestorer.config.degradations import CLEAN, DEGRADATIONS, degradation_in
 from diffrestorer.config.schema import DataConfig
 from diffrestorer.config.synthesis_presets import refuse_held_out
 from diffrestorer.data.counter import counter_rng
-from diffrestorer.data.images import ImageError, find_images, read_photo
+from diffrestorer.data.images import ImageError, find_images
 from diffrestorer.data.own_synthesis import load_synthesis
+from diffrestorer.data.recent_photos import read_pixels
 from diffrestorer.data.synthesis import degrade
 from diffrestorer.data.views import crop, vary
 
@@ -219,26 +220,6 @@ class SynthesisedPairs(Dataset[Pair]):
         return counter_rng(self.seed, "order", epoch).permutation(
             len(self.paths) * len(self.degradations)
         )
-
-
-@lru_cache(maxsize=256)
-def read_pixels(path: Path, min_side: int) -> np.ndarray:
-    """Read a photo's 8-bit pixels (h, w, 3), enlarged if a side is shorter than `min_side`; the newest stay in memory.
-
-    Raises:
-        ImageError: it cannot be read; the message begins with its path.
-    """
-    try:
-        pixels = read_photo(path).pixels
-    except ImageError as error:
-        raise ImageError(f"{path}: {error}") from None
-    if pixels.dtype != np.uint8:
-        pixels = (pixels >> 8).astype(np.uint8)
-    scale = min_side / min(pixels.shape[:2])
-    if scale > 1:
-        size = tuple(max(min_side, round(side * scale)) for side in pixels.shape[1::-1])
-        pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_CUBIC)
-    return pixels
 
 
 class StepBatches(Sampler[list[tuple[int, int]]]):
