@@ -75,7 +75,8 @@ class Run:
 
         Args:
             job: the file.
-            status: `restored`, `detected`, `skipped`, `failed` or `unreadable` (a format that nothing here reads).
+            status: `restored`, `detected`, `skipped`, `clean` (left alone), `failed` or `unreadable` (a format that
+                nothing here reads).
             more: further fields of its JSON line; `reason` of a failure.
         """
         self.tally[status] += 1

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 from diffrestorer import __version__
+from diffrestorer.cli.commands import COMMANDS
 from diffrestorer.config.degradations import DEGRADATIONS
 from diffrestorer.data.images import FORMATS
-from diffrestorer.inference.choices import Precision
+from diffrestorer.inference.choices import NOT_CLEAR, THRESHOLD, Precision
 
 AUTO = "auto"
 """The --format that follows each input."""
@@ -26,6 +27,7 @@ examples:
   diffrestorer restore scans/ -o restored         scans/a/b.jpg becomes restored/a/b.png; again: only what is missing
   diffrestorer detect scans/                      what is wrong with each photo, in percent
   diffrestorer app                                the same on a web page
+  diffrestorer train stage1 model=mini data=photos data.root=PHOTOS     trains a model; evaluate, prepare, figures
 """
 _ON_RESTORE = """\
 examples:
@@ -52,7 +54,20 @@ examples:
   diffrestorer study make outputs/demo -o study     give people study/page, keep study/key.json
   diffrestorer study score study                    after their files were put into study/answers
 """
-_ON_DETECT = "examples:\n  diffrestorer detect old.jpg scans/\n  diffrestorer detect scans/ --json > detected.jsonl"
+_ON_PUSH = """\
+examples:
+  diffrestorer push outputs/train_decoder me/sandstorms --license apache-2.0 --scores outputs/evaluate --dry-run
+  HF_TOKEN=... diffrestorer push outputs/train_decoder me/sandstorms
+
+A README.md that you wrote into the model folder keeps its text and gets the metadata.
+"""
+_ON_DETECT = """\
+examples:
+  diffrestorer detect old.jpg scans/
+  diffrestorer detect scans/ --json > detected.jsonl
+
+A model that was trained without the class clean, like mini, is often sure of a degradation where there is none.
+"""
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -86,6 +101,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
             action="store_true",
             help="one JSON object per file on stdout (default: text for people)",
         )
+        threshold_help = (
+            f"probability from which a degradation is clear, below it the answer is {NOT_CLEAR!r} (default: "
+            f"{THRESHOLD:g})"
+        )
+        add("--threshold", type=_number(float, 0, 1), default=THRESHOLD, help=threshold_help)
         _add_model(command)
     _add_compile(restore)
     _add_app(commands, layout)
@@ -94,7 +114,42 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     study = commands.add_parser("study", help=about, description=about, epilog=_ON_STUDY, **layout)
     _add_study(study.add_subparsers(dest="action", metavar="ACTION", required=True), layout)
+    _add_push(commands, layout)
+    _add_scripts(commands, layout)
     return _with_late_inputs(parser, argv)
+
+
+def _add_push(commands: Any, layout: dict[str, Any]) -> None:
+    about = "Uploads a model folder to the Hugging Face hub, with a card that has its classes, licence and scores."
+    push = commands.add_parser(
+        "push", help="upload a model to the hub", description=about, epilog=_ON_PUSH, **layout
+    )
+    add = push.add_argument
+    add("folder", metavar="FOLDER", help="model folder, or output folder of a training")
+    add("repo", metavar="USER/NAME", help="where it goes; made if it is not there")
+    add(
+        "--license",
+        default="other",
+        help="identifier of the licence, such as apache-2.0 (default: other)",
+    )
+    scores_help = "output folder of diffrestorer evaluate, whose means go into the card"
+    add("--scores", type=Path, metavar="DIR", help=scores_help)
+    add("--private", action="store_true", help="make it private, if it is not there yet")
+    add("--dry-run", action="store_true", help="print the card and the files, and upload nothing")
+
+
+def _add_scripts(commands: Any, layout: dict[str, Any]) -> None:
+    """List the scripts, whose own command lines are read elsewhere."""
+    about = "Trains a model. Every STAGE explains itself with --help, and takes keys written key=value."
+    stages = {name.partition(" ")[2]: entry.about for name, entry in COMMANDS.items() if " " in name}
+    listing = "\n".join(f"  {stage:10} {entry}" for stage, entry in stages.items())
+    train = commands.add_parser(
+        "train", help="train a model", description=about, epilog=f"stages:\n{listing}", **layout
+    )
+    train.add_argument("stage", choices=stages, metavar="STAGE", help="one of those below")
+    for name, entry in COMMANDS.items():
+        if " " not in name:
+            commands.add_parser(name, help=entry.about, **layout)
 
 
 def _add_app(commands: Any, layout: dict[str, Any]) -> None:
@@ -192,6 +247,8 @@ def _add_restoring(parser: argparse.ArgumentParser) -> None:
         "of the restored photos; auto is that of the input where it can be written (default: png)"
     )
     add("--format", choices=(*FORMATS, AUTO), default="png", help=format_help)
+    skip_help = f"leave photos with {NOT_CLEAR} (--threshold) alone: no file is written for them"
+    add("--skip-clean", action="store_true", help=skip_help)
     add(
         "--overwrite",
         action="store_true",

@@ -18,12 +18,23 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from diffrestorer.cli.detecting import warn_without_clean
 from diffrestorer.cli.job import EXIT_FAILURES, EXIT_USAGE, Job, Run, StopError
 from diffrestorer.cli.planning import plan
 from diffrestorer.cli.processes import Processes
 from diffrestorer.cli.writing import Writer
 from diffrestorer.data.images import ImageError, Photo
-from diffrestorer.inference.photos import Options, check_options, printable, read, reason, restore
+from diffrestorer.inference.choices import NOT_CLEAR
+from diffrestorer.inference.photos import (
+    Options,
+    check_options,
+    detect,
+    is_clear,
+    printable,
+    read,
+    reason,
+    restore,
+)
 
 
 def main(run: Run) -> int:
@@ -36,6 +47,8 @@ def main(run: Run) -> int:
     tally = processes.total(run.tally)
     if processes.index == 0:
         summary = f"restored {tally['restored']}, skipped {tally['skipped']} (already there), failed {tally['failed']}"
+        if tally["clean"]:
+            summary += f", left alone {tally['clean']} ({NOT_CLEAR})"
         if tally["unreadable"]:
             summary += f", cannot read {tally['unreadable']} (formats that are not supported)"
         run.say(summary)
@@ -61,6 +74,8 @@ def _options(arguments: argparse.Namespace) -> Options:
 def _restore_all(run: Run, jobs: Sequence[Job], hidden: bool) -> None:
     """Restore photos in batches of one size under a progress bar, unless it is `hidden`."""
     options, batch_size, pipe = _options(run.arguments), run.arguments.batch_size, run.load()
+    if run.arguments.skip_clean and not hidden:
+        warn_without_clean(run, pipe)
     try:
         options = check_options(pipe, options)
     except ValueError as error:
@@ -81,7 +96,8 @@ def _restore_all(run: Run, jobs: Sequence[Job], hidden: bool) -> None:
         # Photos wait here, by size, for others to make a batch with.
         bar, done = progress.add_task("", total=len(jobs)), 0
         waiting: dict[tuple[int, ...], list[tuple[Job, Photo]]] = {}
-        for job, photo in photos:
+        for job, found in photos:
+            photo = _unless_clean(run, pipe, job, found)
             if photo is not None:
                 waiting.setdefault(photo.pixels.shape, []).append((job, photo))
 
@@ -111,6 +127,22 @@ def _restore_all(run: Run, jobs: Sequence[Job], hidden: bool) -> None:
         raise StopError(
             f"{folder} takes no more files: stopped; {count} restored so far stand", EXIT_FAILURES
         )
+
+
+def _unless_clean(run: Run, pipe: Any, job: Job, photo: Photo | None) -> Photo | None:
+    """Return the photo, or None for one that `--skip-clean` leaves alone, which is reported."""
+    arguments = run.arguments
+    if photo is None or not arguments.skip_clean:
+        return photo
+    try:
+        degradations = detect(pipe, photo)
+    except Exception as error:  # as in _restore_group
+        run.report(job, "failed", reason=reason(error))
+        return None
+    if is_clear(degradations, arguments.threshold):
+        return photo
+    run.report(job, "clean", reason=NOT_CLEAR, degradations=degradations)
+    return None
 
 
 def _read_ahead(run: Run, jobs: Sequence[Job], ahead: int) -> Generator[tuple[Job, Photo | None]]:

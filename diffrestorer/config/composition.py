@@ -35,7 +35,8 @@ from diffrestorer.config.overrides import CommandLine, parse, read_command_line,
 from diffrestorer.config.refusals import explain
 from diffrestorer.config.schema import DataConfig, TrainConfig
 
-CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
+CONFIG_DIR = (Path(__file__).resolve().parents[1] / "configs").resolve()
+"""In a clone `diffrestorer/configs` is a link to configs/; a wheel holds the files themselves."""
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 """Environment variable with which Hydra raises errors instead of printing them with advice and status 1."""
@@ -338,13 +339,16 @@ def _instantiate(node: Any, hint: Any = None) -> Any:
 def _settle_classes(config: Any) -> None:
     """Check `data.classes` and `data.degradations`, and name the degradations that null stands for.
 
-    A stage that goes on from another one takes the classes from that one's model (`training.model_classes`), which is
-    not read here.
+    A stage that goes on from another one takes the classes from that one's model, and a user's own pairs bring theirs
+    along (`training.model_classes`). Neither is read here.
     """
     data = getattr(config, "data", None)
     if not isinstance(data, DataConfig):
         return
-    if not (hasattr(config, "stage1") or hasattr(config, "teacher")):
+    later_stage = hasattr(config, "stage1") or hasattr(config, "teacher")
+    if data.name == "pairs" and data.classes is None:
+        return  # the folders tell them, which are not read here either
+    if not later_stage:
         config.data = resolve_classes(data)
     elif data.classes is not None:
         check_classes(data)

@@ -10,7 +10,18 @@ class TestDataConfig:
     """Test sets."""
 
     root: str | None = None
-    """Folder that scripts/prepare_data.py made; null: open photos, degraded by this package."""
+    """Folder that scripts/prepare_data.py made; null: open photos, degraded by this package. With `suite=pairs` one of
+    pairs too: NAME/lq/ and NAME/gt/ for each class."""
+    lq: str | None = None
+    """`suite=pairs`: folder of degraded images."""
+    gt: str | None = None
+    """`suite=pairs`: folder of the clean images, which have the same names."""
+    degradation: str | None = None
+    """`suite=pairs`: class of `lq` and `gt`; null: own."""
+    lq_name: str = "{}"
+    """`suite=pairs`: names of degraded files without their suffix; `{}_lq` fits x_lq.png."""
+    gt_name: str = "{}"
+    """`suite=pairs`: names of clean files, likewise."""
 
 
 @dataclass
@@ -24,7 +35,7 @@ class EvaluateConfig:
     seeds: int = option(1, ge=1)
     """Runs of every sampled method, with seed, seed + 1, ...: pooled by image, their spread beside the mean."""
     suite: str = "demo"
-    """Suite: demo, single, real, mixed, all or ablation."""
+    """Suite: demo, single, real, mixed, all, ablation or pairs."""
     method: list[str] = field(default_factory=list)
     """Names, or NAME=FOLDER of a model or of outputs made elsewhere; empty: what the suite is about."""
     model: str = "mini"

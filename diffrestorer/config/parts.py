@@ -71,7 +71,8 @@ class DataConfig:
     name: str = "paper"
     """Name of the file in configs/data/."""
     root: str | None = None
-    """A folder that scripts/prepare_data.py made, or (`data=photos`) one of clean photos, searched recursively."""
+    """A folder that scripts/prepare_data.py made, one of clean photos (`data=photos`), searched recursively, or one
+    with NAME/lq/ and NAME/gt/ for each class (`data=pairs`)."""
     size: int = option(512, ge=32, multiple_of=8)
     """Side of the training crop in pixels. The VAE divides by 8, VGG-19's features need 32."""
     degradations: list[str] | None = None
@@ -85,9 +86,25 @@ class DataConfig:
     augment: bool = False
     """Mirror pairs and turn them by quarter turns, in one of eight ways each."""
     validation_root: str | None = None
-    """Folder of clean photos that are not trained on, for `train.validate_every`; degraded on the fly, once for all."""
+    """Folder of clean photos that are not trained on, for `train.validate_every`; degraded on the fly, once for all.
+    With `data=pairs` one of pairs: lq/ and gt/, or NAME/lq/ and NAME/gt/."""
     classes: list[str] | None = None
-    """The model's classes, in the order of its probabilities. Null: the paper's eight, in later stages stage 1's."""
+    """The model's classes, in the order of its probabilities. Null: the paper's eight (`data=pairs`: the folders'), in
+    later stages stage 1's."""
+    synthesis_module: str | None = None
+    """`data=photos`: Python file with a function (image, generator -> image) for each class of your own."""
+    balance: str = option("pairs", choices=("pairs", "classes"))
+    """`pairs`: each once an epoch. `classes`: each class equally often, or as often as `degradations` names it."""
+    lq: str | None = None
+    """`data=pairs`: folder of degraded images."""
+    gt: str | None = None
+    """`data=pairs`: folder of the clean images, which have the same names."""
+    degradation: str | None = None
+    """`data=pairs`: class of `lq` and `gt`; null: own."""
+    lq_name: str = "{}"
+    """`data=pairs`: names of degraded files without their suffix; `{}_lq` fits x_lq.png."""
+    gt_name: str = "{}"
+    """`data=pairs`: names of clean files, likewise."""
 
 
 @dataclass

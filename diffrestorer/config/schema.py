@@ -23,6 +23,8 @@ class RunConfig:
     """Seed of every random number."""
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    check: bool = False
+    """Read every file of the data, count the pairs of each class, and train nothing; also written --check."""
 
 
 @dataclass
@@ -225,9 +227,9 @@ class PrepareConfig:
     """`scripts/prepare_data.py`: from downloads to verified pairs on disk."""
 
     set: str = "all"
-    """Name of the data set, `all`, `photos` or `open_photos`."""
+    """Name of the data set, `all`, `photos`, `pairs` or `open_photos`."""
     root: str | None = None
-    """Folder (or archive) of the downloads, or of photos."""
+    """Folder (or archive) of the downloads, of photos, or of pairs: NAME/lq/ and NAME/gt/ for each class."""
     out: str | None = None
     """Folder of the prepared pairs; several sets may share one."""
     check: bool = False
@@ -241,7 +243,8 @@ class PrepareConfig:
     budget: int | None = option(None, ge=1)
     """Training pairs per class, shared by the sets that make it; null: 10,000, for photos one per photo."""
     split: str = option("train", choices=("train", "test"))
-    """Use of `photos`: training pairs of the eight classes, or test images of these and the four mixtures."""
+    """Use of `photos`: training pairs of the eight classes, or test images of these and the four mixtures. Use of
+    `pairs`."""
     haze: str = option("OTS", choices=("OTS", "ITS"))
     """Training part of RESIDE."""
     degradations: list[str] = field(default_factory=list)
@@ -254,3 +257,7 @@ class PrepareConfig:
     """Go on without sets that are missing (the others take over their share) and without files that lack a partner."""
     skip_unreadable: bool = False
     """Leave out the pairs of images that cannot be read."""
+    lq_name: str = "{}"
+    """`set=pairs`: names of degraded files without their suffix; `{}_lq` fits x_lq.png."""
+    gt_name: str = "{}"
+    """`set=pairs`: names of clean files, likewise."""

@@ -23,7 +23,9 @@ from diffrestorer.config.degradations import CLEAN, DEGRADATIONS, degradation_in
 from diffrestorer.config.schema import DataConfig
 from diffrestorer.config.synthesis_presets import refuse_held_out
 from diffrestorer.data.counter import counter_rng
-from diffrestorer.data.images import ImageError, find_images, read_photo
+from diffrestorer.data.images import ImageError, find_images
+from diffrestorer.data.own_synthesis import load_synthesis
+from diffrestorer.data.recent_photos import read_pixels
 from diffrestorer.data.synthesis import degrade
 from diffrestorer.data.views import crop, vary
 
@@ -138,10 +140,13 @@ class SynthesisedPairs(Dataset[Pair]):
         self.size = config.size
         self.classes = model_classes(config)
         self.degradations = trained_classes(config)
-        if foreign := [name for name in self.degradations if not is_synthesised(name)]:
+        self.own = load_synthesis(config.synthesis_module, self.degradations)
+        made = [name for name in self.degradations if is_synthesised(name) or name in self.own]
+        if foreign := [name for name in self.degradations if name not in made]:
             raise ValueError(
                 f"photos can't be given {foreign[0]}: only {', '.join(DEGRADATIONS)} and {CLEAN} are made from them; "
-                f"train {foreign[0]} from pairs of your own with data=manifest data.root=FOLDER"
+                f"train {foreign[0]} from pairs of your own with data=pairs, or give data.synthesis_module=FILE.py "
+                "that makes it"
             )
         self.skip_unreadable = config.skip_unreadable
         self.synthesis = config.synthesis
@@ -150,9 +155,19 @@ class SynthesisedPairs(Dataset[Pair]):
         self.seed = seed
         self.global_batch_size = global_batch_size
 
+    @property
+    def num_fixed(self) -> int:
+        """Number of pairs that `fixed` knows."""
+        return len(self.paths)
+
+    def counts(self) -> dict[str, int]:
+        """Return the number of pairs of each class that an epoch makes."""
+        return {name: len(self.paths) for name in self.degradations}
+
     def fingerprint(self) -> str:
         """Return a digest that changes when a photo is added, removed, renamed or resized; no photo is read."""
         digest = hashlib.sha256(" ".join(self.degradations).encode())
+        digest.update(self.own.sha256.encode())
         for path in self.paths:
             digest.update(f"{path.relative_to(self.root)} {path.stat().st_size}\n".encode())
         return digest.hexdigest()
@@ -179,22 +194,24 @@ class SynthesisedPairs(Dataset[Pair]):
         photo = self._read(path)
         gt = crop(photo, self.size, self.views, counter_rng(self.seed, "crop", step, position))
         gt = vary(gt, degradation, self.views, counter_rng(self.seed, "view", step, position))
-        lq = degrade(
-            gt, degradation, counter_rng(self.seed, "degradation", step, position), self.synthesis
-        )
+        rng = counter_rng(self.seed, "degradation", step, position)
+        if degradation in self.own:
+            lq = self.own.degrade(gt, degradation, rng)
+        else:
+            lq = degrade(gt, degradation, rng, self.synthesis)
         return Pair(lq, gt, degradation_index(degradation, self.classes), step, position)
 
     def _read(self, path: Path) -> np.ndarray:
         """Return a photo, or the next one by name if it cannot be read and `data.skip_unreadable` is true."""
         try:
-            return _read_cached(path, self.size)
+            return read_pixels(path, self.size)
         except ImageError:
             if not self.skip_unreadable:
                 raise
         place = self.paths.index(path)
         for other in (*self.paths[place + 1 :], *self.paths[:place]):
             with suppress(ImageError):
-                return _read_cached(other, self.size)
+                return read_pixels(other, self.size)
         raise ImageError(f"none of the photos in {self.root} can be read")
 
     @lru_cache(maxsize=2)  # noqa: B019 - the dataset lives as long as the run
@@ -203,22 +220,6 @@ class SynthesisedPairs(Dataset[Pair]):
         return counter_rng(self.seed, "order", epoch).permutation(
             len(self.paths) * len(self.degradations)
         )
-
-
-@lru_cache(maxsize=256)
-def _read_cached(path: Path, min_side: int) -> np.ndarray:
-    """Read a photo's 8-bit pixels, enlarged if a side is shorter than the crop."""
-    try:
-        pixels = read_photo(path).pixels
-    except ImageError as error:
-        raise ImageError(f"{path}: {error}") from None
-    if pixels.dtype != np.uint8:
-        pixels = (pixels >> 8).astype(np.uint8)
-    scale = min_side / min(pixels.shape[:2])
-    if scale > 1:
-        size = tuple(max(min_side, round(side * scale)) for side in pixels.shape[1::-1])
-        pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_CUBIC)
-    return pixels
 
 
 class StepBatches(Sampler[list[tuple[int, int]]]):

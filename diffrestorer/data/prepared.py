@@ -16,25 +16,50 @@ from diffrestorer.config.synthesis_ranges import Synthesis
 from diffrestorer.config.view_ranges import Views
 from diffrestorer.data.counter import counter_rng, shuffled
 from diffrestorer.data.manifest import MANIFEST, open_shard, read_batches, split_address
+from diffrestorer.data.order import BalancedOrder
+from diffrestorer.data.pair_folders import PairFolders, find_pairs, found_classes
 from diffrestorer.data.pairs import Pair, SynthesisedPairs, augment, check_data
 
 _OPEN_SHARDS = 512  # each holds a file descriptor, of which a process usually has 1024
 
 
-def open_pairs(
-    config: DataConfig, seed: int, global_batch_size: int
-) -> "SynthesisedPairs | PreparedPairs":
-    """Return the training pairs that a configuration asks for: prepared ones, or photos degraded on the fly.
+def open_pairs(config: DataConfig, seed: int, global_batch_size: int) -> "TrainingPairs":
+    """Return the training pairs that a configuration asks for: prepared ones, folders, or photos degraded on the fly.
 
-    `data=photos` takes a prepared folder as well: it is recognised by its manifest.
+    `data=photos` and `data=pairs` take a prepared folder as well: it is recognised by its manifest.
 
     Raises:
-        ValueError: see the two classes.
+        ValueError: see the three classes.
     """
-    prepared = config.name != "photos" or (
-        config.root is not None and (Path(config.root) / MANIFEST).is_file()
-    )
-    return (PreparedPairs if prepared else SynthesisedPairs)(config, seed, global_batch_size)
+    if config.name == "photos" and not is_prepared(config.root):
+        return SynthesisedPairs(config, seed, global_batch_size)
+    if config.name == "pairs" and not is_prepared(config.root):
+        return PairFolders(config, seed, global_batch_size)
+    return PreparedPairs(config, seed, global_batch_size)
+
+
+def is_prepared(root: str | None) -> bool:
+    """Tell whether a folder holds prepared pairs."""
+    return root is not None and (Path(root) / MANIFEST).is_file()
+
+
+def name_classes(config: DataConfig) -> list[str]:
+    """Return the classes of the pairs in a user's folders, or in the prepared folder that was made of them.
+
+    Raises:
+        ValueError: as `find_pairs` or `read_batches`.
+    """
+    if not is_prepared(config.root):
+        pairs = find_pairs(
+            config.root, config.lq, config.gt, config.degradation, config.lq_name, config.gt_name
+        )
+        return found_classes(pairs)
+    assert config.root is not None
+    found: set[str] = set()
+    for batch in read_batches(Path(config.root), ["degradation", "split"]):
+        rows = zip(batch["degradation"], batch["split"], strict=True)
+        found.update(degradation for degradation, split in rows if split == "train")
+    return sorted(found)
 
 
 class PreparedPairs(Dataset[Pair]):
@@ -65,6 +90,10 @@ class PreparedPairs(Dataset[Pair]):
         check_data(config)
 
         # Settings that would change nothing are refused.
+        if config.synthesis_module:
+            raise ValueError(
+                "data.synthesis_module degrades photos while training: give it with data=photos and a folder of photos"
+            )
         if config.synthesis != Synthesis():
             raise ValueError(
                 "data.synthesis says how photos are degraded; prepared pairs are: give it to prepare_data.py"
@@ -82,6 +111,10 @@ class PreparedPairs(Dataset[Pair]):
         self.global_batch_size = global_batch_size
         self.classes = model_classes(config)
         self._read_index(trained_classes(config))
+        self.balanced: BalancedOrder[int] | None = None
+        if config.balance == "classes":
+            slots = [degradation_index(name, self.classes) for name in trained_classes(config)]
+            self._index_classes(slots)
         self.stored_size = int(self._open(self.shards[0]).shape[-1])
         if self.stored_size < config.size:
             raise ValueError(
@@ -124,10 +157,41 @@ class PreparedPairs(Dataset[Pair]):
         self.num_stored = count
         self.num_pairs = count + (round(count / len(found)) if makes_clean else 0)
 
+    def _index_classes(self, slots: Sequence[int]) -> None:
+        """Number the pairs of each class, so that classes can take turns."""
+        ends = np.append(self.starts[1:], self.num_stored)
+        lengths = ends - self.starts
+        self._runs_of: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        counts = {}
+        for label in set(slots):
+            runs = np.flatnonzero(self.labels == label)
+            before = np.concatenate([[0], np.cumsum(lengths[runs])])
+            self._runs_of[label] = (runs, before)
+            counts[label] = int(before[-1]) or self.num_pairs - self.num_stored
+        self.balanced = BalancedOrder(self.seed, counts, slots)
+
+    def _in_class(self, label: int, place: int) -> int:
+        """Return the number of the pair at a place among those of a class; generated `clean` ones are the last."""
+        runs, before = self._runs_of[label]
+        if not len(runs):
+            return self.num_stored + place
+        run = int(np.searchsorted(before, place, side="right")) - 1
+        return int(self.starts[runs[run]] + place - before[run])
+
     def source(self, step: int, position: int) -> tuple[Path, str]:
         """Return the address and the degradation of sample (step, position)."""
         shard, row, label = self._locate(self._index(step, position))
         return self.root / f"{shard}#{row}", self.classes[label]
+
+    def counts(self) -> dict[str, int]:
+        """Return the number of pairs of each class."""
+        lengths = np.append(self.starts[1:], self.num_stored) - self.starts
+        counts = {
+            self.classes[label]: int(lengths[self.labels == label].sum()) for label in set(self.labels)
+        }
+        if self.num_pairs > self.num_stored:
+            counts[CLEAN] = self.num_pairs - self.num_stored
+        return counts
 
     @property
     def num_variants(self) -> int | None:
@@ -161,6 +225,8 @@ class PreparedPairs(Dataset[Pair]):
 
     def _index(self, step: int, position: int) -> int:
         """Return the number of the pair that a sample is."""
+        if self.balanced is not None:
+            return self._in_class(*self.balanced(step * self.global_batch_size + position))
         epoch, place = divmod(step * self.global_batch_size + position, self.num_pairs)
         return shuffled(place, self.num_pairs, self.seed, "order", epoch)
 
@@ -196,3 +262,7 @@ class PreparedPairs(Dataset[Pair]):
     def _open(self, shard: str) -> np.ndarray:
         """Map a shard into memory."""
         return open_shard(self.root / shard)
+
+
+TrainingPairs = SynthesisedPairs | PreparedPairs | PairFolders
+"""Training pairs of any source."""

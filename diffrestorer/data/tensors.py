@@ -1,7 +1,7 @@
 """Images as callers hold them (PIL, arrays, tensors) to float tensors in [0, 1] and back, with few copies."""
 
-from collections.abc import Sequence
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,12 +18,12 @@ OutputType = Literal["pil", "np", "pt"]
 _FULL_SCALE = {"uint8": 255, "uint16": 65535, "float16": 1, "float32": 1, "float64": 1}
 
 
-def as_tensors(image: ImageInput | Sequence[ImageInput]) -> list[ImageTensor]:
+def as_tensors(image: Any) -> list[ImageTensor]:
     """Convert images to floats (3, h, w) in [0, 1].
 
     Args:
-        image: one image, several, or a tensor (b, 3, h, w). PIL images follow the rules of `read_photo`: orientation,
-            16 bits, grey, CMYK, profiles.
+        image: one `ImageInput`, several, or a tensor (b, 3, h, w). PIL images follow the rules of `read_photo`:
+            orientation, 16 bits, grey, CMYK, profiles.
 
     Raises:
         ValueError: an image is of another kind; the message says what it may be.
@@ -31,6 +31,15 @@ def as_tensors(image: ImageInput | Sequence[ImageInput]) -> list[ImageTensor]:
     # One image is a list of one; a batch is a list of its images.
     if isinstance(image, Image.Image | np.ndarray) or (isinstance(image, Tensor) and image.ndim == 3):
         image = [image]
+    kinds = (Image.Image, np.ndarray, Tensor)
+    for item in image if isinstance(image, list | tuple) else [image]:
+        if isinstance(item, str | Path):
+            raise ValueError(
+                f"{str(item)!r} is a path or an address, not an image: open it with PIL.Image.open, or fetch it with "
+                "diffusers.utils.load_image"
+            )
+        if not isinstance(item, kinds):
+            raise ValueError(f"an image must be PIL, an array or a tensor, not {type(item).__name__}")
     return [_as_tensor(item) for item in image]
 
 

@@ -4,7 +4,9 @@ from pathlib import Path
 
 from diffrestorer.config.evaluating import EvaluateConfig
 from diffrestorer.data.manifest import list_test_pairs
+from diffrestorer.evaluation.pair_suite import own_suite
 from diffrestorer.evaluation.suites import (
+    PAIRS,
     REAL,
     SETS,
     SUITES,
@@ -22,15 +24,17 @@ OWN_PHOTOS = "photos"
 
 
 def build_suite(config: EvaluateConfig) -> Suite:
-    """Build the suite `config.suite`, of `config.data.root` where that is given, else of open photos.
+    """Build the suite `config.suite`, of `config.data.root` where that is given, of own pairs, or of open photos.
 
     Raises:
         ValueError: an unknown suite; one that is not prepared, with the command that prepares it; pairs named twice.
     """
-    if config.suite not in SUITES:
-        raise ValueError(f"suite={config.suite} is not valid; choose from {', '.join(SUITES)}")
+    if config.suite not in (*SUITES, PAIRS):
+        raise ValueError(f"suite={config.suite} is not valid; choose from {', '.join(SUITES)}, {PAIRS}")
+    folder = Path(config.output_dir) / "suite"
+    if config.suite == PAIRS:
+        return own_suite(config.data, folder, config.images)
     if config.data.root is None or config.suite == "demo":
-        folder = Path(config.output_dir) / "suite"
         return open_suite(
             config.suite, folder, config.size, config.images, config.seed, config.synthesis
         )

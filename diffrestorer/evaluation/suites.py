@@ -2,7 +2,7 @@
 
 `single`, `real` and `mixed` are the paper's 14 tasks (Table I); `all` is the three of them, `ablation` the five tasks
 that Tables II-V average over. They take their pairs from a prepared folder (`data.root`). Without one they stand on
-open photos that are degraded here, and say so. `demo` is always on open photos.
+open photos that are degraded here, and say so. `demo` is always on open photos, `pairs` on a user's own.
 """
 
 from collections.abc import Sequence
@@ -54,6 +54,9 @@ SETS: dict[str, str] = {
 }
 """Task -> the data set that its test pairs come from (`scripts/prepare_data.py set=NAME`)."""
 
+PAIRS = "pairs"
+"""The suite of a user's own pairs, whose tasks are the classes of these."""
+
 SUITES: dict[str, tuple[str, ...]] = {
     "demo": (*DEGRADATIONS, *MIXTURES),
     **TASKS,
@@ -78,7 +81,7 @@ class Item:
     """A pair of a suite.
 
     Attributes:
-        suite: `demo`, `single`, `real` or `mixed`.
+        suite: `demo`, `single`, `real`, `mixed` or `pairs`.
         degradation: the task: a class, a mixture, `real_snow` or `real_haze`.
         image: the photo's name, unique within a degradation.
         lq, gt: PNG files of the degraded and the clean image, of one size; `real_haze` has no clean one.
@@ -206,7 +209,7 @@ def _degrade_photos(
 ) -> list[Item]:
     """Write the clean photos and what each task of a suite makes of them."""
     for photo, gt in photos.items():
-        _write(folder / "gt" / f"{photo}.png", gt)
+        write_pixels(folder / "gt" / f"{photo}.png", gt)
 
     items = []
     for task in (task for task in SUITES[name] if task not in REAL):
@@ -214,7 +217,7 @@ def _degrade_photos(
         for index, (photo, gt) in enumerate(photos.items()):
             lq = folder / "lq" / task / f"{photo}.png"
             draw = Draw(seed, f"suite/{task}", index, synthesis)
-            _write(
+            write_pixels(
                 lq, degrade(gt, task, counter_rng(seed, draw.stream, index), named_synthesis(synthesis))
             )
             items.append(Item(suite, task, photo, lq, folder / "gt" / f"{photo}.png", draw))
@@ -244,8 +247,8 @@ def open_photo(name: str, size: int) -> np.ndarray:
     return np.ascontiguousarray(photo[top : top + size, left : left + size])
 
 
-def _write(path: Path, pixels: np.ndarray) -> None:
-    """Write a PNG unless the file already holds these pixels."""
+def write_pixels(path: Path, pixels: np.ndarray) -> None:
+    """Write pixels, uint8 (h, w, 3), as a PNG unless the file already holds them."""
     try:
         if np.array_equal(read_photo(path).pixels, pixels):
             return

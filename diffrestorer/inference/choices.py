@@ -11,6 +11,12 @@ Decoder = Literal["refined", "sd"]
 OutputType = Literal["pil", "np", "pt", "latent"]
 """The form of restored images: PIL, arrays, tensors, or latents that are not decoded."""
 
+THRESHOLD = 0.5
+"""Probability from which a degradation is clear: more probable than everything else together."""
+
+NOT_CLEAR = "no clear degradation"
+"""The answer where no degradation reaches the threshold."""
+
 Precision = Literal["auto", "float32", "bfloat16"]
 """What the networks compute in. `auto`: bfloat16 where the device multiplies it faster than float32."""
 

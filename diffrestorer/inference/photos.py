@@ -1,13 +1,14 @@
 """Photos through the pipeline, for the command line and the web page. Imports torch when it is used."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from diffrestorer.config.degradations import CLEAN
 from diffrestorer.data.images import ImageError, Photo, read_photo
 from diffrestorer.inference.choices import Decoder, Precision, Tile
 from diffrestorer.inference.memory import free_memory
@@ -104,6 +105,16 @@ def read(path: str | Path, max_pixels: int = LARGEST_PHOTO) -> Photo:
 def detect(pipe: Any, photo: Photo) -> dict[str, float]:
     """Return the probability of each of the model's classes."""
     return _by_name(pipe, pipe.detect(photo.pixels)[0])
+
+
+def is_clear(degradations: Mapping[str, float], threshold: float) -> bool:
+    """Tell whether any degradation is as probable as `threshold`; the class `clean` is none.
+
+    Args:
+        degradations: class -> probability.
+        threshold: from 0 to 1.
+    """
+    return any(p >= threshold for name, p in degradations.items() if name != CLEAN)
 
 
 def restore(

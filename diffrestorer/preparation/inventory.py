@@ -11,8 +11,12 @@ from rich.table import Table
 from diffrestorer.config.degradations import CLEAN, DEGRADATIONS, MIXTURES, degradation_steps
 from diffrestorer.data.images import find_images
 from diffrestorer.data.manifest import CleanImage
+from diffrestorer.data.pair_folders import find_pairs, found_classes
 from diffrestorer.data.storage import is_special, open_regular
 from diffrestorer.preparation.catalog import CATALOG, DataSet, Part, Product
+
+PAIRS = "pairs"
+"""The set of a user's own pairs."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +145,22 @@ def take_photos(root: Path, split: str, clean: bool = False) -> Found:
     part = Part("photos", split, len(paths), products, "*.jpg")
     sources = (Source(path.relative_to(root).with_suffix("").as_posix(), None, path) for path in paths)
     return Found("photos", part, tuple(sources))
+
+
+def take_pairs(root: str, split: str, lq_name: str, gt_name: str) -> list[Found]:
+    """Return a user's folders of pairs, NAME/lq/ and NAME/gt/, as one set with a part per class.
+
+    Raises:
+        ValueError: as `find_pairs`.
+    """
+    pairs = find_pairs(root, None, None, None, lq_name, gt_name)
+    found = []
+    for name in found_classes(pairs):
+        own = [pair for pair in pairs if pair.degradation == name]
+        sources = tuple(Source(f"{name}/{pair.name}", pair.lq, pair.gt) for pair in own)
+        part = Part(name, split, len(own), (Product(name),), f"{name}/lq/*, {name}/gt/*")
+        found.append(Found(PAIRS, part, sources))
+    return found
 
 
 def count_table(found: Iterable[Found]) -> Table:

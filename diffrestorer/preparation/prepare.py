@@ -21,6 +21,7 @@ from diffrestorer.preparation import open_photos
 from diffrestorer.preparation.archives import list_files
 from diffrestorer.preparation.catalog import CATALOG, page, training_share
 from diffrestorer.preparation.inventory import (
+    PAIRS,
     Found,
     Source,
     choose,
@@ -28,6 +29,7 @@ from diffrestorer.preparation.inventory import (
     refuse_incomplete,
     refuse_leakage,
     take,
+    take_pairs,
     take_photos,
 )
 from diffrestorer.preparation.shards import (
@@ -78,7 +80,7 @@ def prepare(config: PrepareConfig) -> None:
 def _check_config(config: PrepareConfig) -> None:
     """Refuse values that no preparation can use."""
     # Values by themselves.
-    names = (*CATALOG, "all", "photos", "open_photos", "readme")
+    names = (*CATALOG, "all", "photos", PAIRS, "open_photos", "readme")
     if config.set not in names:
         raise ValueError(f"set={config.set} does not exist; choose one of {', '.join(names)}")
     if config.size < 8 or config.size % 8:
@@ -92,7 +94,8 @@ def _check_config(config: PrepareConfig) -> None:
     if config.seed < 0:
         raise ValueError(f"seed={config.seed} is negative")
     known = (*DEGRADATIONS, *MIXTURES, CLEAN)
-    if unknown := [name for name in config.degradations if name not in known]:
+    unknown = [name for name in config.degradations if name not in known]
+    if unknown and config.set != PAIRS:
         near = nearest(unknown[0], known)
         raise ValueError(
             f"degradations={unknown[0]} is not valid{near}; choose from {', '.join(known)}"
@@ -136,11 +139,14 @@ def _find(
 ) -> list[Found]:
     """Find, print and validate what is at `root`; its images must not overlap with those of `prepared` folders."""
     assert config.root is not None
-    if config.set == "photos":
-        if any(folder.resolve().is_relative_to(Path(config.root).resolve()) for folder in prepared):
-            raise ValueError(
-                f"out={prepared[0]} lies in root={config.root}: its images would be taken for photos"
-            )
+    inside = (folder.resolve().is_relative_to(Path(config.root).resolve()) for folder in prepared)
+    if config.set in ("photos", PAIRS) and any(inside):
+        raise ValueError(
+            f"out={prepared[0]} lies in root={config.root}: its images would be taken for {config.set}"
+        )
+    if config.set == PAIRS:
+        found = take_pairs(config.root, config.split, config.lq_name, config.gt_name)
+    elif config.set == "photos":
         found = [take_photos(Path(config.root), config.split, clean=CLEAN in config.degradations)]
     else:
         found = take(choose(config.set), list_files(Path(config.root), unpacked), config.haze)
@@ -156,8 +162,12 @@ def _find(
 
 def _make(config: PrepareConfig, out: Path, console: Console) -> None:
     """Find the downloads, plan the pairs, make them, and write the manifest."""
-    # Photos of any shape are cropped, the paper's sets are squeezed into the square.
-    fit = ("crop" if config.set == "photos" else "resize") if config.fit == "auto" else config.fit
+    # Photos and pairs of any shape are cropped, the paper's sets are squeezed into the square.
+    fit = (
+        ("crop" if config.set in ("photos", PAIRS) else "resize")
+        if config.fit == "auto"
+        else config.fit
+    )
     settings = Settings(config.size, fit, config.seed, config.synthesis)
 
     # Everything that can be refused is refused before anything is written.
@@ -252,7 +262,7 @@ def _budget(
     name: str, degradation: str, available: int, trained: set[tuple[str, str]], config: PrepareConfig
 ) -> int:
     """Return a set's part of a class's training pairs; the parts of all sets add up to the budget."""
-    if name == "photos":
+    if name in ("photos", PAIRS):
         return config.budget or available
     budget = config.budget or BUDGET
     share = training_share(degradation, config.haze)

@@ -26,8 +26,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from diffrestorer.data.pairs import Pair, PairBatch, SynthesisedPairs, collate_pairs, pair_loader
-from diffrestorer.data.prepared import PreparedPairs
+from diffrestorer.data.pairs import Pair, PairBatch, collate_pairs, pair_loader
+from diffrestorer.data.prepared import PreparedPairs, TrainingPairs
 from diffrestorer.models.weight_files import save_tensors
 from diffrestorer.training.checkpoint import write_folder
 from diffrestorer.training.kept_files import write_changed
@@ -120,7 +120,7 @@ class _Variants(Dataset[Pair]):
 def open_cache(
     root: Path,
     task: Task,
-    pairs: SynthesisedPairs | PreparedPairs,
+    pairs: TrainingPairs,
     accelerator: Accelerator,
     batch_size: int,
     num_workers: int,

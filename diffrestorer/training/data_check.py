@@ -14,10 +14,12 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from diffrestorer.config.schema import RunConfig
 from diffrestorer.data.images import ImageError, read_photo
 from diffrestorer.data.manifest import open_shard, pair_hash, read_batches, split_address
+from diffrestorer.data.pair_folders import PairFolders, differing_sizes
 from diffrestorer.data.pairs import SynthesisedPairs
-from diffrestorer.data.prepared import PreparedPairs
+from diffrestorer.data.prepared import PreparedPairs, TrainingPairs, open_pairs
 from diffrestorer.training.kept_files import DamagedFileError, read_sealed, write_sealed
 from diffrestorer.training.launcher import on_main_process
 
@@ -45,7 +47,7 @@ class DataFile:
 
 def check_data(
     output_dir: Path,
-    dataset: SynthesisedPairs | PreparedPairs,
+    dataset: TrainingPairs,
     allow_change: bool,
     skip_unreadable: bool,
     accelerator: Accelerator,
@@ -70,7 +72,7 @@ def check_data(
     known = on_main_process(accelerator, lambda: _read_known(output_dir / KNOWN, log))
     paths = _data_files(dataset)
     own = paths[accelerator.process_index :: accelerator.num_processes]
-    read = _read_photo_file if isinstance(dataset, SynthesisedPairs) else _shard_reader(dataset, known)
+    read = _reader(dataset, known)
 
     # Every process gets all of them, and the main one judges.
     files: dict[str, DataFile] = {}
@@ -81,12 +83,24 @@ def check_data(
     def settle() -> None:
         _refuse_unreadable(dataset.root, files, skip_unreadable, log)
         fingerprint = dataset.fingerprint()
-        manifest = fingerprint if isinstance(dataset, PreparedPairs) else None
-        _refuse_changed(output_dir, fingerprint, manifest, files, known, allow_change, log)
+        further = _further(dataset, fingerprint)
+        _refuse_changed(output_dir, fingerprint, further, files, known, allow_change, log)
         rows = {name: [*file.stamp, file.sha256, file.problem] for name, file in files.items()}
         write_sealed(output_dir / KNOWN, rows)
 
     on_main_process(accelerator, settle)
+
+
+def count_pairs(config: RunConfig, log: logging.Logger) -> dict[str, int]:
+    """Read every file of a run's data without a run; return the number of pairs of each class, from photos one a photo.
+
+    Raises:
+        ValueError: the data are not usable, or a file cannot be read and is not to be skipped.
+    """
+    dataset = open_pairs(config.data, config.seed, config.train.global_batch_size)
+    files = _read_files(dataset.root, _data_files(dataset), {}, _reader(dataset, {}), log)
+    _refuse_unreadable(dataset.root, files, config.data.skip_unreadable, log)
+    return dataset.counts()
 
 
 def _read_known(path: Path, log: logging.Logger) -> dict[str, DataFile]:
@@ -104,10 +118,28 @@ def _read_known(path: Path, log: logging.Logger) -> dict[str, DataFile]:
     return known
 
 
-def _data_files(dataset: SynthesisedPairs | PreparedPairs) -> list[Path]:
-    if isinstance(dataset, SynthesisedPairs):
-        return list(dataset.paths)
-    return [dataset.root / shard for shard in dataset.shards]
+def _data_files(dataset: TrainingPairs) -> list[Path]:
+    if isinstance(dataset, PreparedPairs):
+        return [dataset.root / shard for shard in dataset.shards]
+    return list(dataset.paths)
+
+
+def _further(dataset: TrainingPairs, fingerprint: str) -> dict[str, str]:
+    """Return digests of what the data depend on besides their files: a manifest, or a user's synthesis."""
+    if isinstance(dataset, PreparedPairs):
+        return {"manifest": fingerprint}
+    if isinstance(dataset, SynthesisedPairs) and dataset.own.sha256:
+        return {"synthesis_module": dataset.own.sha256}
+    return {}
+
+
+def _reader(
+    dataset: TrainingPairs, known: Mapping[str, DataFile]
+) -> Callable[[Path, tuple[int, ...]], DataFile]:
+    """Return the function that reads one data file of a dataset."""
+    if isinstance(dataset, PreparedPairs):
+        return _shard_reader(dataset, known)
+    return _pair_reader(dataset.partners) if isinstance(dataset, PairFolders) else _read_photo_file
 
 
 def _read_files(
@@ -145,15 +177,36 @@ def _stamp(path: Path) -> tuple[int, ...]:
     return ()
 
 
-@lru_cache(maxsize=1 << 20)
 def _read_photo_file(path: Path, stamp: tuple[int, ...]) -> DataFile:
-    """Decode a photo and hash its bytes. Runs of one process share what is read."""
+    """Decode a photo and hash its bytes."""
+    return _decode(path, stamp)[0]
+
+
+@lru_cache(maxsize=1 << 20)
+def _decode(path: Path, stamp: tuple[int, ...]) -> tuple[DataFile, tuple[int, ...]]:
+    """Return a photo's file and its shape, empty if it cannot be read. Runs of one process share what is read."""
     try:
-        read_photo(path)
+        shape = read_photo(path).pixels.shape
         with path.open("rb") as file:
-            return DataFile(stamp, hashlib.file_digest(file, "sha256").hexdigest())
+            return DataFile(stamp, hashlib.file_digest(file, "sha256").hexdigest()), shape
     except (ImageError, OSError) as error:
-        return DataFile(stamp, problem=str(error))
+        return DataFile(stamp, problem=str(error)), ()
+
+
+def _pair_reader(partners: Mapping[Path, Path]) -> Callable[[Path, tuple[int, ...]], DataFile]:
+    """Return a function that reads a photo and compares a degraded one's size with that of its clean image."""
+
+    def read(path: Path, stamp: tuple[int, ...]) -> DataFile:
+        file, shape = _decode(path, stamp)
+        partner = partners.get(path)
+        if partner is None or file.problem:
+            return file
+        clean = _decode(partner, _stamp(partner))[1]
+        if clean and clean[:2] != shape[:2]:
+            return DataFile(stamp, problem=differing_sizes(shape, clean, partner))
+        return file
+
+    return read
 
 
 def _shard_reader(
@@ -213,7 +266,7 @@ def _refuse_unreadable(
 def _refuse_changed(
     output_dir: Path,
     fingerprint: str,
-    manifest: str | None,
+    further: Mapping[str, str],
     files: Mapping[str, DataFile],
     known: Mapping[str, DataFile],
     allow: bool,
@@ -224,7 +277,7 @@ def _refuse_changed(
     Args:
         output_dir: of the run.
         fingerprint: of the dataset.
-        manifest: the same of prepared pairs, whose manifest is part of the data; None: photos.
+        further: digests of what the data depend on besides their files, by name.
         files: as they are now.
         known: as they were at the last start.
         allow: `train.allow_changed_data`.
@@ -235,9 +288,7 @@ def _refuse_changed(
         # A photo that became unreadable, and is skipped, counts as what it was.
         sha256 = known[name].sha256 if file.problem and name in known else file.sha256
         contents.update(f"{name} {sha256}\n".encode())
-    now = {"contents": contents.hexdigest()}
-    if manifest is not None:
-        now["manifest"] = manifest
+    now = {"contents": contents.hexdigest(), **further}
 
     # Earlier versions compared names and sizes only.
     path = output_dir / "data.json"
@@ -245,7 +296,10 @@ def _refuse_changed(
     if before == {"fingerprint": fingerprint}:
         before = now
     if before != now:
-        changed = ", ".join(_changed_names(files, known)) or "other classes or settings of the data"
+        changed = (
+            ", ".join(_changed_names(files, known))
+            or "other classes, settings or functions of the data"
+        )
         if not allow:
             raise ValueError(
                 f"the training data are not those that the run in {output_dir} began with (files were added, removed "

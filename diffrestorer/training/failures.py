@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import distributed
 
+from diffrestorer.data.own_synthesis import MEND_FUNCTION
 from diffrestorer.data.storage import NO_SPACE
 
 LOST_CONNECTION = (
@@ -89,6 +90,8 @@ def explain_data(error: Exception, sources: Sequence[Path], has_workers: bool) -
     sentence = text.splitlines()[-1] if text else type(error).__name__
     if from_worker:
         sentence = sentence.partition(": ")[2] or sentence
+    if MEND_FUNCTION in sentence:
+        return ValueError(sentence)
     if "no such file" in sentence:
         return ValueError(
             f"{sentence}: bring it back, or give train.allow_changed_data=true to go on without it"

@@ -1,14 +1,28 @@
-"""The classes of a stage that goes on from a finished model."""
+"""The classes of a run: those of the finished model that it goes on from, or of the folders that it trains on."""
 
 from dataclasses import replace
 from typing import TypeVar
 
 from diffrestorer.config.classes import follow_classes, resolve_classes
-from diffrestorer.config.schema import DecoderConfig, StudentConfig
+from diffrestorer.config.schema import DecoderConfig, RunConfig, StudentConfig
+from diffrestorer.data.prepared import name_classes
 from diffrestorer.inference.model_folder import find_model
 from diffrestorer.models.components import read_classes
 
+FirstStage = TypeVar("FirstStage", bound=RunConfig)
 LaterStage = TypeVar("LaterStage", bound=DecoderConfig)
+
+
+def follow_folders(config: FirstStage) -> FirstStage:
+    """Return the configuration with the classes of the pairs in a user's folders, unless `data.classes` names them.
+
+    Raises:
+        ValueError: the folders hold no pairs, or `data.degradations` are none of their classes.
+    """
+    if config.data.name != "pairs" or config.data.classes is not None:
+        return config
+    data = resolve_classes(replace(config.data, classes=name_classes(config.data)))
+    return replace(config, data=data)
 
 
 def follow_stage1(config: LaterStage) -> LaterStage:

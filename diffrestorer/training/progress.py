@@ -18,8 +18,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffrestorer.config.hardware_presets import GIB
-from diffrestorer.data.pairs import PairBatch, SynthesisedPairs
-from diffrestorer.data.prepared import PreparedPairs
+from diffrestorer.data.pairs import PairBatch
+from diffrestorer.data.prepared import TrainingPairs
 from diffrestorer.training.step_memory import peak_memory
 
 WARM_UP_STEPS = 10
@@ -143,7 +143,7 @@ class LossRecord:
         path: Path,
         first_step: int,
         accelerator: Accelerator,
-        dataset: SynthesisedPairs | PreparedPairs,
+        dataset: TrainingPairs,
         accumulation: int,
         log: logging.Logger,
     ) -> None:

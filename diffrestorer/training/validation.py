@@ -12,8 +12,11 @@ from torch import Tensor, nn
 
 from diffrestorer.config.classes import trained_classes
 from diffrestorer.config.degradations import is_synthesised
-from diffrestorer.config.schema import RunConfig
+from diffrestorer.config.schema import DataConfig, RunConfig
+from diffrestorer.data.own_synthesis import load_synthesis
+from diffrestorer.data.pair_folders import PairFolders
 from diffrestorer.data.pairs import PairBatch, SynthesisedPairs, collate_pairs
+from diffrestorer.data.prepared import is_prepared, name_classes
 from diffrestorer.data.storage import write_text
 from diffrestorer.training.sheets import save_sheet
 from diffrestorer.training.task import Task, to_unit
@@ -56,6 +59,39 @@ class _BatchScore:
     lpips: float = 0.0
 
 
+def _open_set(data: DataConfig, num_images: int) -> SynthesisedPairs | PairFolders:
+    """Return the fixed set: pairs of a user's own, laid out like those that are trained on, or degraded photos."""
+    if data.validation_root is None:
+        raise ValueError(
+            "train.validate_every needs data.validation_root=FOLDER of photos that are not trained on"
+        )
+    if data.name == "pairs" and not is_prepared(data.validation_root):
+        return _open_own_pairs(data)
+
+    trained = trained_classes(data)
+    own = load_synthesis(data.synthesis_module, trained)
+    classes = [name for name in trained if is_synthesised(name) or name in own]
+    if not classes:
+        raise ValueError(
+            "train.validate_every degrades the photos of data.validation_root, and none of the classes that are "
+            "trained on can be made from photos: leave it null"
+        )
+    photos = replace(data, name="photos", root=data.validation_root, degradations=classes)
+    return SynthesisedPairs(photos, VALIDATION_SEED, num_images)
+
+
+def _open_own_pairs(data: DataConfig) -> PairFolders:
+    """Return the pairs below `data.validation_root`, NAME/lq/ and NAME/gt/ of each class it has, or lq/ and gt/."""
+    root = Path(str(data.validation_root))
+    single = (root / "lq").is_dir()
+    folders = replace(data, root=None if single else str(root), lq=None, gt=None, balance="pairs")
+    if single:
+        folders = replace(folders, lq=str(root / "lq"), gt=str(root / "gt"))
+    names = name_classes(folders)
+    kept = [name for name in trained_classes(data) if name in names]
+    return PairFolders(replace(folders, degradations=kept or None), VALIDATION_SEED, 1)
+
+
 class Validation:
     """The fixed set of a run, and the files its results go to.
 
@@ -73,23 +109,9 @@ class Validation:
 
     def __init__(self, config: RunConfig, output_dir: Path) -> None:
         settings = config.train
-        if config.data.validation_root is None:
-            raise ValueError(
-                "train.validate_every needs data.validation_root=FOLDER of photos that are not trained on"
-            )
-        classes = [name for name in trained_classes(config.data) if is_synthesised(name)]
-        if not classes:
-            raise ValueError(
-                "train.validate_every degrades the photos of data.validation_root, and none of the classes that are "
-                "trained on can be made from photos: leave it null"
-            )
-
         # The set is small: it is made once and stays in memory.
-        data = replace(
-            config.data, name="photos", root=config.data.validation_root, degradations=classes
-        )
-        pairs = SynthesisedPairs(data, VALIDATION_SEED, settings.validation_images)
-        num_images = min(settings.validation_images, len(pairs.paths))
+        pairs = _open_set(config.data, settings.validation_images)
+        num_images = min(settings.validation_images, pairs.num_fixed)
         size = (
             settings.micro_batch_size or settings.hardware.max_micro_batch or settings.global_batch_size
         )

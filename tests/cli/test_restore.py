@@ -231,3 +231,22 @@ def test_wrong_options_are_refused(wrong: str, capsys: pytest.CaptureFixture[str
         main(["restore", "x.png", "-o", "out", wrong])
     assert end.value.code == 2
     assert wrong.split("=")[0] in capsys.readouterr().err
+
+
+def test_photos_without_a_clear_degradation_are_left_alone(
+    restore: Callable[..., int], photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    save(photos / "a.png")
+    save(photos / "b.png", noise(9, 64))
+    assert restore(photos, "--skip-clean", "--threshold", "1", "--json") == 0
+    out, err = capfd.readouterr()
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert [(line["status"], line["reason"]) for line in lines] == [
+        ("clean", "no clear degradation")
+    ] * 2
+    assert list((tmp_path / "out").iterdir()) == []
+    assert "restored 0, skipped 0 (already there), failed 0, left alone 2 (no clear degradation)" in err
+    assert "trained without clean photos" in err
+
+    assert restore(photos, "--skip-clean", "--threshold", "0") == 0
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["a.png", "b.png"]

@@ -252,7 +252,8 @@ def test_a_clean_pair_is_the_photo_itself(config: DataConfig) -> None:
 def test_photos_cannot_be_given_a_class_of_own_pairs(config: DataConfig) -> None:
     own = replace(config, classes=["noise", "sandstorm"], degradations=None)
     with pytest.raises(
-        ValueError, match=r"photos can't be given sandstorm: .* with data=manifest data\.root=FOLDER"
+        ValueError,
+        match=r"photos can't be given sandstorm: .* with data=pairs, or give data\.synthesis_module=FILE\.py",
     ):
         SynthesisedPairs(own, 0, BATCH)
     with pytest.raises(

@@ -16,6 +16,7 @@ from diffusers import UniPCMultistepScheduler
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from diffrestorer.data.tensors import as_tensors
 from diffrestorer.inference.model_folder import find_model, save_model_folder
 from diffrestorer.inference.pipeline import DiffRestorerOutput, DiffRestorerPipeline, SampledLatents
 from diffrestorer.models.blocks import pad_to_multiple
@@ -515,3 +516,17 @@ def test_half_precision_weights_are_used_as_asked(folder: Path) -> None:
     (restored,) = restore(loaded, image(16, 16), 0).images
     assert restored.dtype == torch.float32
     assert restored.shape == (3, 16, 16)
+
+
+@pytest.mark.parametrize("given", ["a.jpg", Path("a.jpg"), "https://host/a.jpg", ["a.jpg"]])
+def test_paths_and_addresses_are_answered_by_a_sentence(given: Any) -> None:
+    with pytest.raises(
+        ValueError, match=r"a\.jpg' is a path or an address, not an image: open it with"
+    ) as caught:
+        as_tensors(given)
+    assert "\n" not in str(caught.value)
+    for other in (None, 3, {"image": 1}):
+        with pytest.raises(
+            ValueError, match=f"an image must be PIL, an array or a tensor, not {type(other).__name__}"
+        ):
+            as_tensors(other)

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import training_runs as runs
+from accelerate.commands.config.config_args import load_config_from_file
 from tiny_runs import arguments as tiny_arguments
 from tiny_runs import train_stage1
 
+from diffrestorer.config.composition import CONFIG_DIR
 from diffrestorer.training.launcher import check_launcher
 
 
@@ -75,3 +77,15 @@ def test_the_launcher_itself_starts_what_was_asked_for_or_nothing(
     assert done.returncode == 0, done.stderr
     train_stage1(command, tmp_path / "plain")
     assert runs.files_of(tmp_path / "run" / "model") == runs.files_of(tmp_path / "plain" / "model")
+
+
+@pytest.mark.parametrize(("name", "processes"), [("1gpu", 1), ("8gpus", 8), ("2nodes", 16)])
+def test_launch_configurations_are_accelerate_s_and_ask_for_nothing_else(
+    name: str, processes: int
+) -> None:
+    """Accelerate reads them without a complaint about keys; precision is left to the run."""
+    config = load_config_from_file(str(CONFIG_DIR / "accelerate" / f"{name}.yaml"))
+    assert (config.num_processes, config.mixed_precision) == (processes, "no")
+    assert config.num_machines == (2 if name == "2nodes" else 1)
+    assert config.use_cpu is False
+    check_launcher({"ACCELERATE_MIXED_PRECISION": config.mixed_precision}, "bf16")

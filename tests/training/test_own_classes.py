@@ -1,7 +1,6 @@
 """A model's classes are its own: from the pairs of a user's folder through both stages to what it detects."""
 
 import json
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,7 +33,6 @@ from diffrestorer.training.validation import Validation
 
 CLASSES = ("noise", "sandstorm", "clean")
 SIZE = 64
-DOCS = Path(__file__).parents[2] / "docs" / "training.md"
 
 
 def sandstorm(photo: np.ndarray) -> np.ndarray:
@@ -44,18 +42,15 @@ def sandstorm(photo: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Noise that prepare_data.py made, and a folder of sandstorms added as docs/training.md says; no clean pairs."""
+    """Noise that prepare_data.py made, and a folder of sandstorms added to it; no clean pairs."""
     folder = tmp_path_factory.mktemp("own")
     clean = photos(folder / "photos", *range(1, 7))
     make("photos", clean, folder / "PREPARED", size=SIZE, budget=None, degradations=["noise"])
     for number in range(11, 17):
-        save(folder / "SANDSTORM" / "gt" / f"{number}.png", scene(number))
-        save(folder / "SANDSTORM" / "lq" / f"{number}.png", sandstorm(scene(number)))
-    code = re.search(r"```python\n(import json.*?)```", DOCS.read_text(), re.DOTALL)
-    assert code is not None
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        exec(code[1].replace("512", str(SIZE)), {})
+        save(folder / "OWN" / "sandstorm" / "gt" / f"{number}.png", scene(number))
+        save(folder / "OWN" / "sandstorm" / "lq" / f"{number}.png", sandstorm(scene(number)))
+    save_own = {"set": "pairs", "root": str(folder / "OWN"), "out": str(folder / "PREPARED")}
+    prepare(PrepareConfig(**save_own, size=SIZE, num_workers=1))
     prepare(PrepareConfig(out=str(folder / "PREPARED"), check=True))
     assert {row["degradation"] for row in rows_of(folder / "PREPARED")} == {"noise", "sandstorm"}
     return folder / "PREPARED"

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from diffrestorer.evaluation.report.tables import GROUPS, Table, metric_title
+from diffrestorer.evaluation.report.tables import Table, group_rows, metric_title
 
 
 def summary_sentences(
@@ -22,8 +22,9 @@ def summary_sentences(
         pairs.append(("diff_restorer", "diff_restorer_sd"))
 
     sentences = []
+    groups = group_rows([row.label for row in tables[0].rows])
     for name, other in pairs:
-        counts = [_wins(tables, group, name, other) for group in GROUPS]
+        counts = [_wins(tables, group, members, name, other) for group, members in groups.items()]
         told = "; ".join(count for count in counts if count)
         sentences.append(f"{methods[name].title} has a better mean than {methods[other].title} {told}.")
     for metric, count in nans.items():
@@ -36,11 +37,11 @@ def summary_sentences(
 def _wins(
     tables: Sequence[Table],
     group: str,
+    members: Sequence[str],
     name: str,
     other: str,
 ) -> str:
     """Return `in PSNR on 7, in SSIM on 6 of 8 single degradations`; empty where no row belongs to the group."""
-    members = [row.label for row in tables[0].rows if row.label in GROUPS[group]]
     counts = []
     for table in tables:
         rows = [row for row in table.rows if row.label in members]

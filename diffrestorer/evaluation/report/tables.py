@@ -103,11 +103,19 @@ def shown_metrics(metrics: Sequence[Metric]) -> list[Metric]:
 def table_rows(degradations: Sequence[str]) -> dict[str, list[str]]:
     """Return the label of each row -> its degradations: every one alone, then the groups that any belongs to."""
     rows = {name: [name] for name in degradations}
-    for label, names in GROUPS.items():
-        members = [name for name in names if name in degradations]
-        if members:
-            rows[f"mean of {label}"] = members
+    for label, members in group_rows(degradations).items():
+        rows[f"mean of {label}"] = members
     return rows
+
+
+def group_rows(labels: Sequence[str]) -> dict[str, list[str]]:
+    """Return the groups that have members among the labels of rows; classes of a user's own are one of them."""
+    groups = {group: [name for name in names if name in labels] for group, names in GROUPS.items()}
+    grouped = {name for members in groups.values() for name in members}
+    groups["own classes"] = [
+        name for name in labels if name not in grouped and not name.startswith("mean of ")
+    ]
+    return {group: members for group, members in groups.items() if members}
 
 
 def find_standings(

@@ -29,7 +29,7 @@ from diffrestorer.evaluation.scoring.scores import (
     write_scores,
     write_summaries,
 )
-from diffrestorer.evaluation.suites import AVERAGED, SUITES, Suite
+from diffrestorer.evaluation.suites import AVERAGED, PAIRS, SUITES, Suite
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def _comparisons(
     notes: list[str],
 ) -> list[Comparison]:
     """Return the paper's tables that a suite covers: Tables II-V stand on the suite `ablation`."""
-    if found.suite.name == "demo":
+    if found.suite.name in ("demo", PAIRS):
         return []
     ablation = found.suite.name == "ablation"
     wanted = [paper for paper in PAPER_TABLES if (paper.number > 1) == ablation]
@@ -134,7 +134,7 @@ def _notes(found: Findings, fid_floor: int) -> list[str]:
 
 def _caption(suite: Suite, config: EvaluateConfig) -> str:
     images = f"{len(suite.images)} photos of {config.size} x {config.size} pixels"
-    if config.data.root:
+    if config.data.root or suite.name == PAIRS:
         images = f"{len(suite.items)} pairs"
     steps = "each model's own number of" if config.steps is None else config.steps
     return (
