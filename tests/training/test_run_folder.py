@@ -11,38 +11,12 @@ from pathlib import Path
 
 import pytest
 import training_runs as runs
-from tiny_runs import arguments as tiny_arguments
 from tiny_runs import copy_run, damage, small_files, train_stage1
 
-from diffrestorer.training.checkpoint import list_checkpoints, read_state
+from diffrestorer.training.checkpoint import read_state
 from diffrestorer.training.kept_files import DamagedFileError, read_sealed, write_sealed
 from diffrestorer.training.ownership import own_folder
 from diffrestorer.training.recipe import STAGES, _read_plan
-
-
-@pytest.fixture(scope="module")
-def arguments(tiny_overrides: list[str], photos_dir: Path) -> list[str]:
-    return tiny_arguments(tiny_overrides, photos_dir)
-
-
-@pytest.fixture(scope="module")
-def finished(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("finished") / "run"
-    train_stage1(arguments, output)
-    return output
-
-
-@pytest.fixture(scope="module")
-def unfinished(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same run as if it had been killed after step 7: checkpoints of steps 4 and 6."""
-    output = copy_run(finished, tmp_path_factory.mktemp("unfinished") / "run")
-    shutil.rmtree(output / "model")
-    step8, step6 = list_checkpoints(output / "checkpoints")[::-1]
-    shutil.rmtree(step8)
-    lines = (output / "losses.csv").read_text().splitlines(keepends=True)
-    (output / "losses.csv").write_text("".join(lines[:-1]))
-    assert step6.name == "step_6"
-    return output
 
 
 def goes_on(command: list[str], output: Path, finished: Path) -> None:
