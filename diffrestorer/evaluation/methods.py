@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from diffrestorer.config.evaluating import EvaluateConfig
 from diffrestorer.data.storage import write_bytes
 from diffrestorer.evaluation.ablations import ABLATIONS, Decoder
 from diffrestorer.evaluation.restoring.outputs import image_size
@@ -74,25 +73,34 @@ class Method:
         return item.lq if self.kind == "degraded" else output_dir / "restored" / self.name / item.file
 
 
-def parse_methods(config: EvaluateConfig) -> list[Method]:
-    """Parse the methods that `config.method` names: `NAME`, `NAME=FOLDER` or `all`; `config.ablation` adds its own.
+def parse_methods(
+    entries: Sequence[str], suite: str, model: str, trained: str, seeds: int = 1
+) -> list[Method]:
+    """Parse the methods that entries name: `NAME`, `NAME=FOLDER` or `all`.
 
     FOLDER is a model (it holds model_index.json, or a training run's model/ does), a compared method that
     `train_baseline.py` trained (or a file with its authors' weights), or outputs made elsewhere as
     DEGRADATION/IMAGE.png. A model under a name that ends in `_sd` uses the VAE's own decoder. A baseline or an ablation
-    without a folder is looked for in `config.trained`/NAME; `all` keeps those that are not there, with the reason.
-    `NAME@RUN=FOLDER` is another run of NAME, pooled with it; `config.seeds` adds runs of every sampled method.
+    without a folder is looked for in TRAINED/NAME; `all` keeps those that are not there, with the reason.
+    `NAME@RUN=FOLDER` is another run of NAME, pooled with it.
+
+    Args:
+        entries: see `choose_methods`.
+        suite: key of `SUITES`, which says what `all` stands for.
+        model: weights of the methods that are built in.
+        trained: folder of what was trained here.
+        seeds: runs of every sampled method.
 
     Raises:
         ValueError: an unknown or doubled name, or a folder that is none of these.
     """
     methods: list[Method] = []
-    for entry in _chosen(config.method, config.suite, config.model, config.ablation):
+    for entry in entries:
         if entry == "all":
-            found = [_parse(name, config.model, config.trained) for name in _whole(config.suite)]
-            methods += [method for method in found if not method.reason or config.suite != "demo"]
+            found = [_parse(name, model, trained) for name in _whole(suite)]
+            methods += [method for method in found if not method.reason or suite != "demo"]
             continue
-        method = _parse(entry, config.model, config.trained)
+        method = _parse(entry, model, trained)
         if method.reason:
             raise ValueError(f"method={entry}: {method.reason}")
         methods.append(method)
@@ -100,7 +108,7 @@ def parse_methods(config: EvaluateConfig) -> list[Method]:
     # Further seeds are further runs.
     for method in list(methods):
         if method.sampled and not method.reason and method.name == method.base:
-            for offset in range(1, config.seeds):
+            for offset in range(1, seeds):
                 methods.append(replace(method, name=f"{method.name}@{offset}", seed_offset=offset))
 
     names = [method.name for method in methods]
@@ -124,13 +132,17 @@ def _whole(suite: str) -> list[str]:
     )
 
 
-def _chosen(
+def choose_methods(
     names: Sequence[str],
     suite: str,
     model: str,
     ablation: str | None,
 ) -> list[str]:
-    """Return the entries to parse: those asked for, the ablation's, or else what the suite is about."""
+    """Return the entries to parse: those asked for, the ablation's, or else what the suite is about.
+
+    Raises:
+        ValueError: there is no such ablation.
+    """
     if ablation is None:
         return list(names) or (["all"] if suite == "ablation" else list(BUILT_IN))
     if ablation not in ABLATIONS:

@@ -10,7 +10,7 @@ from tifffile import COMPRESSION, PHOTOMETRIC
 
 from diffrestorer.data.formats.photo import ImageError, check_size
 
-COLOURS = {
+COLOURS: dict[int, int] = {
     PHOTOMETRIC.MINISWHITE: 1,
     PHOTOMETRIC.MINISBLACK: 1,
     PHOTOMETRIC.RGB: 3,

@@ -9,7 +9,6 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from diffrestorer.config.evaluating import FiguresConfig
 from diffrestorer.data.counter import counter_rng
 from diffrestorer.data.synthesis import degrade
 from diffrestorer.evaluation.restoring.outputs import as_batch
@@ -26,15 +25,20 @@ TEXTS: dict[str, str] = {
 """Degradation -> the text that should be nearest to it."""
 
 
-def draw_similarity(config: FiguresConfig) -> Figure:
+def draw_similarity(model: str, clip_weights: str, seed: int) -> Figure:
     """Draw figure 3.
+
+    Args:
+        model: `mini` is refused.
+        clip_weights: a tag of open_clip or a file.
+        seed: of the degradations.
 
     Raises:
         ValueError: the model is `mini`, whose image encoder has no text tower, or CLIP's weights can't be had.
     """
     import open_clip
 
-    if config.model == "mini":
+    if model == "mini":
         raise ValueError(
             "figure=3 is unavailable with mini: it compares images with texts, and mini's image encoder has no text "
             "tower; give model=sd15 and, without network, clip=FILE with OpenAI's ViT-L/14 in open_clip's format"
@@ -43,13 +47,13 @@ def draw_similarity(config: FiguresConfig) -> Figure:
     # OpenAI's weights belong to this activation.
     name = "ViT-L-14-quickgelu"
     try:
-        clip = open_clip.create_model(name, pretrained=config.clip).eval()
+        clip = open_clip.create_model(name, pretrained=clip_weights).eval()
     except (OSError, RuntimeError, ValueError) as error:
         raise ValueError(
-            f"figure=3 is unavailable: no CLIP weights for clip={config.clip} ({str(error).splitlines()[0]}); give "
+            f"figure=3 is unavailable: no CLIP weights for clip={clip_weights} ({str(error).splitlines()[0]}); give "
             "clip=FILE with OpenAI's ViT-L/14 in open_clip's format"
         ) from None
-    return plot_similarity(measure_similarity(clip, open_clip.get_tokenizer(name), config.seed))
+    return plot_similarity(measure_similarity(clip, open_clip.get_tokenizer(name), seed))
 
 
 @torch.no_grad()
