@@ -1,5 +1,6 @@
 """The compared methods: the degraded input itself, a model with one of its decoders, or outputs made elsewhere."""
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -66,7 +67,9 @@ class Method:
     @property
     def sampled(self) -> bool:
         """Return whether its outputs depend on the seed."""
-        return self.kind == "model" or self.base in SAMPLED_BASELINES
+        if self.kind == "model":
+            return self.decoder == "consistency" or starts_from_noise(self.source)
+        return self.kind == "baseline" and self.base in SAMPLED_BASELINES
 
     def output(self, item: Item, output_dir: Path) -> Path:
         """The PNG file that is scored."""
@@ -105,9 +108,10 @@ def parse_methods(
             raise ValueError(f"method={entry}: {method.reason}")
         methods.append(method)
 
-    # Further seeds are further runs.
+    # Further seeds are further runs, where none was given.
+    given = {method.base for method in methods if method.name != method.base}
     for method in list(methods):
-        if method.sampled and not method.reason and method.name == method.base:
+        if method.base not in given and not method.reason and method.sampled:
             for offset in range(1, seeds):
                 methods.append(replace(method, name=f"{method.name}@{offset}", seed_offset=offset))
 
@@ -214,6 +218,22 @@ def _named(
         return Method(name, "baseline", str(folder), reason=f"not trained: {command}")
     offer = ", ".join((*BUILT_IN, *BASELINES, *ABLATIONS))
     raise ValueError(f"method={name} is not there: choose from {offer}; others as NAME=FOLDER")
+
+
+def starts_from_noise(model: str) -> bool:
+    """Return whether a model samples from noise; a one-step student does not. False if there is no such model.
+
+    Args:
+        model: `mini`, a folder or a hub id.
+    """
+    from diffrestorer.inference.model_folder import find_model  # diffusers takes seconds
+
+    # Opening the model will say what is wrong with it.
+    try:
+        index = json.loads((find_model(model) / "model_index.json").read_text())
+        return bool(index["scheduler"][1] != "OneStepScheduler")
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
 
 
 def is_model(folder: Path) -> bool:
