@@ -44,9 +44,12 @@ def _run_script(
     output = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
+    path = (ROOT / "scripts" / script).resolve()
+    if path.parent.name == "benchmarks":
+        sys.path.insert(0, str(path.parent))  # a benchmark imports the modules beside it
     for arguments in commands:
         sys.argv = [script, *arguments]
-        runpy.run_path(str(ROOT / "scripts" / script), run_name="__main__")
+        runpy.run_path(str(path), run_name="__main__")
 
 
 def start(
@@ -57,6 +60,8 @@ def start(
     environment: Mapping[str, str] | None = None,
 ) -> BaseProcess:
     """Starts `python scripts/SCRIPT ARGUMENTS` in a process of its own; its output goes to `log`.
+
+    `script`: below scripts/, or `../benchmarks/NAME.py`.
 
     `file_limit`: no file it writes can grow beyond so many bytes. `environment`: variables beside the test's own.
     """
