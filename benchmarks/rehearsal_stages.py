@@ -215,7 +215,7 @@ class Rehearsal:
         settings = [
             "--suite", "mixed", "--method", "degraded,diff_restorer", f"model={self.output / 'decoder'}",
             f"data.root={self.output / 'prepared'}", f"output_dir={self.output / 'evaluation'}", "metrics=psnr,ssim",
-            f"steps={SAMPLING_STEPS}",
+            f"steps={SAMPLING_STEPS}", "seeds=1",
         ]  # fmt: skip
         return [sys.executable, str(ROOT / "scripts" / "evaluate.py"), *settings]
 

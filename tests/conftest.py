@@ -83,6 +83,34 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+LONG_FILES = (
+    "test_config.py",
+    "training/test_run_folder.py",
+    "training/test_stops.py",
+    "training/test_student.py",
+    "training/test_golden.py",
+    "training/test_faults.py",
+    "app/test_page.py",
+    "training/test_baselines.py",
+    "training/test_resume.py",
+    "training/test_own_classes.py",
+    "training/test_compiled_blocks.py",
+    "test_gpu_benchmark.py",
+    "test_fake_device.py",
+    "evaluation/test_run.py",
+    "training/test_launcher.py",
+    "training/test_kills.py",
+)
+"""The files that take longest, which come first: two workers that take file after file then end together."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first (`make test` gives --no-loadscope-reorder, or files of many tests would be)."""
+    tests = Path(__file__).parent
+    places = {tests / name: place for place, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
 @pytest.fixture(scope="session")
 def photos_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of four real photos, 160 x 160 RGB PNG: what scikit-image carries in its wheel."""

@@ -10,11 +10,12 @@ from diffrestorer.config.evaluating import EvaluateConfig, TestDataConfig
 
 
 def settings(folder: Path, method: list[str], **keys: Any) -> EvaluateConfig:
-    """One photo of 64 pixels, one step, two metrics that need no download."""
+    """One photo of 64 pixels, one step and one seed, two metrics that need no download."""
     small = {
         "size": 64,
         "images": 1,
         "steps": 1,
+        "seeds": 1,
         "batch_size": 8,
         "device": "cpu",
         "metrics": ["psnr", "ssim"],

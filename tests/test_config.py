@@ -71,7 +71,7 @@ def applies(ablation: str, schema: type) -> bool:
 
 
 def combinations() -> list[tuple[str, tuple[str, ...]]]:
-    """Every root file with every choice of its groups, each beside every model or method that the root knows."""
+    """Every root file with every choice of its groups; what changes networks beside every model or method it knows."""
     found: list[tuple[str, tuple[str, ...]]] = []
     for root in SCHEMAS:
         choices = {
@@ -80,8 +80,9 @@ def combinations() -> list[tuple[str, tuple[str, ...]]]:
         found.extend((root, (line,)) for line in choices.pop("hardware", []))
         networks = choices.pop("model", None) or choices.pop("method", None) or []
         found.extend((root, (line,)) for line in networks)
-        for others in choices.values():
-            found.extend((root, chosen) for chosen in product(networks, others))
+        for group, others in choices.items():
+            beside = networks[:1] if group == "data" else networks  # data files name no network's key
+            found.extend((root, chosen) for chosen in product(beside, others))
     return found
 
 

@@ -1,28 +1,23 @@
 """benchmarks/gpu.py walks on a CPU: rows are saved one by one, one that fails leaves the others, runs add up."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from training_runs import ROOT
+import training_runs as runs
 
 
-def run(tmp_path: Path, *arguments: str) -> tuple[int, dict[str, dict], str]:
+def run(tmp_path: Path, *arguments: str) -> tuple[int | None, dict[str, dict], str]:
     """The exit status, the rows of the JSON, and what was printed."""
-    output = tmp_path / "gpu.json"
+    output, log = tmp_path / "gpu.json", tmp_path / "log"
     command = [
-        sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--device", "cpu", "--tiny", "--minutes", "60",
-        "--output", str(output), "--page", str(tmp_path / "page.md"), *arguments,
+        "--device", "cpu", "--tiny", "--minutes", "60", "--output", str(output), "--page", str(tmp_path / "page.md"),
+        *arguments,
     ]  # fmt: skip
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env=environment, timeout=1800
-    )
-    assert output.is_file(), done.stderr
-    return done.returncode, json.loads(output.read_text())["rows"], done.stdout
+    process = runs.start("../benchmarks/gpu.py", command, log)
+    process.join(1800)
+    assert output.is_file(), log.read_text()
+    return process.exitcode, json.loads(output.read_text())["rows"], log.read_text()
 
 
 @pytest.mark.slow

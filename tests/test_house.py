@@ -15,7 +15,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "diffrestorer"
 
-MAX_FILE_LINES = 380
+MAX_FILE_LINES = 350
 MAX_FUNCTION_LINES = 60
 
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef

@@ -9,6 +9,8 @@ from diffrestorer.config.schema import Stage1Config
 from diffrestorer.training.loop import train
 from diffrestorer.training.stage1 import Stage1Task
 
+DAMAGES = ("removed", "emptied", "cut", "flipped", "overwritten", "appended", "replaced by a folder")
+
 
 def arguments(tiny_overrides: list[str], photos: Path, *more: str) -> list[str]:
     """The command line of a run of eight steps with a checkpoint after every second one."""
@@ -30,12 +32,10 @@ def small_files(output: Path) -> list[Path]:
     return sorted(path for path in files if "model" not in path.relative_to(output).parts)
 
 
-def damage(path: Path, chance: random.Random) -> str:
-    """Damage a file as disks, kills and editors do; returns how."""
+def damage(path: Path, chance: random.Random, kind: str | None = None) -> str:
+    """Damage a file as disks, kills and editors do, one of `DAMAGES` or any; returns how."""
     data = bytearray(path.read_bytes())
-    kind = chance.choice(
-        ["removed", "emptied", "cut", "flipped", "overwritten", "appended", "replaced by a folder"]
-    )
+    kind = kind or chance.choice(DAMAGES)
     place = chance.randrange(len(data)) if data else 0
     if kind == "removed":
         path.unlink()

@@ -24,7 +24,7 @@ STAGES = ("mini_base", "baseline", "decoder_stage", "stage1", "student")
 LIBRARIES = [f"diffrestorer.training.{stage}" for stage in STAGES]
 
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(LIBRARIES)
+context.set_forkserver_preload([*LIBRARIES, "warm_runs"])
 
 
 def _run_script(
@@ -44,20 +44,29 @@ def _run_script(
     output = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
+    path = (ROOT / "scripts" / script).resolve()
+    if path.parent.name == "benchmarks":
+        sys.path.insert(0, str(path.parent))  # a benchmark imports the modules beside it
     for arguments in commands:
         sys.argv = [script, *arguments]
-        runpy.run_path(str(ROOT / "scripts" / script), run_name="__main__")
+        runpy.run_path(str(path), run_name="__main__")
 
 
 def start(
-    script: str, arguments: Sequence[str], log: Path, file_limit: int | None = None
+    script: str,
+    arguments: Sequence[str],
+    log: Path,
+    file_limit: int | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> BaseProcess:
     """Starts `python scripts/SCRIPT ARGUMENTS` in a process of its own; its output goes to `log`.
 
-    `file_limit`: no file it writes can grow beyond so many bytes.
+    `script`: below scripts/, or `../benchmarks/NAME.py`.
+
+    `file_limit`: no file it writes can grow beyond so many bytes. `environment`: variables beside the test's own.
     """
     process = context.Process(
-        target=_run_script, args=(script, [list(arguments)], str(log), file_limit, {})
+        target=_run_script, args=(script, [list(arguments)], str(log), file_limit, environment or {})
     )
     process.start()
     return process

@@ -32,8 +32,9 @@ class EvaluateConfig:
     """Folder that holds everything the evaluation writes. The same command on it makes only what is missing."""
     seed: int = option(0, ge=0)
     """Seed of every random number."""
-    seeds: int = option(1, ge=1)
-    """Runs of every sampled method, with seed, seed + 1, ...: pooled by image, their spread beside the mean."""
+    seeds: int = option(3, ge=1)
+    """Runs of every method that starts from noise, with seed, seed + 1, ...: pooled by image, their spread beside the
+    mean. What draws no noise (a one-step student, most compared methods) runs once."""
     suite: str = "demo"
     """Suite: demo, single, real, mixed, all, ablation or pairs."""
     method: list[str] = field(default_factory=list)

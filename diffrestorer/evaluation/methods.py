@@ -1,12 +1,12 @@
 """The compared methods: the degraded input itself, a model with one of its decoders, or outputs made elsewhere."""
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from diffrestorer.config.evaluating import EvaluateConfig
 from diffrestorer.data.storage import write_bytes
 from diffrestorer.evaluation.ablations import ABLATIONS, Decoder
 from diffrestorer.evaluation.restoring.outputs import image_size
@@ -67,40 +67,52 @@ class Method:
     @property
     def sampled(self) -> bool:
         """Return whether its outputs depend on the seed."""
-        return self.kind == "model" or self.base in SAMPLED_BASELINES
+        if self.kind == "model":
+            return self.decoder == "consistency" or starts_from_noise(self.source)
+        return self.kind == "baseline" and self.base in SAMPLED_BASELINES
 
     def output(self, item: Item, output_dir: Path) -> Path:
         """The PNG file that is scored."""
         return item.lq if self.kind == "degraded" else output_dir / "restored" / self.name / item.file
 
 
-def parse_methods(config: EvaluateConfig) -> list[Method]:
-    """Parse the methods that `config.method` names: `NAME`, `NAME=FOLDER` or `all`; `config.ablation` adds its own.
+def parse_methods(
+    entries: Sequence[str], suite: str, model: str, trained: str, seeds: int = 1
+) -> list[Method]:
+    """Parse the methods that entries name: `NAME`, `NAME=FOLDER` or `all`.
 
     FOLDER is a model (it holds model_index.json, or a training run's model/ does), a compared method that
     `train_baseline.py` trained (or a file with its authors' weights), or outputs made elsewhere as
     DEGRADATION/IMAGE.png. A model under a name that ends in `_sd` uses the VAE's own decoder. A baseline or an ablation
-    without a folder is looked for in `config.trained`/NAME; `all` keeps those that are not there, with the reason.
-    `NAME@RUN=FOLDER` is another run of NAME, pooled with it; `config.seeds` adds runs of every sampled method.
+    without a folder is looked for in TRAINED/NAME; `all` keeps those that are not there, with the reason.
+    `NAME@RUN=FOLDER` is another run of NAME, pooled with it.
+
+    Args:
+        entries: see `choose_methods`.
+        suite: key of `SUITES`, which says what `all` stands for.
+        model: weights of the methods that are built in.
+        trained: folder of what was trained here.
+        seeds: runs of every sampled method.
 
     Raises:
         ValueError: an unknown or doubled name, or a folder that is none of these.
     """
     methods: list[Method] = []
-    for entry in _chosen(config.method, config.suite, config.model, config.ablation):
+    for entry in entries:
         if entry == "all":
-            found = [_parse(name, config.model, config.trained) for name in _whole(config.suite)]
-            methods += [method for method in found if not method.reason or config.suite != "demo"]
+            found = [_parse(name, model, trained) for name in _whole(suite)]
+            methods += [method for method in found if not method.reason or suite != "demo"]
             continue
-        method = _parse(entry, config.model, config.trained)
+        method = _parse(entry, model, trained)
         if method.reason:
             raise ValueError(f"method={entry}: {method.reason}")
         methods.append(method)
 
-    # Further seeds are further runs.
+    # Further seeds are further runs, where none was given.
+    given = {method.base for method in methods if method.name != method.base}
     for method in list(methods):
-        if method.sampled and not method.reason and method.name == method.base:
-            for offset in range(1, config.seeds):
+        if method.base not in given and not method.reason and method.sampled:
+            for offset in range(1, seeds):
                 methods.append(replace(method, name=f"{method.name}@{offset}", seed_offset=offset))
 
     names = [method.name for method in methods]
@@ -124,13 +136,17 @@ def _whole(suite: str) -> list[str]:
     )
 
 
-def _chosen(
+def choose_methods(
     names: Sequence[str],
     suite: str,
     model: str,
     ablation: str | None,
 ) -> list[str]:
-    """Return the entries to parse: those asked for, the ablation's, or else what the suite is about."""
+    """Return the entries to parse: those asked for, the ablation's, or else what the suite is about.
+
+    Raises:
+        ValueError: there is no such ablation.
+    """
     if ablation is None:
         return list(names) or (["all"] if suite == "ablation" else list(BUILT_IN))
     if ablation not in ABLATIONS:
@@ -202,6 +218,22 @@ def _named(
         return Method(name, "baseline", str(folder), reason=f"not trained: {command}")
     offer = ", ".join((*BUILT_IN, *BASELINES, *ABLATIONS))
     raise ValueError(f"method={name} is not there: choose from {offer}; others as NAME=FOLDER")
+
+
+def starts_from_noise(model: str) -> bool:
+    """Return whether a model samples from noise; a one-step student does not. False if there is no such model.
+
+    Args:
+        model: `mini`, a folder or a hub id.
+    """
+    from diffrestorer.inference.model_folder import find_model  # diffusers takes seconds
+
+    # Opening the model will say what is wrong with it.
+    try:
+        index = json.loads((find_model(model) / "model_index.json").read_text())
+        return bool(index["scheduler"][1] != "OneStepScheduler")
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
 
 
 def is_model(folder: Path) -> bool:

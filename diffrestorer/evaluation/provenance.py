@@ -28,7 +28,7 @@ def made_with(
     restoring: dict[str, dict[str, Any]],
     versions: dict[str, str],
     suite: Suite,
-    config: EvaluateConfig,
+    output_dir: Path,
     device: torch.device,
 ) -> dict[str, str]:
     """Return what every row of a method depends on.
@@ -38,17 +38,19 @@ def made_with(
         restoring: method name -> settings of those that were restored in this run.
         versions: metric name -> version.
         suite: the suite, whose first output records the settings of a run that only scores.
-        config: the settings of the run.
+        output_dir: of the run.
         device: where scores were computed.
     """
     # A run that only scores reads them from the first output.
     settings = restoring.get(method.name)
     if settings is None and method.kind != "degraded":
-        settings = made_by(method.output(suite.items[0], Path(config.output_dir)))
+        settings = made_by(method.output(suite.items[0], output_dir))
+    draw = suite.items[0].draw
     return {
         "metrics": "; ".join(f"{name}={text}" for name, text in versions.items()),
         **{key: str((settings or {}).get(key, "")) for key in MODEL_SETTINGS},
-        "suite_seed": str(config.seed) if config.data.root is None else "",
+        "suite_seed": "" if draw is None else str(draw.seed),
+        "synthesis": "" if draw is None else draw.synthesis,
         "device": device_name(device),
         "git_commit": git_commit() or "",
     }

@@ -20,7 +20,7 @@ from rich.progress import (
 from diffrestorer.config.composition import save
 from diffrestorer.config.evaluating import EvaluateConfig
 from diffrestorer.config.options import check_limits
-from diffrestorer.evaluation.methods import Method, collect_outputs, parse_methods
+from diffrestorer.evaluation.methods import Method, choose_methods, collect_outputs, parse_methods
 from diffrestorer.evaluation.paper_suites import build_suite
 from diffrestorer.evaluation.provenance import join_runs, made_with, write_run
 from diffrestorer.evaluation.report.write_report import Findings, write_report
@@ -66,7 +66,8 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> list[Sco
     """
     # Everything that can be refused is refused before anything is written.
     check_limits(EvaluateConfig, asdict(config))
-    methods = parse_methods(config)
+    entries = choose_methods(config.method, config.suite, config.model, config.ablation)
+    methods = parse_methods(entries, config.suite, config.model, config.trained, config.seeds)
     metrics = select_metrics(config.metrics or suite_metrics(config.suite))
     state = PartialState(cpu=config.device == "cpu")
     device = _device(config.device, state)
@@ -96,7 +97,9 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> list[Sco
 
     if state.is_main_process:
         write_run(output_dir / "run.json", config, found, restoring, state, device)
-        write_report(found, output_dir, config, console)
+        write_report(
+            found, output_dir, _caption(suite, config), config.fid_floor, config.cards, console
+        )
     return found.scores
 
 
@@ -160,10 +163,25 @@ def _score(
     # Each row with what it depends on.
     depends_on: dict[str, Any] = {}
     for method in running:
-        found = made_with(method, restoring, versions, suite, config, process.device)
+        found = made_with(method, restoring, versions, suite, output_dir, process.device)
         depends_on[method.base] = join_runs(depends_on.get(method.base), found)
     summaries = summarise(scores, working, set_values, depends_on)
     return Findings(suite, methods, working, unavailable, scores, set_values, summaries)
+
+
+def _caption(suite: Suite, config: EvaluateConfig) -> str:
+    """Return the sentences above the tables: which images, and how they were restored."""
+    images = f"{len(suite.items)} pairs"
+    degraded = ""
+    draw = suite.items[0].draw
+    if draw is not None:
+        images = f"{len(suite.images)} photos of {config.size} x {config.size} pixels"
+        degraded = f" of the synthesis `{draw.synthesis}`"
+    steps = "each model's own number of" if config.steps is None else config.steps
+    return (
+        f"Suite {suite.name}: {images} under {len(suite.degradations)} degradations{degraded}; means over the photos. "
+        f"Seed {config.seed}, {steps} steps."
+    )
 
 
 def _progress(console: Console) -> Progress:

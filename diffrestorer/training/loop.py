@@ -23,6 +23,7 @@ from diffrestorer.training.checkpoint import (
     write_folder,
 )
 from diffrestorer.training.data_check import check_data
+from diffrestorer.training.exhibits import Exhibits
 from diffrestorer.training.failures import explain_data, explain_files, explain_lost_processes
 from diffrestorer.training.hardware import apply_hardware, check_precision
 from diffrestorer.training.kept_files import read_kept
@@ -32,20 +33,11 @@ from diffrestorer.training.progress import LossRecord, Speed, TimedBatches
 from diffrestorer.training.record import prepare_output, restore_records, run_log
 from diffrestorer.training.resuming import load_newest
 from diffrestorer.training.schedule import choose_micro_batch, set_learning_rates
-from diffrestorer.training.sheets import save_sheet
-from diffrestorer.training.step_memory import (
-    count_memory,
-    count_saved_bytes,
-    explain_out_of_memory,
-    peak_memory,
-)
+from diffrestorer.training.step_memory import explain_out_of_memory, log_expected_memory, peak_memory
 from diffrestorer.training.stopping import StopSignal
 from diffrestorer.training.task import Losses, Task
 from diffrestorer.training.trackers import check_tracker, open_tracker
 from diffrestorer.training.validation import Validation
-
-SHEET_ROWS = 8
-"""Samples on a sheet, at most."""
 
 STEPS_AHEAD = 2
 """Steps whose batches are there before they are needed. It takes two steps until all processes know of a failure."""
@@ -177,7 +169,8 @@ class Run:
         if accelerator.is_main_process:
             copies = copies_of(checkpoints / f"step_{first_step}") if first_step else {}
             restore_records(self.output_dir, first_step, copies)
-            self.tracker = open_tracker(self.config, self.output_dir, first_step)
+            tracker = open_tracker(self.config, self.output_dir, first_step)
+            self.exhibits = Exhibits(self.task, self.average, tracker, self.output_dir, self.log)
 
         # The rest of the steps.
         self.batches = StepBatches(first_step, settings.max_steps, *self.division)
@@ -234,14 +227,10 @@ class Run:
         """
         # Gradients are added up over processes once per step.
         with nullcontext() if synchronise else self.accelerator.no_sync(self.model):
-            with count_saved_bytes(self.task) if measure else nullcontext() as saved:
+            averages = self.average is not None
+            counting = (self.task, averages, self.batches.micro_batch_size, self.log)
+            with log_expected_memory(*counting) if measure else nullcontext():
                 losses = self.model(batch.to(self.accelerator.device))
-            if saved is not None:
-                expected = count_memory(self.task, self.average is not None, saved.total)
-                size = self.batches.micro_batch_size
-                self.log.info(
-                    "memory expected for micro batches of %d: %s, and the libraries", size, expected
-                )
             self.accelerator.backward(losses.total / self.batches.accumulation)
         return losses
 
@@ -262,6 +251,7 @@ class Run:
     def _after_step(self, batch: PairBatch) -> None:
         """Log, samples, validation and checkpoint at their intervals and at the end; a checkpoint when stopping."""
         settings = self.settings
+        device = self.accelerator.device
         done = batch.step + 1
         stopping = self.stop.agreed()
         last = done == settings.max_steps
@@ -275,9 +265,9 @@ class Run:
             self.writer.check()
             with self.stop.changing():
                 if last or done % settings.sample_every == 0:
-                    self._save_samples(batch.first(SHEET_ROWS).to(self.accelerator.device), done)
+                    self.exhibits.save_samples(batch, device, done)
                 if self.validation is not None and (last or done % (settings.validate_every or 1) == 0):
-                    self._validate(self.validation, done)
+                    self.exhibits.validate(self.validation, device, done)
                 if saves:
                     self._save_checkpoint(done)
             if stopping or last:
@@ -297,30 +287,11 @@ class Run:
         losses = self.record.flush(done)
         if self.accelerator.is_main_process:
             self.record.log_progress(done, self.settings.max_steps, self.timed.waited, losses)
-            rates = [group["lr"] for optimizer in self.optimizers for group in optimizer.param_groups]
-            names = ["lr", *(f"lr_{i}" for i in range(1, len(rates)))]
-            self.tracker.log({**losses, **dict(zip(names, rates, strict=True))}, done)
+            self.exhibits.send_losses(losses, self.optimizers, done)
 
     def _save_checkpoint(self, done: int) -> None:
         copies = read_kept(self.output_dir)
         self.writer.save(take_snapshot(done, self.task, self.optimizers, self.average, copies))
-
-    def _validate(self, validation: Validation, done: int) -> None:
-        with self.average.in_place() if self.average else nullcontext():
-            score = validation(self.task, done, self.accelerator.device)
-        row = score.row()
-        self.tracker.log({f"validation/{name}": value for name, value in row.items()}, done)
-        if validation.sheet is not None:
-            self.tracker.show("validation", validation.sheet, done)
-        shown = " ".join(f"{name} {value:.4f}" for name, value in row.items())
-        self.log.info("validation at step %d  %s", done, shown)
-
-    @torch.no_grad()
-    def _save_samples(self, batch: PairBatch, done: int) -> None:
-        """Write a sheet with a row per sample and a column for each tensor of `task.sample`."""
-        columns = [column.float().clamp(0, 1).cpu() for column in self.task.sample(batch)]
-        sheet = save_sheet(self.output_dir / "samples" / f"step_{done}.png", columns)
-        self.tracker.show("samples", sheet, done)
 
     def _note_failure(self, error: Exception, num_batches: int) -> None:
         """Note that the batch after `num_batches` could not be made, and ask all processes to stop."""
@@ -370,6 +341,6 @@ class Run:
     def _close(self) -> None:
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            self.tracker.finish()
+            self.exhibits.close()
         # Not before the process ends: train_base trains several tasks in a row.
         atexit.register(self.accelerator.state.destroy_process_group)

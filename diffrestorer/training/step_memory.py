@@ -1,5 +1,6 @@
 """The memory of a training step: counted before it, measured after it, and advice if there is not enough."""
 
+import logging
 import resource
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -93,6 +94,26 @@ def count_memory(task: nn.Module, averages: bool, activations: int) -> MemoryCou
         optimizer=2 * trained,
         average=trained if averages else 0,
         activations=activations,
+    )
+
+
+@contextmanager
+def log_expected_memory(
+    task: nn.Module, averages: bool, micro_batch_size: int, log: logging.Logger
+) -> Iterator[None]:
+    """Log the memory of a step by purpose, counted in the forward pass that runs while the context lasts.
+
+    Args:
+        task: that trains.
+        averages: whether an average of the weights is kept.
+        micro_batch_size: samples of that forward pass.
+        log: of the run.
+    """
+    with count_saved_bytes(task) as saved:
+        yield
+    expected = count_memory(task, averages, saved.total)
+    log.info(
+        "memory expected for micro batches of %d: %s, and the libraries", micro_batch_size, expected
     )
 
 

@@ -19,7 +19,8 @@ from diffrestorer.baselines.da_clip.unet import ContentAttention
 from diffrestorer.baselines.moco import KeyQueue, update_momentum
 from diffrestorer.baselines.promptir import PromptIR
 from diffrestorer.baselines.restormer import Restormer, TransposedAttention
-from diffrestorer.baselines.transweather import Attention, PatchEmbedding, PatchReduction, TransWeather
+from diffrestorer.baselines.transweather import TransWeather
+from diffrestorer.baselines.transweather_layers import Attention, PatchEmbedding, PatchReduction
 from diffrestorer.models.backbones import ImageEncoder
 from diffrestorer.training.losses import psnr_loss
 

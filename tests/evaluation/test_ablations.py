@@ -10,7 +10,7 @@ from evaluation_runs import quiet, settings
 from diffrestorer.config.composition import CONFIG_DIR
 from diffrestorer.config.schema import ModelConfig
 from diffrestorer.evaluation.ablations import ABLATIONS
-from diffrestorer.evaluation.methods import Method, parse_methods
+from diffrestorer.evaluation.methods import Method, choose_methods, parse_methods
 from diffrestorer.evaluation.report.paper import PAPER_TABLES
 from diffrestorer.evaluation.restoring.identity import check_ablation
 from diffrestorer.evaluation.restoring.runners import PipelineRunner, Sampling
@@ -30,7 +30,7 @@ def test_every_row_has_a_config_and_every_config_a_row() -> None:
 def test_all_of_the_ablation_suite_are_the_rows_with_the_commands_that_train_them(
     tmp_path: Path,
 ) -> None:
-    methods = parse_methods(settings(tmp_path, [], suite="ablation", trained=str(tmp_path)))
+    methods = parse_methods(["all"], "ablation", "mini", str(tmp_path))
     assert [method.name for method in methods] == [*ABLATIONS, "diff_restorer_sd", "diff_restorer"]
     reasons = {method.name: method.reason for method in methods}
     assert reasons["no_dmb"] == (
@@ -45,7 +45,10 @@ def test_all_of_the_ablation_suite_are_the_rows_with_the_commands_that_train_the
 
 def test_a_model_that_is_not_the_ablation_is_refused(model: Path, tmp_path: Path) -> None:
     config = settings(tmp_path, [], suite="ablation", ablation="no_semantic", model=str(model))
-    assert parse_methods(config) == [Method("no_semantic", "model", str(model), "sd")]
+    entries = choose_methods([], "ablation", str(model), "no_semantic")
+    assert parse_methods(entries, "ablation", str(model), "outputs") == [
+        Method("no_semantic", "model", str(model), "sd")
+    ]
     with pytest.raises(
         ValueError, match=r"prompt_processor says semantic=True; train it: .*ablation=no_semantic"
     ):

@@ -14,7 +14,7 @@ from PIL import Image
 
 from diffrestorer.baselines.registry import build_baseline
 from diffrestorer.config.degradations import DEGRADATIONS, MIXTURES
-from diffrestorer.evaluation.methods import Method
+from diffrestorer.evaluation.methods import Method, parse_methods
 from diffrestorer.evaluation.report.sentences import summary_sentences
 from diffrestorer.evaluation.report.table_text import markdown
 from diffrestorer.evaluation.report.tables import Standings, build_tables, find_standings, table_rows
@@ -24,6 +24,8 @@ from diffrestorer.evaluation.run import evaluate
 from diffrestorer.evaluation.scoring.metrics import METRICS, Metric
 from diffrestorer.evaluation.scoring.scores import Score, Summary, nan_counts, summarise
 from diffrestorer.inference import tiling
+from diffrestorer.inference.one_step import OneStepScheduler
+from diffrestorer.inference.pipeline import DiffRestorerPipeline
 from diffrestorer.models.components import save_component
 
 NAMES = [*DEGRADATIONS, *MIXTURES]
@@ -250,6 +252,8 @@ def test_seeds_are_runs_that_the_tables_pool(model: Path, tmp_path: Path) -> Non
     with (tmp_path / "summary.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["method"] == "diff_restorer"]
     assert [(row["n"], row["seed"]) for row in rows] == [("2", "0 | 1 | 2")] * 4
+    assert {(row["suite_seed"], row["synthesis"]) for row in rows} == {("0", "ours")}
+    assert "of the synthesis `ours`" in (tmp_path / "table.md").read_text()
     assert float(rows[0]["psnr"]) == pytest.approx(
         np.mean([values[:2] for values in psnr.values()]), abs=1e-5
     )
@@ -261,6 +265,25 @@ def test_seeds_are_runs_that_the_tables_pool(model: Path, tmp_path: Path) -> Non
     spread = np.std([np.mean(values) for values in psnr.values()], ddof=1)
     assert float(row["run_spread"]) == pytest.approx(spread, abs=1e-6)
     assert "3 runs, deviation of their means" in (tmp_path / "index.html").read_text()
+
+
+def test_what_draws_no_noise_runs_once(model: Path, tmp_path: Path) -> None:
+    """A student in one step, outputs made elsewhere, a compared method of regression; and a method with runs given."""
+    pipe = DiffRestorerPipeline.from_pretrained(model)
+    pipe.scheduler = OneStepScheduler.from_teacher(pipe.scheduler, tau=200)
+    pipe.save_pretrained(tmp_path / "student")
+    student = str(tmp_path / "student")
+
+    def names(*entries: str) -> list[str]:
+        return [method.name for method in parse_methods(entries, "demo", student, "outputs", seeds=3)]
+
+    assert names("degraded", "diff_restorer") == ["degraded", "diff_restorer"]
+    assert names(f"teacher={model}") == ["teacher", "teacher@1", "teacher@2"]
+    assert names(f"teacher={model}", f"teacher@1={model}") == ["teacher", "teacher@1"]
+    assert not Method("da_clip", "outputs").sampled
+    assert Method("da_clip", "baseline").sampled
+    assert not Method("nafnet", "baseline").sampled
+    assert Method("decoded", "model", student, "consistency").sampled, "OpenAI's decoder draws noise"
 
 
 def test_a_run_without_its_method_is_refused(finished: Path, tmp_path: Path) -> None:

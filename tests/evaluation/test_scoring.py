@@ -18,7 +18,7 @@ from diffrestorer.evaluation.methods import Method
 from diffrestorer.evaluation.paper_suites import build_suite
 from diffrestorer.evaluation.restoring.outputs import read_pixels
 from diffrestorer.evaluation.run import evaluate
-from diffrestorer.evaluation.scoring.fid import FidScorer, fid_warning, frechet
+from diffrestorer.evaluation.scoring.fid import FidScorer, fid_warning
 from diffrestorer.evaluation.scoring.image_scorer import Scorer
 from diffrestorer.evaluation.scoring.metrics import METRICS, Metric
 from diffrestorer.evaluation.scoring.pyiqa_networks import WeightsError, create, metric_version
@@ -104,7 +104,7 @@ def folders(pairs: Suite) -> list[Path]:
 
 
 def test_fid_stands_on_pyiqas_features_and_formula(pairs: Suite, metric_weights: Path) -> None:
-    """The square root of a 2048 x 2048 matrix takes a minute here; 64 of the features show the same."""
+    """The square root of a 2048 x 2048 matrix takes pyiqa a minute; 64 of the features show the same."""
     from pyiqa.archs.fid_arch import frechet_distance, get_folder_features
 
     fid = FidScorer(CPU, metric_weights)
@@ -119,12 +119,14 @@ def test_fid_stands_on_pyiqas_features_and_formula(pairs: Suite, metric_weights:
     expected = frechet_distance(
         *(f(x) for x in features for f in (lambda x: x.mean(0), lambda x: np.cov(x.T)))
     )
-    assert fid.distance(*features) == pytest.approx(expected, rel=1e-6)
+    assert fid.distance(*features) == pytest.approx(expected, rel=1e-4)
     assert fid.distance(*features) > 1e-3
 
 
-def test_fid_of_draws_is_the_same_distance(pairs: Suite, metric_weights: Path) -> None:
+def test_fid_is_the_formulas_distance_and_so_are_its_draws(metric_weights: Path) -> None:
     """Through singular values as through the root; of more images than features, and of fewer."""
+    from pyiqa.archs.fid_arch import frechet_distance
+
     rng = np.random.default_rng(0)
     fid = FidScorer(CPU, metric_weights)
     for images, width in ((60, 16), (12, 16)):
@@ -132,9 +134,9 @@ def test_fid_of_draws_is_the_same_distance(pairs: Suite, metric_weights: Path) -
             rng.standard_normal((images, width)),
             1.5 * rng.standard_normal((images, width)) + 0.3,
         )
-        assert frechet(*map(torch.from_numpy, (one, two))) == pytest.approx(
-            fid.distance(one, two), rel=1e-4
-        )
+        moments = (f(x) for x in (one, two) for f in (lambda x: x.mean(0), lambda x: np.cov(x.T)))
+        assert fid.distance(one, two) == pytest.approx(frechet_distance(*moments), rel=1e-4)
+        assert fid.distance(one, one) == pytest.approx(0, abs=1e-9)
     drawn = fid.draws(one, two)
     assert drawn.shape == (100,)
     assert np.array_equal(drawn, fid.draws(one, two))
@@ -175,7 +177,9 @@ def test_fid_is_that_of_pyiqa_on_the_same_files(pairs: Suite, metric_weights: Pa
         fid.features(read_pixels(file) for file in sorted(folder.iterdir()))
         for folder in folders(pairs)
     )
-    assert fid.distance(lq, gt) == pytest.approx(expected, rel=1e-6)
+    assert fid.distance(lq, gt) == pytest.approx(expected, rel=1e-4), (
+        "pyiqa's root is that of a singular matrix"
+    )
     assert expected > 1
 
 

@@ -10,10 +10,8 @@ from typing import Any
 
 import pytest
 import training_runs as runs
-from tiny_runs import arguments as tiny_arguments
 from tiny_runs import copy_run, train_stage1
 
-from diffrestorer.training.checkpoint import list_checkpoints
 from diffrestorer.training.kept_files import write_sealed
 
 WRITES = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree", "os.truncate")
@@ -21,23 +19,9 @@ WRITES = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtr
 
 
 @pytest.fixture(scope="module")
-def arguments(tiny_overrides: list[str], photos_dir: Path) -> list[str]:
-    return tiny_arguments(tiny_overrides, photos_dir)
-
-
-@pytest.fixture(scope="module")
-def finished(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("finished") / "run"
-    train_stage1(arguments, output)
-    return output
-
-
-@pytest.fixture(scope="module")
-def unfinished(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run as if it had been killed after step 7 under other free keys, so that its next start rewrites files."""
-    output = copy_run(finished, tmp_path_factory.mktemp("unfinished") / "run")
-    shutil.rmtree(output / "model")
-    shutil.rmtree(list_checkpoints(output / "checkpoints")[-1])
+def changed(unfinished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The unfinished run as if it had begun under other free keys, so that its next start rewrites files."""
+    output = copy_run(unfinished, tmp_path_factory.mktemp("changed") / "run")
     for name in ("config.yaml", "environment.json"):
         text = (output / name).read_text()
         (output / name).write_text(
@@ -89,11 +73,11 @@ def run_until(command: list[str], output: Path, kill_at: int | None, log: Path) 
 
 
 def killed_at(
-    moments: list[str], arguments: list[str], unfinished: Path, finished: Path, folder: Path
+    moments: list[str], arguments: list[str], changed: Path, finished: Path, folder: Path
 ) -> None:
     log = folder / "moments"
     for moment in moments:
-        output = copy_run(unfinished, folder / "run")
+        output = copy_run(changed, folder / "run")
         number = int(moment.split(" ", 1)[0])
         assert run_until(arguments, output, number, log) == -signal.SIGKILL, moment
         train_stage1(arguments, output)
@@ -103,12 +87,10 @@ def killed_at(
 
 
 @pytest.fixture(scope="module")
-def moments(
-    arguments: list[str], unfinished: Path, tmp_path_factory: pytest.TempPathFactory
-) -> list[str]:
+def moments(arguments: list[str], changed: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Every moment of a resumed run at which it changes its folder, numbered."""
     folder = tmp_path_factory.mktemp("moments")
-    output = copy_run(unfinished, folder / "run")
+    output = copy_run(changed, folder / "run")
     assert run_until(arguments, output, None, folder / "log") == 0, "it was to end"
     found = (folder / "log").read_text().splitlines()
     assert all(
@@ -124,17 +106,17 @@ def test_a_kill_at_a_rewrite_loses_nothing(
     name: str,
     moments: list[str],
     arguments: list[str],
-    unfinished: Path,
+    changed: Path,
     finished: Path,
     tmp_path: Path,
 ) -> None:
     aimed = [moment for moment in moments if name in moment]
-    killed_at([random.Random(name).choice(aimed)], arguments, unfinished, finished, tmp_path)
+    killed_at([random.Random(name).choice(aimed)], arguments, changed, finished, tmp_path)
 
 
 @pytest.mark.soak
 def test_twenty_kills_at_rewrites_lose_nothing(
-    moments: list[str], arguments: list[str], unfinished: Path, finished: Path, tmp_path: Path
+    moments: list[str], arguments: list[str], changed: Path, finished: Path, tmp_path: Path
 ) -> None:
     chosen = random.Random(0).sample(moments, 20)
-    killed_at(chosen, arguments, unfinished, finished, tmp_path)
+    killed_at(chosen, arguments, changed, finished, tmp_path)

@@ -1,13 +1,13 @@
 """What a launcher asks for is used, or refused in a sentence."""
 
+import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import training_runs as runs
 from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command, launch_command_parser
 from tiny_runs import arguments as tiny_arguments
 from tiny_runs import train_stage1
 
@@ -52,31 +52,42 @@ def test_what_asks_for_nothing_else_passes(environment: dict[str, str]) -> None:
     check_launcher(environment, "bf16")
 
 
+def launched(folder: Path, *options: str) -> dict[str, str]:
+    """The variables that accelerate's real launcher gives a script on a machine without a GPU."""
+    script = folder / "script.py"
+    script.write_text(
+        f"import json, os, pathlib\npathlib.Path({str(folder / 'environment.json')!r}).write_text("
+        "json.dumps(dict(os.environ)))\n"
+    )
+    parser = launch_command_parser()
+    launch_command(parser.parse_args(["--quiet", "--cpu", *options, str(script)]))
+    given: dict[str, str] = json.loads((folder / "environment.json").read_text())
+    return {name: value for name, value in given.items() if os.environ.get(name) != value}
+
+
 @pytest.mark.slow
-def test_the_launcher_itself_starts_what_was_asked_for_or_nothing(
+def test_what_the_launcher_itself_starts_is_what_was_asked_for_or_nothing(
     tiny_overrides: list[str], photos_dir: Path, tmp_path: Path
 ) -> None:
     """accelerate launch on a machine without a GPU: one process where two were asked for is a refusal."""
     command = tiny_arguments(tiny_overrides, photos_dir, "train.max_steps=2")
-    script = str(runs.ROOT / "scripts" / "train_stage1.py")
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--cpu"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    output, log = tmp_path / "run", tmp_path / "log"
 
-    def start(*options: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*launch, *options, script, *command, f"output_dir={tmp_path}/run"],
-            env=environment, capture_output=True, text=True, timeout=1800, check=False,
+    def start(*options: str) -> int | None:
+        process = runs.start(
+            "train_stage1.py", [*command, f"output_dir={output}"], log, environment=launched(tmp_path, *options)
         )  # fmt: skip
+        process.join(1800)
+        return process.exitcode
 
-    refused = start("--num_processes", "2")
-    assert refused.returncode != 0
-    assert "was asked for several processes and started one" in refused.stderr
-    assert "Traceback" not in refused.stderr
-    assert not (tmp_path / "run").exists()
-    done = start("--num_processes", "1")
-    assert done.returncode == 0, done.stderr
+    assert start("--num_processes", "2") not in (0, None)
+    refusal = log.read_text()
+    assert "was asked for several processes and started one" in refusal
+    assert "Traceback" not in refusal
+    assert not output.exists()
+    assert start("--num_processes", "1") == 0, log.read_text()
     train_stage1(command, tmp_path / "plain")
-    assert runs.files_of(tmp_path / "run" / "model") == runs.files_of(tmp_path / "plain" / "model")
+    assert runs.files_of(output / "model") == runs.files_of(tmp_path / "plain" / "model")
 
 
 @pytest.mark.parametrize(("name", "processes"), [("1gpu", 1), ("8gpus", 8), ("2nodes", 16)])

@@ -64,7 +64,7 @@ def test_the_parts_of_the_base_follow_one_another_on_two_processes(
         *tiny_overrides, f"data.root={photos_dir}", "data.size=64", "train.max_steps=2", "train.global_batch_size=4",
         "train.num_workers=0", f"output_dir={tmp_path}",
     ]  # fmt: skip
-    runs.run_with_torchrun("train_base.py", arguments, num_processes=2)
+    runs.run_ranks("train_base.py", [arguments], tmp_path / "log", num_processes=2)
     assert sorted(path.name for path in (tmp_path / "model").iterdir()) == [
         "image_encoder",
         "unet",

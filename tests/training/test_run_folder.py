@@ -7,42 +7,17 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import training_runs as runs
-from tiny_runs import arguments as tiny_arguments
-from tiny_runs import copy_run, damage, small_files, train_stage1
+from tiny_runs import DAMAGES, copy_run, damage, small_files, train_stage1
 
-from diffrestorer.training.checkpoint import list_checkpoints, read_state
+from diffrestorer.training.checkpoint import read_state
 from diffrestorer.training.kept_files import DamagedFileError, read_sealed, write_sealed
 from diffrestorer.training.ownership import own_folder
 from diffrestorer.training.recipe import STAGES, _read_plan
-
-
-@pytest.fixture(scope="module")
-def arguments(tiny_overrides: list[str], photos_dir: Path) -> list[str]:
-    return tiny_arguments(tiny_overrides, photos_dir)
-
-
-@pytest.fixture(scope="module")
-def finished(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("finished") / "run"
-    train_stage1(arguments, output)
-    return output
-
-
-@pytest.fixture(scope="module")
-def unfinished(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same run as if it had been killed after step 7: checkpoints of steps 4 and 6."""
-    output = copy_run(finished, tmp_path_factory.mktemp("unfinished") / "run")
-    shutil.rmtree(output / "model")
-    step8, step6 = list_checkpoints(output / "checkpoints")[::-1]
-    shutil.rmtree(step8)
-    lines = (output / "losses.csv").read_text().splitlines(keepends=True)
-    (output / "losses.csv").write_text("".join(lines[:-1]))
-    assert step6.name == "step_6"
-    return output
 
 
 def goes_on(command: list[str], output: Path, finished: Path) -> None:
@@ -52,12 +27,17 @@ def goes_on(command: list[str], output: Path, finished: Path) -> None:
 
 
 def damage_and_go_on(
-    seed: int, command: list[str], unfinished: Path, finished: Path, folder: Path
+    seed: int,
+    command: list[str],
+    unfinished: Path,
+    finished: Path,
+    folder: Path,
+    kind: str | None = None,
 ) -> None:
     chance = random.Random(seed)
     output = copy_run(unfinished, folder / "run")
     path = chance.choice(small_files(output))
-    kind = damage(path, chance)
+    kind = damage(path, chance, kind)
     told = f"seed {seed}: {path.relative_to(output)} {kind}"
     refusal = None
     try:
@@ -73,11 +53,11 @@ def damage_and_go_on(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("kind", DAMAGES)
 def test_a_damaged_file_costs_nothing_or_is_named(
-    seed: int, arguments: list[str], unfinished: Path, finished: Path, tmp_path: Path
+    kind: str, arguments: list[str], unfinished: Path, finished: Path, tmp_path: Path
 ) -> None:
-    damage_and_go_on(seed, arguments, unfinished, finished, tmp_path)
+    damage_and_go_on(DAMAGES.index(kind), arguments, unfinished, finished, tmp_path, kind)
 
 
 @pytest.mark.soak
@@ -88,21 +68,42 @@ def test_two_hundred_damaged_files(
         damage_and_go_on(seed, arguments, unfinished, finished, tmp_path)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", ["config.yaml", "data.json", "losses.csv", "data_files.json", "environment.json"]
-)
-@pytest.mark.parametrize("content", [b"\xff\xfe garbage \x00", b"train:\n  lr: 0.5\n"])
-def test_every_file_is_rebuilt(
-    name: str, content: bytes, arguments: list[str], unfinished: Path, finished: Path, tmp_path: Path
+REBUILT = ("config.yaml", "data.json", "losses.csv", "data_files.json", "environment.json")
+
+
+def rebuilds(
+    names: Sequence[str],
+    content: bytes,
+    command: list[str],
+    unfinished: Path,
+    finished: Path,
+    folder: Path,
 ) -> None:
-    output = copy_run(unfinished, tmp_path / "run")
-    (output / name).write_bytes(content)
+    output = copy_run(unfinished, folder / "run")
+    for name in names:
+        (output / name).write_bytes(content)
     before = len((output / "train.log").read_text())
-    goes_on(arguments, output, finished)
-    assert (output / name).read_bytes() != content
-    if name != "environment.json":
-        assert name in (output / "train.log").read_text()[before:]
+    goes_on(command, output, finished)
+    for name in names:
+        assert (output / name).read_bytes() != content
+        if name != "environment.json":
+            assert name in (output / "train.log").read_text()[before:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REBUILT)
+def test_every_file_is_rebuilt(
+    name: str, arguments: list[str], unfinished: Path, finished: Path, tmp_path: Path
+) -> None:
+    rebuilds([name], b"\xff\xfe garbage \x00", arguments, unfinished, finished, tmp_path)
+
+
+@pytest.mark.slow
+def test_all_files_are_rebuilt_at_once(
+    arguments: list[str], unfinished: Path, finished: Path, tmp_path: Path
+) -> None:
+    """Of a content that is sound YAML and says something else."""
+    rebuilds(REBUILT, b"train:\n  lr: 0.5\n", arguments, unfinished, finished, tmp_path)
 
 
 @pytest.mark.slow

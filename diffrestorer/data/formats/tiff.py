@@ -10,58 +10,20 @@ from typing import BinaryIO
 import numpy as np
 import tifffile
 from PIL import Image
+from PIL.ExifTags import Base
+from tifffile import PHOTOMETRIC
 
 from diffrestorer.data.formats.colour import rgb_profile, to_rgb
 from diffrestorer.data.formats.metadata import tiff_exif, upright_photo
 from diffrestorer.data.formats.photo import ImageError, Photo, check_size
+from diffrestorer.data.formats.tiff_layouts import COLOURS, DAMAGED, FAX, check_layout, check_segments
 
 MAGICS = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 
 _MOST_PAGES = 64  # thumbnails, masks and pages that are looked at; a file with more is no photo
-_LARGEST_TILE = 1 << 22  # pixels; larger ones only in large pictures: a tile is decoded whole
 
-# Tags.
-_SUBFILE = 254
-_OLD_SUBFILE = 255
-_ORIENTATION = 274
-_SAMPLE_FORMAT = 339
-_SUB_DIRECTORIES = 330
-_BITS = 258
-_COMPRESSION = 259
-_PHOTOMETRIC = 262
-_PLANES = 284
-_XMP = 700
-_PROFILE = 34675
-_DNG_VERSION = 50706
-
-# Bits of the subfile type.
-_REDUCED = 1
-_MASK = 4
-
-# Photometric interpretations, and the samples that their colours take.
-_WHITE_IS_ZERO = 0
-_BLACK_IS_ZERO = 1
-_RGB = 2
-_PALETTE = 3
-_CMYK = 5
-_YCBCR = 6
-_RAW = (32803, 34892)  # colour filter array, linear raw
-_COLOURS = {_WHITE_IS_ZERO: 1, _BLACK_IS_ZERO: 1, _RGB: 3, _PALETTE: 1, _CMYK: 4, _YCBCR: 3}
-
-# Compressions.
-_JPEG, _FAX = 7, (2, 3, 4)
-_LOSSLESS = (
-    1,
-    5,
-    8,
-    32946,
-    32773,
-    34925,
-    50000,
-)  # none, LZW, Deflate (two codes), PackBits, LZMA, Zstandard
-
+_RAW = (PHOTOMETRIC.CFA, PHOTOMETRIC.LINEAR_RAW)
 _IS_RAW = "it is a camera's raw file; develop it to TIFF or JPEG first"
-_DAMAGED, _CUT_OFF = "the image data is damaged", "the file is cut off"
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what matters of a damaged file is raised
 
@@ -78,13 +40,13 @@ def read_tiff(file: BinaryIO, max_pixels: int) -> Photo:
     with tifffile.TiffFile(file) as tiff:
         page, index = _find_picture(tiff)
         check_size(page.imagewidth, page.imagelength, max_pixels)
-        _check_layout(page)
-        _check_segments(file, page, size)
+        check_layout(page)
+        check_segments(file, page, size)
         samples = _decode(page)
-        if page.compression in _FAX:
+        if page.compression in FAX:
             _confirm_fax(file, index, samples)
-        orientation = page.tags.valueof(_ORIENTATION, 1)
-        profile, xmp = page.tags.valueof(_PROFILE), page.tags.valueof(_XMP)
+        orientation = page.tags.valueof("Orientation", 1)
+        profile, xmp = page.tags.valueof("InterColorProfile"), page.tags.valueof("XMP")
         pixels, alpha, profile = _to_photo(
             page, samples, profile if isinstance(profile, bytes) else None
         )
@@ -100,7 +62,7 @@ def _find_picture(tiff: tifffile.TiffFile) -> tuple[tifffile.TiffPage, int]:
     """Return the page that holds the photo, and its number in the file (0 for one in a subdirectory)."""
     chain = _read_chain(tiff)
     nested = _read_nested(tiff)
-    if any(_DNG_VERSION in page.tags or page.photometric in _RAW for page in (*chain, *nested)):
+    if any("DNGVersion" in page.tags or page.photometric in _RAW for page in (*chain, *nested)):
         raise ImageError(_IS_RAW)
 
     # Some files keep a preview in the chain and the photo in a subdirectory.
@@ -132,7 +94,7 @@ def _read_chain(tiff: tifffile.TiffFile) -> list[tifffile.TiffPage]:
         except IndexError:
             return chain
         if not isinstance(page, tifffile.TiffPage):
-            raise ImageError(_DAMAGED)
+            raise ImageError(DAMAGED)
         if len(chain) == _MOST_PAGES:
             raise ImageError(f"it has more than {_MOST_PAGES} pages; only still images are supported")
         chain.append(page)
@@ -140,10 +102,10 @@ def _read_chain(tiff: tifffile.TiffFile) -> list[tifffile.TiffPage]:
 
 def _read_nested(tiff: tifffile.TiffFile) -> list[tifffile.TiffPage]:
     """Return the pages in subdirectories of the first page."""
-    offsets = tiff.pages.first.tags.valueof(_SUB_DIRECTORIES) or ()
+    offsets = tiff.pages.first.tags.valueof("SubIFDs") or ()
     offsets = offsets if isinstance(offsets, tuple) else (offsets,)
     if len(offsets) > _MOST_PAGES:
-        raise ImageError(_DAMAGED)
+        raise ImageError(DAMAGED)
     nested = []
     for number, offset in enumerate(offsets):
         tiff.filehandle.seek(offset)  # tifffile begins to read where the file stands
@@ -153,126 +115,7 @@ def _read_nested(tiff: tifffile.TiffFile) -> list[tifffile.TiffPage]:
 
 def _is_picture(page: tifffile.TiffPage) -> bool:
     """Return whether a page is neither a thumbnail nor a mask."""
-    kind = page.tags.valueof(_SUBFILE, 0)
-    old_kind = page.tags.valueof(_OLD_SUBFILE, 1)
-    return not kind & (_REDUCED | _MASK) and old_kind != 2
-
-
-def _check_layout(page: tifffile.TiffPage) -> None:
-    """Refuse layouts that are not known to be decoded right.
-
-    Raises:
-        ImageError: the reason.
-    """
-    photometric, bits = page.photometric, page.tags.valueof(_BITS, 1)
-    if photometric not in _COLOURS:
-        name = getattr(photometric, "name", photometric)
-        raise ImageError(f"its colours are in the space {name}; convert it to RGB first")
-
-    # Tags that have no safe default, and each tag once.
-    if _PHOTOMETRIC not in page.tags or _COMPRESSION not in page.tags:
-        raise ImageError("it does not say what its numbers stand for (a required tag is missing)")
-    codes = [tag.code for tag in page.tags]
-    if len(codes) != len(set(codes)):
-        raise ImageError(_DAMAGED)
-
-    # Samples: all of one width, unsigned.
-    widths = set(bits) if isinstance(bits, tuple) else {bits}
-    formats = page.tags.valueof(_SAMPLE_FORMAT, 1)
-    formats = set(formats) if isinstance(formats, tuple) else {formats}
-    if widths & {24, 32, 64}:
-        raise ImageError("its pixels are 32-bit numbers; only 8-bit and 16-bit images are supported")
-    if formats - {1, 4}:
-        raise ImageError(
-            "its samples are signed or floating-point numbers; only 8-bit and 16-bit images are supported"
-        )
-    allowed = {8, 16} if _COLOURS[photometric] > 1 else {1, 2, 4, 8, 16}
-    if photometric == _PALETTE:
-        allowed = {1, 2, 4, 8}
-    if len(widths) != 1 or not widths <= allowed:
-        raise ImageError(
-            f"its samples have {' and '.join(map(str, sorted(widths)))} bits, a layout that is not supported"
-        )
-
-    _check_compression(page, widths)
-    _check_further_samples(page, bits)
-
-
-def _check_compression(page: tifffile.TiffPage, widths: set[int]) -> None:
-    """Refuse compressions and predictors that are not known to be decoded right.
-
-    Raises:
-        ImageError: the reason.
-    """
-    # Each compression with the kinds of pictures that it is used for.
-    photometric, compression = page.photometric, page.compression
-    bilevel = widths == {1} and photometric in (_WHITE_IS_ZERO, _BLACK_IS_ZERO)
-    known = (
-        compression in _LOSSLESS
-        or (compression in _FAX and bilevel)
-        or (compression == _JPEG and widths == {8})
-    )
-    if not known or (photometric == _YCBCR and compression != _JPEG):
-        name = getattr(compression, "name", compression)
-        raise ImageError(
-            f"it is compressed in a way that is not supported here ({name}); save it as a plain TIFF first"
-        )
-    plain_jpeg = (
-        photometric in (_BLACK_IS_ZERO, _RGB, _YCBCR) and page.samplesperpixel == _COLOURS[photometric]
-    )
-    if compression == _JPEG and not plain_jpeg:
-        raise ImageError(
-            "it is compressed in a way that is not supported here (JPEG); save it as a plain TIFF first"
-        )
-    planes = page.tags.valueof(_PLANES, 1)
-    if page.predictor not in (1, 2) or page.imagedepth > 1 or planes not in (1, 2):
-        raise ImageError("it is laid out in a way that is not supported; save it as a plain TIFF first")
-
-
-def _check_further_samples(page: tifffile.TiffPage, bits: int | tuple[int, ...]) -> None:
-    """Refuse samples beyond the colours that are neither opacity nor selections; one may go without a name.
-
-    Raises:
-        ImageError: their number.
-    """
-    photometric = page.photometric
-    further, names = page.samplesperpixel - _COLOURS[photometric], len(page.extrasamples)
-    right_number = 0 <= further <= (1 if _COLOURS[photometric] == 1 else 4)
-    right_names = names == further or (names == 0 and further == 1)
-    right_bits = not isinstance(bits, tuple) or len(bits) == page.samplesperpixel
-    if not (right_number and right_names and right_bits):
-        raise ImageError(
-            f"it has {page.samplesperpixel} samples per pixel, a layout that is not supported"
-        )
-
-
-def _check_segments(file: BinaryIO, page: tifffile.TiffPage, size: int) -> None:
-    """Refuse a file that lacks strips or tiles, or their ends: they would be decoded as black or grey."""
-    offsets, counts = page.dataoffsets, page.databytecounts
-    across, down = 1, -(-page.imagelength // max(1, page.rowsperstrip))
-    if page.is_tiled:
-        if min(page.tilewidth, page.tilelength) < 1:
-            raise ImageError(_DAMAGED)
-        check_size(
-            page.tilewidth, page.tilelength, max(4 * page.imagewidth * page.imagelength, _LARGEST_TILE)
-        )
-        across, down = -(-page.imagewidth // page.tilewidth), -(-page.imagelength // page.tilelength)
-    expected = across * down * (page.samplesperpixel if page.planarconfig == 2 else 1)
-    if len(offsets) != expected or len(counts) != expected:
-        raise ImageError(_DAMAGED)
-    bits = page.tags.valueof(_BITS, 1)
-    row = page.imagewidth * (sum(bits) if isinstance(bits, tuple) else bits * page.samplesperpixel)
-    if page.compression == 1 and sum(counts) < page.imagelength * row // 8:
-        raise ImageError(_CUT_OFF)
-    for offset, count in zip(offsets, counts, strict=True):
-        if count <= 0 or offset <= 0:
-            raise ImageError("parts of the picture are missing")
-        if offset + count > size:
-            raise ImageError(_CUT_OFF)
-        if page.compression == _JPEG:
-            file.seek(offset + count - 4)
-            if b"\xff\xd9" not in file.read(4):
-                raise ImageError(_CUT_OFF)
+    return not page.is_reduced and not page.is_mask
 
 
 def _decode(page: tifffile.TiffPage) -> np.ndarray:
@@ -280,7 +123,7 @@ def _decode(page: tifffile.TiffPage) -> np.ndarray:
     samples = page.asarray(maxworkers=1)
     height, width, channels = page.imagelength, page.imagewidth, page.samplesperpixel
     if samples.size != height * width * channels:
-        raise ImageError(_DAMAGED)
+        raise ImageError(DAMAGED)
     if page.planarconfig == 2 and channels > 1:
         return np.moveaxis(samples.reshape(channels, height, width), 0, 2)
     return samples.reshape(height, width, channels)
@@ -291,26 +134,28 @@ def _confirm_fax(file: BinaryIO, index: int, samples: np.ndarray) -> None:
     file.seek(0)
     image = Image.open(file, formats=("TIFF",))
     image.seek(index)
-    black_is_zero = np.asarray(image) ^ (image.getexif().get(_PHOTOMETRIC) == _WHITE_IS_ZERO)
+    black_is_zero = np.asarray(image) ^ (
+        image.getexif().get(Base.PhotometricInterpretation) == PHOTOMETRIC.MINISWHITE
+    )
     if not np.array_equal(black_is_zero, samples[..., 0].astype(bool)):
-        raise ImageError(_DAMAGED)
+        raise ImageError(DAMAGED)
 
 
 def _to_photo(
     page: tifffile.TiffPage, samples: np.ndarray, profile: bytes | None
 ) -> tuple[np.ndarray, np.ndarray | None, bytes | None]:
     """Return RGB, alpha and the profile of the RGB, of decoded samples."""
-    photometric, colours = page.photometric, _COLOURS[page.photometric]
-    bits = page.tags.valueof(_BITS, 1)
+    photometric, colours = page.photometric, COLOURS[page.photometric]
+    bits = page.tags.valueof("BitsPerSample", 1)
     bits = bits[0] if isinstance(bits, tuple) else bits
     colour, alpha = samples[..., :colours], _find_alpha(page, samples, colours)
 
     # Grey of few bits takes the full range; zero may be white.
-    if photometric == _PALETTE:
+    if photometric == PHOTOMETRIC.PALETTE:
         colour = _look_up(page, colour[..., 0])
     elif bits < 8:
         colour = (colour.astype(np.uint16) * 255 // (2**bits - 1)).astype(np.uint8)
-    if photometric == _WHITE_IS_ZERO:
+    if photometric == PHOTOMETRIC.MINISWHITE:
         colour = np.iinfo(colour.dtype).max - colour
 
     # Colours that were multiplied by the opacity are divided by it again.
@@ -328,7 +173,7 @@ def _to_photo(
         )
         pixels, _, profile = to_rgb(image, profile)
         return pixels, alpha, profile
-    if photometric == _CMYK:
+    if photometric == PHOTOMETRIC.SEPARATED:
         raise ImageError("its colours are CMYK of 16 bits; convert it to RGB or to 8 bits first")
     return np.broadcast_to(colour, (*colour.shape[:2], 3)), alpha, rgb_profile(profile)
 
@@ -347,7 +192,7 @@ def _look_up(page: tifffile.TiffPage, places: np.ndarray) -> np.ndarray:
     """Return 8-bit RGB by the palette, whose entries have 16 bits, or 8 in files of some old programs."""
     palette = page.colormap
     if palette is None or palette.shape[0] != 3 or places.max() >= palette.shape[1]:
-        raise ImageError(_DAMAGED)
+        raise ImageError(DAMAGED)
     shift = 8 if palette.max() > 255 else 0
     return (palette >> shift).astype(np.uint8).T[places]
 

@@ -1,4 +1,4 @@
-"""Pictures of the documentation: a figure is a function from the configuration to pixels; a new one joins `FIGURES`.
+"""Pictures of the documentation: a figure is a function that returns pixels; a new one joins `FIGURES`.
 
 The paper's figures are in `paper_figures`.
 """
@@ -65,16 +65,16 @@ def _make_paper_figure(config: FiguresConfig) -> Path:
     return path
 
 
-def draw_degradations(config: FiguresConfig) -> np.ndarray:
+def draw_degradations(photo: str, seed: int) -> np.ndarray:
     """Draw a photo under the eight degradations at three strengths each, clean, mixed, and out of focus.
 
     A class has one random stream for its three strengths, so that what grows is the strength. The mixtures have the
     default strength, those of the tests.
     """
-    clean = _photo(config.photo, TILE)
+    clean = _photo(photo, TILE)
 
     def tile(name: str, synthesis: Synthesis) -> np.ndarray:
-        return degrade(clean, name, counter_rng(config.seed, f"figure/{name}"), synthesis)
+        return degrade(clean, name, counter_rng(seed, f"figure/{name}"), synthesis)
 
     half = len(DEGRADATIONS) // 2
     rows: list[list[tuple[str, np.ndarray]]] = []
@@ -89,7 +89,7 @@ def draw_degradations(config: FiguresConfig) -> np.ndarray:
     return _page([*rows, [("clean", clean), *mixtures, ("blur, out of focus", defocus)]])
 
 
-def draw_tiles(config: FiguresConfig) -> np.ndarray:
+def draw_tiles(photo: str, model: str, seed: int) -> np.ndarray:
     """Draw a noisy photo of 2048x2048 pixels restored by tiles: degraded, restored, and full-size where tiles meet."""
     import torch
 
@@ -97,10 +97,10 @@ def draw_tiles(config: FiguresConfig) -> np.ndarray:
     from diffrestorer.inference.tiling import AUTO_SIDE, Grid
     from diffrestorer.models.backbones import PATCH
 
-    clean = _photo(config.photo, LARGE_SIDE)
-    lq = degrade(clean, "noise", counter_rng(config.seed, "figure/tiles"), SHOWN)
-    pipe = DiffRestorerPipeline.from_pretrained(config.model)
-    generator = torch.Generator().manual_seed(config.seed)
+    clean = _photo(photo, LARGE_SIDE)
+    lq = degrade(clean, "noise", counter_rng(seed, "figure/tiles"), SHOWN)
+    pipe = DiffRestorerPipeline.from_pretrained(model)
+    generator = torch.Generator().manual_seed(seed)
     restored = pipe(lq, LARGE_STEPS, generator, output_type="np").images[0]
     restored = (restored * 255).round().astype(np.uint8)
 
@@ -118,31 +118,33 @@ def draw_tiles(config: FiguresConfig) -> np.ndarray:
     return _page([list(zip(captions, (*small, shown), strict=True))])
 
 
-def draw_variants(config: FiguresConfig) -> np.ndarray:
+def draw_variants(photo: str, seed: int) -> np.ndarray:
     """Draw every variant of every class but `ours`: a row per variant from its weakest to its strongest.
 
     Each strength has a random stream of its own, so that a row shows the variety, too.
     """
-    clean = _photo(config.photo, TILE)
+    clean = _photo(photo, TILE)
     rows: list[list[tuple[str, np.ndarray]]] = []
     for degradation, variants in VARIANTS.items():
         for name, variant in variants.items():
             held = " (held out)" if name == HELD_OUT[degradation] else ""
             row = [(f"{degradation}: {name}{held}", clean)]
             for index, strength in enumerate(VARIANT_STRENGTHS):
-                rng = counter_rng(config.seed, f"figure/{degradation}/{name}", index)
+                rng = counter_rng(seed, f"figure/{degradation}/{name}", index)
                 row.append((f"strength {strength:g}", variant(clean, rng, strength)))
             rows.append(row)
     return _page(rows)
 
 
 FIGURES: dict[str, Callable[[FiguresConfig], np.ndarray]] = {
-    "degradations": draw_degradations,
-    "variants": draw_variants,
+    "degradations": lambda config: draw_degradations(config.photo, config.seed),
+    "variants": lambda config: draw_variants(config.photo, config.seed),
 }
 """Pictures that are the same bytes each time."""
 
-MODEL_FIGURES: dict[str, Callable[[FiguresConfig], np.ndarray]] = {"tiles": draw_tiles}
+MODEL_FIGURES: dict[str, Callable[[FiguresConfig], np.ndarray]] = {
+    "tiles": lambda config: draw_tiles(config.photo, config.model, config.seed)
+}
 """Pictures that a model makes, in minutes."""
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,10 +15,9 @@ from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
 from sklearn.neighbors import KNeighborsClassifier
 
 from diffrestorer.config.degradations import is_synthesised
-from diffrestorer.config.evaluating import EvaluateConfig, FiguresConfig, TestDataConfig
 from diffrestorer.data.counter import counter_rng
 from diffrestorer.data.synthesis import degrade
-from diffrestorer.evaluation.paper_suites import build_suite
+from diffrestorer.evaluation.paper_suites import prepared_suite
 from diffrestorer.evaluation.restoring.outputs import as_batch, read_pixels
 from diffrestorer.evaluation.suites import DEMO_PHOTOS, DEMO_SHORTER_SIDE, open_photo
 from diffrestorer.inference.pipeline import DiffRestorerPipeline
@@ -60,22 +60,26 @@ def measure_separability(
     return Separability(float(silhouette_score(embeddings, classes)), float((told == classes).mean()))
 
 
-def draw_embeddings(config: FiguresConfig) -> Figure:
+def draw_embeddings(model: str, root: str | None, seed: int) -> Figure:
     """Draw figure 10, each t-SNE with its separability, and how often the classifier is right.
+
+    Args:
+        model: `mini`, a folder or a hub id.
+        root: prepared folder with test images; None for crops of the open photos.
+        seed: of the crops' degradations and of t-SNE.
 
     Raises:
         ValueError: there are images of fewer than two of the model's classes.
     """
-    pipe = DiffRestorerPipeline.from_pretrained(config.model)
-    if config.data.root is None:
-        examples = degraded_crops(pipe.classes, config.seed)
+    pipe = DiffRestorerPipeline.from_pretrained(model)
+    if root is None:
+        examples = degraded_crops(pipe.classes, seed)
     else:
-        examples = [
-            example for example in degraded_photos(config.data) if example.degradation in pipe.classes
-        ]
+        found_photos = degraded_photos(Path(root))
+        examples = [example for example in found_photos if example.degradation in pipe.classes]
     if len({example.degradation for example in examples}) < 2:
         raise ValueError(
-            f"figure=10 compares classes, and fewer than two of {config.model}'s ({', '.join(pipe.classes)}) have "
+            f"figure=10 compares classes, and fewer than two of {model}'s ({', '.join(pipe.classes)}) have "
             "images here: open photos are degraded by the paper's eight or left clean, data.root=PREPARED has the eight"
         )
 
@@ -94,7 +98,7 @@ def draw_embeddings(config: FiguresConfig) -> Figure:
         embeddings = prompt.numpy()
         apart = measure_separability(embeddings, classes, photos)
         perplexity = min(20, len(embeddings) - 1)
-        projection = TSNE(perplexity=perplexity, init="pca", random_state=config.seed)
+        projection = TSNE(perplexity=perplexity, init="pca", random_state=seed)
         _scatter(axis, projection.fit_transform(embeddings), classes, pipe.classes)
         axis.set_title(
             f"{name}: silhouette {apart.silhouette:.2f}, nearest-neighbour accuracy {apart.accuracy:.0%}"
@@ -102,7 +106,7 @@ def draw_embeddings(config: FiguresConfig) -> Figure:
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=8)
     figure.suptitle(
         f"Figure 10: {len(classes)} degraded images of {photos.max() + 1} photos; "
-        f"the classifier of {config.model} tells {told:.0%} of them right"
+        f"the classifier of {model} tells {told:.0%} of them right"
     )
     return figure
 
@@ -131,9 +135,9 @@ def degraded_crops(classes: Sequence[str], seed: int) -> list[Example]:
     return examples
 
 
-def degraded_photos(data: TestDataConfig) -> list[Example]:
+def degraded_photos(root: Path) -> list[Example]:
     """Return the test images of the eight classes in a prepared folder."""
-    items = build_suite(EvaluateConfig(suite="single", data=data)).items
+    items = prepared_suite("single", root, images=None).items
     return [Example(read_pixels(item.lq), item.image, item.degradation) for item in items]
 
 

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from omegaconf import OmegaConf
 
-from diffrestorer.config.evaluating import EvaluateConfig, FiguresConfig
+from diffrestorer.config.evaluating import EvaluateConfig
 from diffrestorer.evaluation.methods import Method
 from diffrestorer.evaluation.paper_suites import build_suite
 from diffrestorer.evaluation.report.paper import PAPER_TABLES
@@ -44,9 +44,9 @@ GRIDS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished evaluation: its settings, its items by (task, image), and metric -> score by (task, image, method)."""
+    """A finished evaluation: its folder, its items by (task, image), and metric -> score by (task, image, method)."""
 
-    config: EvaluateConfig
+    folder: Path
     items: dict[tuple[str, str], Item]
     scores: dict[tuple[str, str, str], dict[str, float]]
 
@@ -80,17 +80,21 @@ def read_evaluation(folder: Path) -> Finished:
         scores[key] = values
     suite = build_suite(config)
     items = {(item.degradation, item.image): item for item in suite.items}
-    return Finished(config, items, scores)
+    return Finished(folder, items, scores)
 
 
-def draw_grid(config: FiguresConfig) -> Figure:
-    """Draw figure 7, 8, 9, 11, 12, 13 or 14 from the evaluation in `config.evaluation`.
+def draw_grid(number: str, evaluation: Path) -> Figure:
+    """Draw figure 7, 8, 9, 11, 12, 13 or 14.
+
+    Args:
+        number: a key of `GRIDS`.
+        evaluation: output folder of scripts/evaluate.py.
 
     Raises:
         ValueError: the evaluation covers none of the figure's tasks or methods.
     """
-    title, tasks, wanted = GRIDS[config.figure]
-    finished = read_evaluation(Path(config.evaluation))
+    title, tasks, wanted = GRIDS[number]
+    finished = read_evaluation(evaluation)
 
     # The figure's methods and tasks that the evaluation has.
     methods = [name for name in wanted or finished.methods if name in finished.methods]
@@ -102,7 +106,7 @@ def draw_grid(config: FiguresConfig) -> Figure:
             "ablation" if wanted else next(suite for suite, names in TASKS.items() if names == tasks)
         )
         raise ValueError(
-            f"figure={config.figure} shows {', '.join(wanted or tasks)}, of which evaluation={config.evaluation} has "
+            f"figure={number} shows {', '.join(wanted or tasks)}, of which evaluation={evaluation} has "
             f"none: run scripts/evaluate.py --suite {needed} first"
         )
 
@@ -111,7 +115,7 @@ def draw_grid(config: FiguresConfig) -> Figure:
     titles += [Method(name, "model").title for name in methods]
     titles += ["clean"]
     figure = Figure(figsize=(1.8 * len(titles), 2.75 * len(covered) + 0.5), layout="constrained")
-    figure.suptitle(f"Figure {config.figure}: {title}")
+    figure.suptitle(f"Figure {number}: {title}")
     heights = [2, 1] * len(covered)
     axes = figure.subplots(len(heights), len(titles), squeeze=False, height_ratios=heights)
 
@@ -153,7 +157,7 @@ def _images(
     item: Item,
     methods: Sequence[str],
 ) -> list[np.ndarray | None]:
-    folder = Path(finished.config.output_dir) / "restored"
+    folder = finished.folder / "restored"
     restored = [read_pixels(folder / name / item.file) for name in methods]
     return [read_pixels(item.lq), *restored, None if item.gt is None else read_pixels(item.gt)]
 

@@ -15,12 +15,12 @@ from diffrestorer.evaluation.figures.similarity import draw_similarity
 from diffrestorer.evaluation.figures.training_curves import draw_training
 
 PAPER_FIGURES: dict[str, Callable[[FiguresConfig], Figure]] = {
-    "3": draw_similarity,
-    **dict.fromkeys(GRIDS, draw_grid),
-    "10": draw_embeddings,
-    "training": draw_training,
+    "3": lambda config: draw_similarity(config.model, config.clip, config.seed),
+    **dict.fromkeys(GRIDS, lambda config: draw_grid(config.figure, Path(config.evaluation))),
+    "10": lambda config: draw_embeddings(config.model, config.data.root, config.seed),
+    "training": lambda config: draw_training(Path(config.training)),
 }
-"""Figure -> the function that draws it."""
+"""Figure -> the function that draws it, and the settings that it takes."""
 
 
 def save_figure(figure: Figure, path: Path) -> None:

@@ -9,7 +9,6 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from diffrestorer.config.evaluating import FiguresConfig
 from diffrestorer.data.counter import counter_rng
 from diffrestorer.data.synthesis import degrade
 from diffrestorer.evaluation.restoring.outputs import as_batch
@@ -28,28 +27,33 @@ TEXTS: dict[str, str] = {
 """Degradation -> the text that should be nearest to it."""
 
 
-def draw_similarity(config: FiguresConfig) -> Figure:
+def draw_similarity(model: str, clip_weights: str, seed: int) -> Figure:
     """Draw figure 3.
+
+    Args:
+        model: `mini` is refused.
+        clip_weights: a tag of open_clip or a file.
+        seed: of the degradations.
 
     Raises:
         ValueError: the model is `mini`, whose image encoder has no text tower, or CLIP's weights can't be had.
     """
     import open_clip
 
-    if config.model == "mini":
+    if model == "mini":
         raise ValueError(
             "figure=3 is unavailable with mini: it compares images with texts, and mini's image encoder has no text "
             "tower; give model=sd15 and, without network, clip=FILE or FOLDER with OpenAI's ViT-L/14"
         )
 
     try:
-        clip = load_whole_clip(CLIP, config.clip)
+        clip = load_whole_clip(CLIP, clip_weights)
     except ClipError as error:
         raise ValueError(
-            f"figure=3 is unavailable: no CLIP weights for clip={config.clip} ({error.reason}); give clip=FILE or "
+            f"figure=3 is unavailable: no CLIP weights for clip={clip_weights} ({error.reason}); give clip=FILE or "
             "FOLDER with OpenAI's ViT-L/14, text tower included, as OpenAI, open_clip or transformers have it"
         ) from None
-    return plot_similarity(measure_similarity(clip, open_clip.get_tokenizer(CLIP), config.seed))
+    return plot_similarity(measure_similarity(clip, open_clip.get_tokenizer(CLIP), seed))
 
 
 @torch.no_grad()

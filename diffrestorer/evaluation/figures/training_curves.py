@@ -6,19 +6,20 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from diffrestorer.config.evaluating import FiguresConfig
 
-
-def draw_training(config: FiguresConfig) -> Figure:
+def draw_training(training: Path) -> Figure:
     """Draw the losses of a training run: every step, and the mean over a fiftieth of the run.
 
+    Args:
+        training: output folder of a training script.
+
     Raises:
-        ValueError: `config.training` holds no losses.csv.
+        ValueError: it holds no losses.csv.
     """
-    path = Path(config.training) / "losses.csv"
+    path = training / "losses.csv"
     if not path.is_file():
         raise ValueError(
-            f"training={config.training} holds no losses.csv: give the output_dir of a training script"
+            f"training={training} holds no losses.csv: give the output_dir of a training script"
         )
     losses = pd.read_csv(path, index_col=0, dtype=float)
     window = max(1, len(losses) // 50)

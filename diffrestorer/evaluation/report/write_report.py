@@ -5,7 +5,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from diffrestorer.config.evaluating import EvaluateConfig
 from diffrestorer.data.storage import write_text
 from diffrestorer.evaluation.methods import Method
 from diffrestorer.evaluation.report.comparison import AVERAGE, Comparison, compare
@@ -54,10 +53,21 @@ class Findings:
 def write_report(
     found: Findings,
     output_dir: Path,
-    config: EvaluateConfig,
+    caption: str,
+    fid_floor: int,
+    cards: int,
     console: Console,
 ) -> None:
-    """Write scores, tables and pages below `output_dir`, and print the tables."""
+    """Write scores, tables and pages below `output_dir`, and print the tables.
+
+    Args:
+        found: the results.
+        output_dir: of the run.
+        caption: of the tables: images, seed and steps.
+        fid_floor: number of images below which FID is refused.
+        cards: images of each task on the page.
+        console: where the tables are printed.
+    """
     write_scores(output_dir / "scores.csv", found.scores, found.metrics, found.unavailable)
     write_summaries(output_dir / "summary.csv", found.summaries, found.metrics, found.unavailable)
 
@@ -72,12 +82,11 @@ def write_report(
     )
     tables = build_tables(found.summaries, found.metrics, running, standings)
     write_standings(output_dir, tables, standings)
-    notes = _notes(found, config.fid_floor)
+    notes = _notes(found, fid_floor)
     unavailable = {name.upper(): reason for name, reason in found.unavailable.items()}
     unavailable |= found.suite.missing
     lacking = [f"{name} is unavailable: {reason}" for name, reason in unavailable.items()]
     sentences = [*notes, *summary_sentences(tables, nan_counts(found.summaries))]
-    caption = _caption(found.suite, config)
     write_text(output_dir / "table.md", markdown(tables, [*sentences, *lacking, KEY], caption))
     write_text(output_dir / "table.tex", latex(tables, KEY))
 
@@ -86,7 +95,7 @@ def write_report(
     for comparison in comparisons:
         write_comparison(comparison, output_dir)
     report = Report(
-        output_dir, found.suite, running, found.scores, tables, sentences, caption, config.cards, unavailable,
+        output_dir, found.suite, running, found.scores, tables, sentences, caption, cards, unavailable,
         comparisons,
     )  # fmt: skip
     write_contact_sheet(report)
@@ -130,14 +139,3 @@ def _notes(found: Findings, fid_floor: int) -> list[str]:
             warning = fid_warning(len(found.suite.of(task)), fid_floor)
             notes += [f"{task}: {warning}"] if warning else []
     return notes
-
-
-def _caption(suite: Suite, config: EvaluateConfig) -> str:
-    images = f"{len(suite.images)} photos of {config.size} x {config.size} pixels"
-    if config.data.root or suite.name == PAIRS:
-        images = f"{len(suite.items)} pairs"
-    steps = "each model's own number of" if config.steps is None else config.steps
-    return (
-        f"Suite {suite.name}: {images} under {len(suite.degradations)} degradations; means over the photos. "
-        f"Seed {config.seed}, {steps} steps."
-    )

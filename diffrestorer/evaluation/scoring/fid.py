@@ -1,6 +1,5 @@
-"""FID between two sets of images, with pyiqa's network and formula (its "clean" mode); each set is read once."""
+"""FID between two sets of images, with pyiqa's networks and resizing (its "clean" mode); each set is read once."""
 
-import warnings
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
@@ -19,14 +18,14 @@ BATCH_SIZE = 8
 """As in pyiqa: the batch moves the last digits of a feature."""
 
 FID_DRAWS = 100
-"""Bootstrap draws behind the interval of a FID: each costs a singular value decomposition of side n images."""
+"""Bootstrap draws behind the interval of a FID: each costs a singular value decomposition of at most side n images."""
 
 ADVISED_IMAGES = 2048
 """The covariance of 2,048 features is singular with fewer images."""
 
 
 class FidScorer:
-    """FID as pyiqa computes it in mode `clean`, on features of InceptionV3 (`fid`) or DINOv2 (`fid_dinov2`).
+    """FID on the features of pyiqa's mode `clean`: of InceptionV3 (`fid`) or DINOv2 (`fid_dinov2`).
 
     Raises:
         WeightsError: the network's weights can't be had.
@@ -55,19 +54,8 @@ class FidScorer:
         return np.concatenate(found)
 
     def distance(self, features: np.ndarray, reference: np.ndarray) -> float:
-        """Return the Fréchet distance between two sets of features, NaN without a real root of the covariances."""
-        from pyiqa.archs.fid_arch import frechet_distance
-
-        means = np.mean(features, axis=0), np.mean(reference, axis=0)
-        covariances = np.cov(features, rowvar=False), np.cov(reference, rowvar=False)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter(
-                    "ignore"
-                )  # scipy's, of singular matrices: `fid_warning` says it in plain words
-                return float(frechet_distance(means[0], covariances[0], means[1], covariances[1]))
-        except ValueError:
-            return float("nan")
+        """Return the Fréchet distance between two sets of features (n, d) and (n2, d)."""
+        return frechet(*self._on_device(features, reference))
 
     def draws(
         self,
@@ -76,12 +64,10 @@ class FidScorer:
     ) -> np.ndarray:
         """Return the distances (FID_DRAWS,) of sets drawn with replacement, the same images from both.
 
-        The draws of a task are the same for every method. The root of the covariances' product is taken through the
-        singular values of the centred features' product, of side n images, which is exact and fast for few images.
+        The draws of a task are the same for every method.
         """
         size = len(features)
-        one = torch.from_numpy(features).to(self.device, torch.float64)
-        two = torch.from_numpy(reference).to(self.device, torch.float64)
+        one, two = self._on_device(features, reference)
         distances = []
         for draw in range(FID_DRAWS):
             rng = counter_rng(0, f"fid/{size}", draw)
@@ -89,6 +75,9 @@ class FidScorer:
             chosen = chosen.to(self.device)
             distances.append(frechet(one[chosen], two[chosen]))
         return np.array(distances)
+
+    def _on_device(self, *features: np.ndarray) -> list[Float[Tensor, "_ d"]]:
+        return [torch.from_numpy(each).to(self.device, torch.float64) for each in features]
 
     def _forward(self, batch: Sequence[np.ndarray]) -> np.ndarray:
         images = torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2)
@@ -106,12 +95,17 @@ def frechet(
 ) -> float:
     """Return the Fréchet distance between normal distributions fitted to two sets of features (Heusel et al., 2017).
 
-    With centred features A and B over sqrt(n - 1), tr (A'A B'B)^(1/2) is the sum of the singular values of A B'.
+    With centred features A and B over sqrt(n - 1), tr (A'A B'B)^(1/2) is the sum of the singular values of A B'. This
+    stays exact for fewer images than features, whose covariances are singular: a matrix root there turns the last
+    digits of the features, which depend on threads and batches, into the sixth digit of the distance.
     """
     means = one.mean(dim=0), two.mean(dim=0)
     a = (one - means[0]) / (len(one) - 1) ** 0.5
     b = (two - means[1]) / (len(two) - 1) ** 0.5
-    shared = torch.linalg.svdvals(a @ b.T).sum()
+
+    # Of many images the triangles of A and B have the same singular values, and no more rows than features.
+    triangles = [x if len(x) <= x.shape[1] else torch.linalg.qr(x, mode="r").R for x in (a, b)]
+    shared = torch.linalg.svdvals(triangles[0] @ triangles[1].T).sum()
     spread = a.square().sum() + b.square().sum() - 2 * shared
     apart = (means[0] - means[1]).square().sum()
     return float(apart + spread)

@@ -133,11 +133,6 @@ YIQ, 0-255; Gaussian window of 11, deviation 1.5; no downsampling), pyiqa's defa
 three channels. `mad` is left out (seconds per image, and 0 against a flat image), and so is `vif` (0 for two equal flat
 images)."""
 
-OFFLINE_METRICS: tuple[str, ...] = tuple(
-    name for name, metric in METRICS.items() if metric.pyiqa_id and not metric.files and not metric.hub
-)
-"""pyiqa's metrics that need no download."""
-
 PAPER_METRICS: tuple[str, ...] = ("fid", "lpips", "dists", "niqe", "musiq", "clipiqa")
 """The paper's six, in the order of its Table I."""
 
