@@ -41,7 +41,7 @@ from gpu_rows.session import TINY, Session, Sizes
 from gpu_rows.tables import page_section, short_table
 from sections import PAGE, ROOT, write_section
 
-from diffrestorer.config.composition import git_commit
+from diffrestorer.config.checkout import git_commit
 
 STARTED = time.monotonic()
 PACKAGES = ("torch", "triton", "diffusers", "transformers", "accelerate", "open_clip_torch")
@@ -56,9 +56,9 @@ class Row:
     seconds: float
 
 
-# In order of importance. `parity` and `tests` took this long on an H100 with 16 cores, most of it the CPU's side; the
-# other seconds are estimates, from counted arithmetic and from what compiling takes elsewhere. With 12 s of imports they
-# make 480 s up to `cold start`; the last three are started where the others were faster, or by `--rows`.
+# In order of importance. `parity` and `tests` took this long on an H100 with 16 cores, most of it the CPU's side. The
+# other seconds are estimates, from counted arithmetic and from what compiling takes elsewhere. With 12 s of imports they make
+# 480 s up to `cold start`. The last three are started where the others were faster, or by `--rows`.
 ROWS = (
     Row("parity", proofs.parity, 131),
     Row("tests", proofs.tests, 24),  # they start beside `parity`

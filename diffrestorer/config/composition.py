@@ -7,7 +7,6 @@ loaded.
 
 import functools
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -124,17 +123,6 @@ def differences(config: Any, path: Path, ignore: Sequence[str]) -> list[str]:
     return [
         f"{key}: {old.get(key)} -> {new.get(key)}" for key in compared if old.get(key) != new.get(key)
     ]
-
-
-def git_commit() -> str | None:
-    """Return the commit of the checkout this package runs from; None where it runs from an installed copy."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return None
-    answer = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False
-    )
-    return answer.stdout.strip() if answer.returncode == 0 else None
 
 
 def help_text(root: str, schema: type[Any]) -> str:

@@ -10,7 +10,7 @@ import torch
 from accelerate import PartialState
 
 from diffrestorer import __version__
-from diffrestorer.config.composition import git_commit
+from diffrestorer.config.checkout import git_commit
 from diffrestorer.config.evaluating import EvaluateConfig
 from diffrestorer.data.storage import write_text
 from diffrestorer.evaluation.methods import Method

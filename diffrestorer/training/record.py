@@ -14,7 +14,8 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from diffrestorer import __version__
-from diffrestorer.config.composition import differences, git_commit, save
+from diffrestorer.config.checkout import git_commit
+from diffrestorer.config.composition import differences, save
 from diffrestorer.config.schema import BaseConfig
 from diffrestorer.training.checkpoint import newest_copies, step_of
 from diffrestorer.training.kept_files import (

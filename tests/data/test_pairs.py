@@ -278,7 +278,7 @@ def test_collating_keeps_the_order(pairs: SynthesisedPairs) -> None:
 
 
 def test_workers_end_with_the_last_batch(pairs: SynthesisedPairs) -> None:
-    """Also where the loader refers to itself in a circle, which the garbage collector ends late and in its own order."""
+    """Also where the loader refers to itself, which only the garbage collector ends, late and in its own order."""
     before = set(multiprocessing.active_children())
     loader = pair_loader(pairs, StepBatches(0, 2, BATCH, 0, 1), num_workers=2)
     circle: list[object] = [loader]
