@@ -179,8 +179,10 @@ class StageStatistics(nn.Module):
             )
 
         # Every statistic counts alike, whatever its channel's size.
-        self.standardise.running_mean.copy_(statistics.mean(0))
-        self.standardise.running_var.copy_(statistics.var(0))
+        mean, variance = self.standardise.running_mean, self.standardise.running_var
+        assert mean is not None and variance is not None, "this BatchNorm keeps statistics"
+        mean.copy_(statistics.mean(0))
+        variance.copy_(statistics.var(0))
         standardised = self.standardise.eval()(statistics)
 
         # The rows of `directions` are orthonormal, and `spread` / sqrt(count) is the deviation along each.

@@ -122,21 +122,23 @@ def fit_image_encoder(config: BaseConfig, output_dir: Path) -> None:
         if config.init is None:
             load_imagenet_tower(visual)
             image_encoder.to(state.device).eval()
-            visual.fit(_crops_statistics(config, image_encoder))
+            visual.fit(_crops_statistics(config, image_encoder, visual))
         write_folder(
             folder, lambda part: save_component(image_encoder, part / "image_encoder", torch.float32)
         )
     state.wait_for_everyone()
 
 
-def _crops_statistics(config: BaseConfig, image_encoder: ImageEncoder) -> Float[Tensor, "n s2"]:
+def _crops_statistics(
+    config: BaseConfig, image_encoder: ImageEncoder, visual: StageStatistics
+) -> Float[Tensor, "n s2"]:
     """Return the stages' statistics of degraded training crops."""
     pairs = open_pairs(config.data, config.seed, CROPS_PER_BATCH)
     rows = []
     for step in range(config.image_encoder_batches):
         batch = collate_pairs([pairs[step, position] for position in range(CROPS_PER_BATCH)])
         images = to_unit(batch.to(image_encoder.device).lq)
-        rows.append(image_encoder.visual.statistics(image_encoder.prepare(images)))
+        rows.append(visual.statistics(image_encoder.prepare(images)))
     return torch.cat(rows)
 
 
