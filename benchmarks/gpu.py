@@ -57,8 +57,8 @@ class Row:
 
 
 # In order of importance. `parity` and `tests` took this long on an H100 with 16 cores, most of it the CPU's side. The
-# other seconds are estimates, from counted arithmetic and from what compiling takes elsewhere; up to `cold start` they make
-# eight minutes. The last three are started where the others were faster, or by `--rows`.
+# other seconds are estimates, from counted arithmetic and from what compiling takes elsewhere. Up to `cold start` they
+# make eight minutes. The last three are started where the others were faster, or by `--rows`.
 ROWS = (
     Row("parity", proofs.parity, 131),
     Row("tests", proofs.tests, 24),  # they start beside `parity`

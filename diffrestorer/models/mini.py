@@ -180,7 +180,8 @@ class StageStatistics(nn.Module):
 
         # Every statistic counts alike, whatever its channel's size.
         mean, variance = self.standardise.running_mean, self.standardise.running_var
-        assert mean is not None and variance is not None, "this BatchNorm keeps statistics"
+        assert mean is not None
+        assert variance is not None
         mean.copy_(statistics.mean(0))
         variance.copy_(statistics.var(0))
         standardised = self.standardise.eval()(statistics)
