@@ -146,13 +146,14 @@ def restore(
         on_step=on_step,
     )
 
-    # Back to the integers of the photo's file.
+    # Back to the integers of the photo's file, in place: a large image is held once.
     restored = []
     for photo, image, row in zip(photos, result.images, result.degradation_probabilities, strict=True):
         if not np.isfinite(image).all():
             raise ImageError("the model turned it into invalid numbers")
         kind = photo.pixels.dtype
-        pixels = (image * np.iinfo(kind).max).round().astype(kind)
+        image *= np.iinfo(kind).max
+        pixels = image.round(out=image).astype(kind)
         restored.append(Restored(replace(photo, pixels=pixels), _by_name(pipe, row)))
     return restored
 
