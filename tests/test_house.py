@@ -265,6 +265,35 @@ def test_files_name_no_registry_and_no_machine_path() -> None:
     refuse(offences, "files name no package registry and no path of one machine")
 
 
+def texts_of(tree: ast.Module) -> Iterator[ast.Constant]:
+    """String constants that a user may read: all but docstrings."""
+    docstrings = {
+        id(node.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    }
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, ast.Constant)
+            and isinstance(node.value, str)
+            and id(node) not in docstrings
+        ):
+            yield node
+
+
+def test_messages_name_commands_not_scripts() -> None:
+    """Whoever installed a wheel has `diffrestorer prepare` and no scripts/prepare_data.py."""
+    names = "|".join(path.stem for path in sorted((ROOT / "scripts").glob("*.py")))
+    script = re.compile(rf"\bscripts/|\b(?:{names})\.py\b")
+    found = [
+        place(file, text)
+        for file, tree in syntax_trees().items()
+        for text in texts_of(tree)
+        if script.search(str(text.value))
+    ]
+    assert found == []
+
+
 def test_help_needs_no_torch() -> None:
     program = (
         "import sys\n"

@@ -55,7 +55,7 @@ def build_page(pipe: Any, folder: Path, visitors: Visitors) -> gr.Blocks:
             with gr.Column(scale=3, min_width=420):
                 shown = gr.Dropdown([], label="Photo", visible=False, elem_id="shown")
                 slider = gr.ImageSlider(
-                    label="Before and after", format="png", interactive=False, max_height=720, elem_id="compare",
+                    label="Before and after", format="png", interactive=False, max_height=660, elem_id="compare",
                     buttons=["fullscreen"],
                 )  # fmt: skip
                 status = gr.HTML("", min_height=70, elem_id="status")

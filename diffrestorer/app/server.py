@@ -19,6 +19,9 @@ _CSS = """
 footer { display: none !important; }
 /* Gradio nests a file input in this button, which screen readers cannot reach: clear the list to drop other photos. */
 #photo button[aria-label="common.upload"] { display: none !important; }
+/* Room for the answer and for a photo as high as wide, so that nothing jumps when they come. */
+#degradations { min-height: calc(47px + 37px * NUM_CLASSES); }
+#compare { min-height: min(660px, 100vw - 64px); }
 """
 
 
@@ -56,11 +59,16 @@ def serve(
 
         with _listen(host, port) as listener:
             visitors = Visitors()
-            page = build_page(load(), Path(folder), visitors).queue(
+            pipe = load()
+            page = build_page(pipe, Path(folder), visitors).queue(
                 max_size=LONGEST_QUEUE, api_open=False
             )
             application = _guard(
-                page, {"localhost", host, socket.gethostname(), *names}, Path(folder), visitors
+                page,
+                len(pipe.classes),
+                {"localhost", host, socket.gethostname(), *names},
+                Path(folder),
+                visitors,
             )
             server = Server(Config(application, log_level="warning", timeout_graceful_shutdown=1))
             on_start(f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/")
@@ -82,7 +90,7 @@ def _listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def _guard(page: Any, hosts: set[str], folder: Path, visitors: Any) -> Any:
+def _guard(page: Any, num_classes: int, hosts: set[str], folder: Path, visitors: Any) -> Any:
     """Return the page as an ASGI application behind its guard."""
     from diffrestorer.app.guard import Guard
 
@@ -90,11 +98,16 @@ def _guard(page: Any, hosts: set[str], folder: Path, visitors: Any) -> Any:
         await page._queue.clean_events(session_hash=session)
 
     return Guard(
-        _application(page), hosts, folder, visitors, drop, lambda: len(page._queue) >= LONGEST_QUEUE
+        _application(page, num_classes),
+        hosts,
+        folder,
+        visitors,
+        drop,
+        lambda: len(page._queue) >= LONGEST_QUEUE,
     )
 
 
-def _application(page: Any) -> Any:
+def _application(page: Any, num_classes: int) -> Any:
     """Return the page as an ASGI application: its own `launch` fails where a proxy keeps it from visiting itself."""
     from fastapi import FastAPI
     from gradio import mount_gradio_app
@@ -114,7 +127,7 @@ def _application(page: Any) -> Any:
         run_history=False,
         footer_links=[],
         theme=_theme(),
-        css=_CSS,
+        css=_CSS.replace("NUM_CLASSES", str(num_classes)),
     )
     # As `launch` does: without these, Gradio takes any file of this machine that a visitor names.
     page.has_launched = page.is_running = True

@@ -188,7 +188,7 @@ def _add_study(actions: Any, layout: dict[str, Any]) -> None:
     about = "makes a page of blind pairs from evaluations"
     make = actions.add_parser("make", help=about, description=about, epilog=_ON_STUDY, **layout)
     make.add_argument(
-        "runs", nargs="+", type=Path, metavar="RUN", help="output folders of scripts/evaluate.py"
+        "runs", nargs="+", type=Path, metavar="RUN", help="output folders of `diffrestorer evaluate`"
     )
     make.add_argument(
         "-o", dest="study", type=Path, required=True, metavar="DIR", help="folder of the study"

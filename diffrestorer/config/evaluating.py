@@ -10,7 +10,7 @@ class TestDataConfig:
     """Test sets."""
 
     root: str | None = None
-    """Folder that scripts/prepare_data.py made; null: open photos, degraded by this package. With `suite=pairs` one of
+    """Folder that `diffrestorer prepare` made; null: open photos, degraded by this package. With `suite=pairs` one of
     pairs too: NAME/lq/ and NAME/gt/ for each class."""
     lq: str | None = None
     """`suite=pairs`: folder of degraded images."""
@@ -88,7 +88,7 @@ class FiguresConfig:
     photo: str = "astronaut"
     """Photo of scikit-image."""
     evaluation: str = "outputs/evaluate"
-    """Output folder of scripts/evaluate.py, for figures 7-9 and 11-14."""
+    """Output folder of `diffrestorer evaluate`, for figures 7-9 and 11-14."""
     model: str = "mini"
     """Model of figures 3 and 10: `mini`, a folder or a hub id."""
     data: TestDataConfig = field(default_factory=TestDataConfig)

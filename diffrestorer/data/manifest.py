@@ -133,7 +133,7 @@ def read_batches(folder: Path, columns: Sequence[str]) -> Iterator[dict[str, lis
     path = folder / MANIFEST
     if not path.is_file():
         raise ValueError(
-            f"{folder} holds no {MANIFEST}: make it with scripts/prepare_data.py out={folder}"
+            f"{folder} holds no {MANIFEST}: make it with `diffrestorer prepare out={folder}`"
         )
     try:
         with pq.ParquetFile(path) as file:

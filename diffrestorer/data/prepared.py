@@ -85,7 +85,7 @@ class PreparedPairs(Dataset[Pair]):
     def __init__(self, config: DataConfig, seed: int, global_batch_size: int) -> None:
         if not config.root:
             raise ValueError(
-                "data.root is not set: give data.root=FOLDER that scripts/prepare_data.py made"
+                "data.root is not set: give data.root=FOLDER that `diffrestorer prepare` made"
             )
         check_data(config)
 
@@ -96,11 +96,11 @@ class PreparedPairs(Dataset[Pair]):
             )
         if config.synthesis != Synthesis():
             raise ValueError(
-                "data.synthesis says how photos are degraded; prepared pairs are: give it to prepare_data.py"
+                "data.synthesis says how photos are degraded; prepared pairs are: give it to `diffrestorer prepare`"
             )
         if config.views != Views():
             raise ValueError(
-                "data.views says what is seen of photos; prepared pairs are what prepare_data.py made"
+                "data.views says what is seen of photos; prepared pairs are what `diffrestorer prepare` made"
             )
 
         # The rows of the manifest, whose pairs must be as large as the crop.

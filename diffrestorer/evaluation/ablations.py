@@ -15,13 +15,13 @@ class Ablation:
 
     Attributes:
         title: as the paper prints it.
-        script: the script that trains it (`scripts/NAME.py ablation=...`).
+        stage: the stage that trains it (`diffrestorer train STAGE ablation=...`).
         decoder: the decoder of its latents.
         component, key, value: the setting of a model trained so; empty where the weights do not show it.
     """
 
     title: str
-    script: str = "train_stage1"
+    stage: str = "stage1"
     decoder: Decoder = "sd"
     component: str = ""
     key: str = ""
@@ -29,8 +29,9 @@ class Ablation:
 
     def command(self, name: str, folder: str) -> str:
         """Return the command that trains it where evaluation looks for it."""
-        stage1 = " stage1=OUTPUT_DIR" if self.script == "train_decoder" else ""
-        return f"accelerate launch scripts/{self.script}.py ablation={name}{stage1} output_dir={folder}/{name}"
+        stage1 = " stage1=OUTPUT_DIR" if self.stage == "decoder" else ""
+        launch = f"accelerate launch -m diffrestorer train {self.stage}"
+        return f"{launch} ablation={name}{stage1} output_dir={folder}/{name}"
 
 
 ABLATIONS: dict[str, Ablation] = {
@@ -42,6 +43,6 @@ ABLATIONS: dict[str, Ablation] = {
     "no_aux_loss": Ablation("w/o L_deg + L_rec"),
     "no_deg_loss": Ablation("w/o L_deg"),
     "consistency_decoder": Ablation("Consistency Decoder", decoder="consistency"),
-    "no_drb": Ablation("Ours decoder w/o DRB", "train_decoder", "refined", "decoder", "refine"),
+    "no_drb": Ablation("Ours decoder w/o DRB", "decoder", "refined", "decoder", "refine"),
 }
 """Name, as in `ablation=NAME` -> ablation."""

@@ -214,7 +214,7 @@ def _named(
         if _holds(folder, "config.json"):
             _check_baseline(name, str(folder))
             return Method(name, "baseline", str(folder))
-        command = f"accelerate launch scripts/train_baseline.py method={name} output_dir={folder}"
+        command = f"accelerate launch -m diffrestorer train baseline method={name} output_dir={folder}"
         return Method(name, "baseline", str(folder), reason=f"not trained: {command}")
     offer = ", ".join((*BUILT_IN, *BASELINES, *ABLATIONS))
     raise ValueError(f"method={name} is not there: choose from {offer}; others as NAME=FOLDER")

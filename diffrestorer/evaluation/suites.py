@@ -143,7 +143,7 @@ def suite_of(task: str) -> str:
 
 def prepare_command(task: str, root: str | None) -> str:
     """Return the command that prepares a task's pairs."""
-    return f"python scripts/prepare_data.py set={SETS[task]} root=DOWNLOADS out={root or 'PREPARED'}"
+    return f"diffrestorer prepare set={SETS[task]} root=DOWNLOADS out={root or 'PREPARED'}"
 
 
 def prepare_commands(tasks: Sequence[str], root: str | None) -> str:

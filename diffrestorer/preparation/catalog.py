@@ -314,13 +314,13 @@ _HEAD = """# The data sets
 
 Download a set from its page, leave it as it is (its archive or its unpacked folder), then
 
-    python scripts/prepare_data.py set=NAME root=DOWNLOADS out=PREPARED     # one set; several may share an out
-    python scripts/prepare_data.py set=all root=DOWNLOADS out=PREPARED      # all ten
-    python scripts/prepare_data.py --check out=PREPARED
-    accelerate launch scripts/train_stage1.py data=paper data.root=PREPARED
+    diffrestorer prepare set=NAME root=DOWNLOADS out=PREPARED     # one set; several may share an out
+    diffrestorer prepare set=all root=DOWNLOADS out=PREPARED      # all ten
+    diffrestorer prepare --check out=PREPARED
+    accelerate launch -m diffrestorer train stage1 data=paper data.root=PREPARED
 
 Files are recognised by the end of their path and paired by name. Every class is brought to 10,000 training pairs; the
 sets of one class share them in proportion to their published pairs. `set=photos root=FOLDER` makes pairs of any folder
 of clean photos; `set=open_photos` collects freely licensed ones. Nothing but this page is kept in this folder by git;
-it is written by `python scripts/prepare_data.py set=readme out=data`.
+it is written by `diffrestorer prepare set=readme out=data`.
 """

@@ -150,7 +150,7 @@ def open_cache(
         )
     if not isinstance(pairs, PreparedPairs) or pairs.num_variants is None:
         raise ValueError(
-            "train.cache_dir needs pairs that are the same in every epoch: prepare them (scripts/prepare_data.py) at "
+            "train.cache_dir needs pairs that are the same in every epoch: prepare them (`diffrestorer prepare`) at "
             "data.size, or leave it null; pairs made on the fly are new each time"
         )
 

@@ -78,7 +78,7 @@ class DecoderTask(Task):
         super().__init__()
         if not config.stage1:
             raise ValueError(
-                "stage1 is not set: give stage1=OUTPUT_DIR of train_stage1.py (or a model folder)"
+                "stage1 is not set: give stage1=OUTPUT_DIR of `diffrestorer train stage1` (or a model folder)"
             )
         self.config = config
 

@@ -43,13 +43,13 @@ class Exhibits:
         self.output_dir = output_dir
         self.log = log
 
-    def send_losses(
-        self, losses: Mapping[str, float], optimizers: Sequence[torch.optim.Optimizer], done: int
+    def send_progress(
+        self, values: Mapping[str, float], optimizers: Sequence[torch.optim.Optimizer], done: int
     ) -> None:
-        """Send mean losses by name, and every learning rate, to the tracker."""
+        """Send values by name (mean losses, speed, memory), and every learning rate, to the tracker."""
         rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
         names = ["lr", *(f"lr_{i}" for i in range(1, len(rates)))]
-        self.tracker.log({**losses, **dict(zip(names, rates, strict=True))}, done)
+        self.tracker.log({**values, **dict(zip(names, rates, strict=True))}, done)
 
     @torch.no_grad()
     def save_samples(self, batch: PairBatch, device: torch.device, done: int) -> None:

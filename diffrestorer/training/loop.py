@@ -286,8 +286,8 @@ class Run:
         """Write, log and send the losses since the last report."""
         losses = self.record.flush(done)
         if self.accelerator.is_main_process:
-            self.record.log_progress(done, self.settings.max_steps, self.timed.waited, losses)
-            self.exhibits.send_losses(losses, self.optimizers, done)
+            usage = self.record.log_progress(done, self.settings.max_steps, self.timed.waited, losses)
+            self.exhibits.send_progress({**losses, **usage}, self.optimizers, done)
 
     def _save_checkpoint(self, done: int) -> None:
         copies = read_kept(self.output_dir)

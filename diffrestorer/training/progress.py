@@ -214,7 +214,9 @@ class LossRecord:
         bad = ", ".join(f"{name}={value}" for name, value in losses.items() if not math.isfinite(value))
         return f"loss is not finite at step {step}: {bad}; its batch was {batch}"
 
-    def log_progress(self, done: int, max_steps: int, waited: float, losses: dict[str, float]) -> None:
+    def log_progress(
+        self, done: int, max_steps: int, waited: float, losses: dict[str, float]
+    ) -> dict[str, float]:
         """Log a line: losses, speed and data wait since the line before, and the time that the rest will take.
 
         Args:
@@ -222,6 +224,9 @@ class LossRecord:
             max_steps: of the run.
             waited: seconds that the run has waited for data so far.
             losses: means since the line before.
+
+        Returns:
+            `samples_per_second`, `peak_memory_gib` and `data_wait_percent` by name; empty: there were no steps.
         """
         now = time.monotonic()
         step, started, waited_before = self.flushed
@@ -231,14 +236,21 @@ class LossRecord:
         seconds = max(now - started, 1e-9)
         rate = (done - step) / seconds
         left = timedelta(seconds=round((max_steps - done) / rate)) if rate else "?"
+        usage = {
+            "samples_per_second": rate * self.dataset.global_batch_size,
+            "peak_memory_gib": peak_memory(self.accelerator.device) / GIB,
+            "data_wait_percent": 100 * (waited - waited_before) / seconds,
+        }
+
         shown = " ".join(f"{name} {value:.4f}" for name, value in losses.items())
         self.log.info(
             "step %d/%d  %s  %.2f samples/s  %s left  %.2f GiB peak  %.1f%% of the time waiting for data",
             done,
             max_steps,
             shown,
-            rate * self.dataset.global_batch_size,
+            usage["samples_per_second"],
             left,
-            peak_memory(self.accelerator.device) / GIB,
-            100 * (waited - waited_before) / seconds,
+            usage["peak_memory_gib"],
+            usage["data_wait_percent"],
         )
+        return usage if rate else {}

@@ -56,7 +56,7 @@ class StudentTask(Task):
         super().__init__()
         if not config.teacher:
             raise ValueError(
-                "teacher is not set: give teacher=OUTPUT_DIR of train_decoder.py (or a model folder)"
+                "teacher is not set: give teacher=OUTPUT_DIR of `diffrestorer train decoder` (or a model folder)"
             )
         self.config = config
         check_perceptual(config.model.perceptual, config.model.perceptual_weights)

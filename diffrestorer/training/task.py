@@ -95,7 +95,7 @@ def select_unet(unet: UNet2DConditionModel, train_unet: str) -> None:
     """
     if train_unet == "lora":
         raise ValueError(
-            "model.train_unet=lora is for train_student.py: take none, cross_attention or all here"
+            "model.train_unet=lora is for `diffrestorer train student`: take none, cross_attention or all here"
         )
     for name, parameter in unet.named_parameters():
         is_cross_attention = ".attn2." in name

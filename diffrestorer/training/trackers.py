@@ -1,4 +1,8 @@
-"""Experiment trackers: TensorBoard and Weights & Biases get configuration, losses, learning rates and sample sheets."""
+"""Experiment trackers: TensorBoard and Weights & Biases.
+
+Both get the configuration, losses, learning rates, speed, memory, validation scores and sheets; docs/training.md lists
+the keys.
+"""
 
 import importlib.util
 import netrc

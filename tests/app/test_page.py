@@ -261,3 +261,36 @@ def test_it_listens_on_loopback_only(address: str) -> None:
     with socket.socket() as client:
         client.settimeout(5)
         assert client.connect_ex((outside, port)) != 0
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_nothing_jumps_and_nothing_is_cut_off(page: "Browser", address: str, width: int) -> None:
+    """Buttons stay where they are while a photo is looked at and restored, on a desk and on a phone."""
+    places = (
+        "Object.fromEntries(['options', 'restore', 'compare', 'status', 'download'].map((id) => "
+        "[id, Math.round(document.getElementById(id).getBoundingClientRect().top + scrollY)]))"
+    )
+    sizes = "['degradations', 'compare'].map((id) => document.getElementById(id).offsetHeight)"
+    page.call(
+        "Emulation.setDeviceMetricsOverride",
+        width=width, height=844, deviceScaleFactor=1, mobile=width < 600,
+    )  # fmt: skip
+    try:
+        app_runs.open_page(page, address)
+        app_runs.try_sample(page)
+        page.wait("document.fonts.status === 'loaded'")
+        looked_at = page.run(places)
+        heights = page.run(sizes)
+        inside = "document.documentElement.scrollWidth <= document.documentElement.clientWidth"
+        assert page.run(inside)
+        app_runs.restore(page)
+        assert page.run(places) == looked_at
+        assert page.run(inside)
+
+        # A list that is cleared takes the answer away, and none of its room.
+        page.run("document.querySelector('#photo button[aria-label=Clear]').click()")
+        page.wait("document.querySelector('#restore').disabled")
+        page.wait("!document.querySelector('#compare img')")
+        page.wait(f"{sizes}[0] === {heights[0]} && {sizes}[1] === {heights[1]}", 60)
+    finally:
+        page.call("Emulation.clearDeviceMetricsOverride")

@@ -250,8 +250,11 @@ def test_which_reader(config: DataConfig, tmp_path: Path) -> None:
         ({"size": 40}, "32 pixels wide, data.size=40 is more"),
         ({"size": 12}, "not a multiple of 8"),
         ({"degradations": []}, "data.degradations is empty"),
-        ({"synthesis": Synthesis(noise=Noise(sigma=(10.0, 20.0)))}, "give it to prepare_data.py"),
-        ({"views": Views(text_share=0.1)}, "prepared pairs are what prepare_data.py made"),
+        (
+            {"synthesis": Synthesis(noise=Noise(sigma=(10.0, 20.0)))},
+            "give it to `diffrestorer prepare`",
+        ),
+        ({"views": Views(text_share=0.1)}, "prepared pairs are what `diffrestorer prepare` made"),
     ],
 )
 def test_what_cannot_be_trained_on_is_refused(

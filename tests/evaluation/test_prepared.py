@@ -110,12 +110,14 @@ def test_real_photos_are_scored_without_reference(tmp_path: Path) -> None:
 def test_what_is_not_prepared_is_said_with_its_command(tmp_path: Path) -> None:
     prepare(tmp_path, [SNOW, ("lol", "low_light", "test")])
     config = settings(tmp_path / "out", [], suite="mixed", data={"root": str(tmp_path)})
-    with pytest.raises(ValueError, match=rf"prepare_data\.py set=div2k root=DOWNLOADS out={tmp_path}"):
+    with pytest.raises(
+        ValueError, match=rf"diffrestorer prepare set=div2k root=DOWNLOADS out={tmp_path}"
+    ):
         build_suite(config)
     suite = build_suite(settings(tmp_path / "out", [], suite="ablation", data={"root": str(tmp_path)}))
     assert suite.degradations == ["low_light", "real_snow"]
     assert suite.missing["haze"] == (
-        f"not prepared: python scripts/prepare_data.py set=reside root=DOWNLOADS out={tmp_path}"
+        f"not prepared: diffrestorer prepare set=reside root=DOWNLOADS out={tmp_path}"
     )
     assert "first 1 test images" in suite.note
 
@@ -127,9 +129,7 @@ def test_a_folder_that_is_not_prepared_is_refused(tmp_path: Path, damage: str) -
     elif damage == "no column":
         pq.write_table(pa.Table.from_pylist([{"lq": "a"}]), tmp_path / MANIFEST)
     root = tmp_path / "nowhere" if damage == "no folder" else tmp_path
-    with pytest.raises(
-        ValueError, match=r"(?s)manifest\.parquet.*\n  python scripts/prepare_data\.py set=div2k"
-    ):
+    with pytest.raises(ValueError, match=r"(?s)manifest\.parquet.*\n  diffrestorer prepare set=div2k"):
         build_suite(settings(tmp_path / "out", [], suite="mixed", data={"root": str(root)}))
 
 

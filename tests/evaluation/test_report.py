@@ -3,9 +3,11 @@
 import io
 import json
 import re
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
+import app_runs
 import numpy as np
 import pytest
 from browser import Browser
@@ -18,6 +20,19 @@ from diffrestorer.evaluation.report.pictures import Report
 from diffrestorer.evaluation.run import evaluate
 from diffrestorer.evaluation.scoring.scores import Score
 from diffrestorer.evaluation.suites import Item, Suite
+
+CUT_OFF = """
+[...document.querySelectorAll('td, th')].filter((cell) => {
+  const box = cell.getBoundingClientRect();
+  for (let parent = cell.parentElement; parent && parent !== document.body; parent = parent.parentElement) {
+    const style = getComputedStyle(parent), edge = parent.getBoundingClientRect();
+    if (['auto', 'scroll'].includes(style.overflowX)) return false;
+    if (style.overflowX === 'hidden' && box.right > edge.right + 1) return true;
+  }
+  return box.right > document.documentElement.clientWidth + 1;
+}).map((cell) => cell.textContent)
+"""
+"""Cells beyond the edge of a box that hides them, or of the window, and that no box lets the reader scroll to."""
 
 NAMES = [*DEGRADATIONS, *MIXTURES]
 
@@ -52,7 +67,7 @@ def test_the_page_holds_every_image_and_needs_no_other_file(finished: Path) -> N
     assert not re.search(r"https?:|@[A-Z]+@", page)
 
 
-def test_large_suites_show_the_worst(tmp_path: Path) -> None:
+def test_large_suites_show_the_worst_and_the_best(tmp_path: Path) -> None:
     items = tuple(Item("single", "haze", f"{i}", tmp_path, tmp_path) for i in range(10))
     methods = [Method("degraded", "degraded"), Method("mine", "model")]
     scores = [Score("single", "haze", f"{i}", "degraded", {"psnr": 20.0}) for i in range(10)]
@@ -62,6 +77,11 @@ def test_large_suites_show_the_worst(tmp_path: Path) -> None:
     ]
     report = Report(tmp_path, Suite("single", items), methods, scores, [], [], "", 4)
     assert [item.image for item in report.shown("haze")] == ["0", "1", "6", "8"]
+
+    # The last one is the best of all.
+    scores[-1] = Score("single", "haze", "9", "mine", {"psnr": 30.0})
+    report = Report(tmp_path, Suite("single", items), methods, scores, [], [], "", 4)
+    assert [item.image for item in report.shown("haze")] == ["0", "6", "8", "9"]
 
 
 @pytest.fixture(scope="module")
@@ -108,18 +128,72 @@ def test_a_number_shows_its_interval_when_pointed_at_or_tapped(page: Browser) ->
     assert page.run("document.getElementById('hint').hidden")
 
 
-def test_the_page_fits_a_phone(page: Browser) -> None:
-    """390 pixels wide: nothing sticks out but what scrolls by itself, and pictures come before tables."""
+@pytest.fixture(params=[(1280, 900), (390, 844)], ids=["desk", "phone"])
+def window(request: pytest.FixtureRequest, page: Browser) -> Iterator[tuple[int, int]]:
+    width, height = request.param
+    phone = width < 600
     page.call(
-        "Emulation.setDeviceMetricsOverride", width=390, height=844, deviceScaleFactor=2, mobile=True
-    )
+        "Emulation.setDeviceMetricsOverride",
+        width=width, height=height, deviceScaleFactor=2 if phone else 1, mobile=phone,
+    )  # fmt: skip
+    page.run("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+    page.run("scrollTo(0, 0)")
+    yield width, height
+    page.run("document.querySelectorAll('details').forEach((d) => { d.open = false; })")
+    page.call("Emulation.clearDeviceMetricsOverride")
+
+
+def test_pictures_come_first_and_no_column_is_cut_off(page: Browser, window: tuple[int, int]) -> None:
+    """With every folded table open: nothing sticks out of the page, and what sticks out of a box can be scrolled to."""
+    width, height = window
+    inside = page.run("document.documentElement.clientWidth")  # without a scroll bar
+    assert width - 20 < inside <= width
+    assert page.run("document.documentElement.scrollWidth") == inside
+    top = page.run("document.querySelector('figure').getBoundingClientRect().top + scrollY")
+    assert top < height / 2, "the first picture begins in the upper half of the first screen"
+    assert top < page.run("document.querySelector('.tables').getBoundingClientRect().top + scrollY")
+    assert page.run("document.querySelectorAll('table').length") > 8
+    assert page.run(CUT_OFF) == []
+
+    # Photos and methods may have long names.
+    head = "document.querySelector('figcaption tr:nth-child({}) th')"
+    for row, name in (
+        (1, "2019_07_14_IMG_20190714_183045_HDR_edited"),
+        (2, "restorer_trained_on_our_own_pairs"),
+    ):
+        kept = page.run(f"{head.format(row)}.textContent")
+        page.run(f"{head.format(row)}.textContent = '{name}'")
+        assert page.run(CUT_OFF) == []
+        page.run(f"{head.format(row)}.textContent = {json.dumps(kept)}")
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_text_stands_out_in_both_themes(page: Browser, window: tuple[int, int], theme: str) -> None:
+    """4.5:1, or 3:1 where it is large (WCAG 2.1, 1.4.3)."""
+    feature = {"name": "prefers-color-scheme", "value": theme}
+    page.call("Emulation.setEmulatedMedia", features=[feature])
     try:
-        assert page.run("document.documentElement.scrollWidth") == 390
-        top = page.run("document.querySelector('figure').getBoundingClientRect().top + scrollY")
-        assert top < 844, "the first picture is on the first screen"
-        assert top < page.run("document.querySelector('.tables').getBoundingClientRect().top + scrollY")
+        assert page.run("matchMedia('(prefers-color-scheme: dark)').matches") == (theme == "dark")
+        assert page.run(app_runs.CONTRAST) == []
     finally:
-        page.call("Emulation.clearDeviceMetricsOverride")
+        page.call("Emulation.setEmulatedMedia", features=[])
+
+
+def test_worst_and_best_cases_lead_to_their_pictures(page: Browser) -> None:
+    for case in ("worst", "best"):
+        rows = f"[...document.querySelectorAll('#{case} tbody tr')]"
+        assert page.run(f"{rows}.length") == 3 * 1
+        assert page.run(
+            f"{rows}.every((r) => document.querySelector(r.querySelector('a').getAttribute('href')))"
+        )
+    gain = (
+        "[...document.querySelectorAll('#{} tbody tr')].map((r) => parseFloat(r.cells[4].textContent)"
+        " - parseFloat(r.cells[3].textContent))"
+    )
+    worst, best = page.run(gain.format("worst")), page.run(gain.format("best"))
+    assert worst == sorted(worst)
+    assert best == sorted(best, reverse=True)
+    assert max(worst) <= min(best)
 
 
 def test_all_scores_sort_and_filter(page: Browser) -> None:

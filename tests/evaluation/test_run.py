@@ -126,7 +126,7 @@ def test_outputs_that_do_not_fit_are_named(finished: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        (["nafnet"], "train_baseline.py method=nafnet"),
+        (["nafnet"], "train baseline method=nafnet"),
         (["naffnet"], "choose from degraded, diff_restorer_sd, diff_restorer, airnet"),
         (["x=/nowhere"], "there is no folder"),
         (["../x=."], "can't be the name"),

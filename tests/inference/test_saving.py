@@ -117,6 +117,31 @@ def test_diffusers_alone_finds_class_and_parts(
     assert torch.equal(restore(loaded), restore(either))
 
 
+def test_a_folder_is_diffusers_custom_pipeline(
+    pipe: DiffRestorerPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As diffusers documents `custom_pipeline`: a folder with pipeline.py, also for a model whose index names none."""
+    monkeypatch.setattr(
+        "diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "cache")
+    )
+    folder, plain = tmp_path / "model", tmp_path / "plain"
+    pipe.save_pretrained(folder)
+    shutil.copytree(folder, plain)
+    (plain / "pipeline.py").unlink()
+    index = json.loads((plain / "model_index.json").read_text())
+    index["_class_name"] = "DiffRestorerPipeline"
+    (plain / "model_index.json").write_text(json.dumps(index))
+
+    for model in (folder, plain):
+        with pytest.raises(ValueError, match="trust_remote_code"):
+            DiffusionPipeline.from_pretrained(model, custom_pipeline=str(folder))
+        loaded = DiffusionPipeline.from_pretrained(
+            model, custom_pipeline=str(folder), trust_remote_code=True
+        )
+        assert type(loaded) is DiffRestorerPipeline
+        assert torch.equal(restore(loaded), restore(pipe))
+
+
 def test_our_own_loader_executes_nothing_of_a_folder(
     pipe: DiffRestorerPipeline, tmp_path: Path
 ) -> None:

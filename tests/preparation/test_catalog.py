@@ -17,7 +17,7 @@ def test_the_ten_sets_are_there() -> None:
 
 def test_readme_is_the_catalog() -> None:
     assert (ROOT / "data" / "README.md").read_text() == page(), (
-        "run: python scripts/prepare_data.py set=readme out=data"
+        "run: diffrestorer prepare set=readme out=data"
     )
 
 

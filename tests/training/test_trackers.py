@@ -1,14 +1,18 @@
 """Trackers get configuration, learning rate, means of the losses and sheets; their files stay in output_dir."""
 
+import csv
 import json
+import re
 import statistics
 import time
 from pathlib import Path
 
 import pytest
 import training_runs as runs
+import wandb_files
 from tiny_runs import arguments as tiny_arguments
 from tiny_runs import train_stage1
+from training_runs import ROOT
 
 from diffrestorer.training.kept_files import read_sealed
 from diffrestorer.training.trackers import check_tracker
@@ -57,14 +61,36 @@ def test_a_key_is_found_where_wandb_keeps_it(tmp_path: Path, monkeypatch: pytest
     check_tracker("wandb", "online")
 
 
+def documented() -> set[str]:
+    """The keys of the table in docs/training.md, of a run of stage 1 with one group of parameters."""
+    page = (ROOT / "docs" / "training.md").read_text()
+    table = page[page.index("| key | value | at |") :].split("\n\n")[0]
+    keys = {key for line in table.splitlines()[2:] for key in re.findall("`(.*?)`", line.split("|")[1])}
+
+    # Keys of a stage's losses are listed as examples.
+    losses = {"diff", "deg", "rec"}
+    assert keys >= {"lr_1", "pixel", "perceptual", "validation/lpips", *losses}
+    keys -= {"lr_1", "pixel", "perceptual", "validation/lpips", "validation/LOSS"}
+    return keys | {f"validation/{name}" for name in losses}
+
+
+def with_validation(arguments: list[str], photos: Path) -> list[str]:
+    keys = ["train.validate_every=4", "train.validation_images=1", f"data.validation_root={photos}"]
+    return [*arguments, *keys]
+
+
 @pytest.mark.slow
-def test_tensorboard_gets_all_of_it(arguments: list[str], tmp_path: Path) -> None:
+def test_tensorboard_gets_all_of_it(arguments: list[str], photos_dir: Path, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     output = tmp_path / "run"
-    train_stage1([*arguments, "train.tracker=tensorboard"], output)
+    command = [*with_validation(arguments, photos_dir), "train.tracker=tensorboard"]
+    train_stage1(command, output)
     events = EventAccumulator(str(output / "tensorboard"), size_guidance={"images": 0})
     events.Reload()
+    tags = events.Tags()
+    assert {*tags["scalars"], *tags["images"], "config"} == documented()
+
     totals = [row["total"] for row in runs.losses(output)]
     found = {event.step: event.value for event in events.Scalars("total")}
     assert found == {
@@ -73,32 +99,52 @@ def test_tensorboard_gets_all_of_it(arguments: list[str], tmp_path: Path) -> Non
     }
     rates = {event.step: event.value for event in events.Scalars("lr")}
     assert rates == {4: pytest.approx(0.5e-5), 8: pytest.approx(1e-5)}
-    assert [event.step for event in events.Images("samples")] == [4, 8]
+    for name in ("samples", "validation"):
+        assert [event.step for event in events.Images(name)] == [4, 8]
     (text,) = events.Tensors("config/text_summary")
     assert b"warmup_steps: 8" in text.tensor_proto.string_val[0]
+
+    # The log line has the same speed and memory, and validation.csv the same score.
+    line = re.search(
+        r"step 8/8 .* ([\d.]+) samples/s .* ([\d.]+) GiB peak", (output / "train.log").read_text()
+    )
+    assert line
+    assert events.Scalars("samples_per_second")[-1].value == pytest.approx(float(line[1]), abs=0.006)
+    assert events.Scalars("peak_memory_gib")[-1].value == pytest.approx(float(line[2]), abs=0.006)
+    with (output / "validation.csv").open(newline="") as file:
+        scores = [float(row["psnr"]) for row in csv.DictReader(file)]
+    assert [event.value for event in events.Scalars("validation/psnr")] == pytest.approx(scores)
 
 
 @pytest.mark.slow
 def test_wandb_gets_all_of_it_and_a_resumed_run_goes_on(
-    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arguments: list[str], photos_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Offline: the files of both starts, in output_dir, are of one run."""
     without_keys(monkeypatch, tmp_path)
     monkeypatch.chdir(tmp_path)
     output = tmp_path / "run"
-    offline = ["train.tracker=wandb", "train.wandb_mode=offline"]
-    train_stage1([*arguments, *offline, "train.max_steps=4"], output)
-    train_stage1([*arguments, *offline], output)
+    command = [
+        *with_validation(arguments, photos_dir), "train.tracker=wandb", "train.wandb_mode=offline",
+    ]  # fmt: skip
+    train_stage1([*command, "train.max_steps=4"], output)
+    train_stage1(command, output)
     assert not (tmp_path / "wandb").exists()
     files = sorted((output / "wandb").glob("offline-run-*/run-*.wandb"))
     wandb_id = read_sealed(output / "tracker.json")["wandb_id"]
     assert [path.stem for path in files] == [f"run-{wandb_id}"] * 2
 
     # wandb's own process writes the file, and may still be at it.
-    names = (b"warmup_steps", b"samples", b"total", b"lr", b"media/images")
     deadline = time.monotonic() + 1800
-    while not all(name in files[1].read_bytes() for name in names):
-        assert time.monotonic() < deadline, files[1].read_bytes()
+    while not all(wandb_files.is_complete(path) for path in files):
+        assert time.monotonic() < deadline
         time.sleep(0.1)
+    for path, step in zip(files, (4, 8), strict=True):
+        rows = wandb_files.history(path)
+        assert {key for row in rows for key in row} == documented() - {"config"} | {"step"}
+        assert {row["step"] for row in rows} == {step}
+        config = wandb_files.config(path)
+        assert config["train"]["max_steps"] == step
+        assert config["train"]["warmup_steps"] == 8
     assert list((output / "wandb").glob("offline-run-*/files/media/images/samples_*.png"))
     assert json.loads((output / "environment.json").read_text())["num_processes"] == 1

@@ -64,7 +64,7 @@ def read_evaluation(folder: Path) -> Finished:
     """
     if not (folder / "scores.csv").is_file():
         raise ValueError(
-            f"evaluation={folder} holds no scores.csv: make it with scripts/evaluate.py output_dir={folder}"
+            f"evaluation={folder} holds no scores.csv: make it with `diffrestorer evaluate output_dir={folder}`"
         )
     config = OmegaConf.to_object(
         OmegaConf.merge(OmegaConf.structured(EvaluateConfig), OmegaConf.load(folder / "config.yaml"))
@@ -107,7 +107,7 @@ def draw_grid(number: str, evaluation: Path) -> Figure:
         )
         raise ValueError(
             f"figure={number} shows {', '.join(wanted or tasks)}, of which evaluation={evaluation} has "
-            f"none: run scripts/evaluate.py --suite {needed} first"
+            f"none: run `diffrestorer evaluate --suite {needed}` first"
         )
 
     # Two rows of axes per task: the whole image, and the region magnified.

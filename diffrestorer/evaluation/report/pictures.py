@@ -1,4 +1,4 @@
-"""The images that page and contact sheet show, and which outputs are the worst."""
+"""The images that page and contact sheet show, and which outputs are the worst and the best."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from diffrestorer.evaluation.scoring.scores import Score
 from diffrestorer.evaluation.suites import Item, Suite
 
 LEADING_METRICS = ("psnr", "lpips", "dists", "niqe")
-"""The first one that a method's images have decides which are its worst."""
+"""The first one that a method's images have decides which are its worst and its best."""
 
 
 @dataclass(frozen=True)
@@ -79,17 +79,22 @@ class Report:
         return float("inf") if np.isnan(badness) else badness
 
     def shown(self, degradation: str) -> list[Item]:
-        """Return the items with a card: all, or else the worst ones and the first others, in the suite's order."""
+        """Return the items with a card: all, or else the worst, the best and the first others, in the suite's order."""
         items = self.suite.of(degradation)
         if len(items) <= self.cards or not self.restoring:
             return items[: self.cards]
 
-        # Half of the cards are the worst under any method, the others come in order.
+        # Half of the cards are the worst under any method, one is the best under any, the others come in order.
         def worst_under_any(item: Item) -> float:
             return max(self.badness(item, method) for method in self.restoring)
 
+        def best_under_any(item: Item) -> float:
+            return min(self.badness(item, method) for method in self.restoring)
+
         worst = sorted(items, key=worst_under_any, reverse=True)
         chosen = worst[: (self.cards + 1) // 2]
+        if len(chosen) < self.cards:
+            chosen.append(min((item for item in items if item not in chosen), key=best_under_any))
         others = [item for item in items if item not in chosen]
         chosen += others[: self.cards - len(chosen)]
         return [item for item in items if item in chosen]

@@ -1,7 +1,7 @@
 """The report: one HTML page that holds everything it shows and opens from a file.
 
-Pictures with a slider between the degraded photo and each method, then sentences, sortable tables, the worst cases and
-every score.
+Pictures with a slider between the degraded photo and each method, then sentences, sortable tables, the worst and
+best cases, and every score.
 """
 
 import base64
@@ -28,7 +28,9 @@ TEMPLATES = Path(__file__).with_name("templates")
 CARD_METRICS = ("psnr", "ssim", "lpips", "niqe")
 """A card shows the first two of these that its images have."""
 
-WORST_CASES = 3
+NUM_CASES = 3
+"""Worst and best outputs that are listed per method."""
+
 IMAGE_SIDE = 384
 """Pictures on the page are no larger, and lossy; scores are those of the files."""
 
@@ -56,7 +58,8 @@ def write_page(report: Report) -> None:
         first_choice=next(iter(choices.values())),
         sections=sections,
         means=report.tables,
-        worst_cases=_worst_cases(report),
+        worst_cases=_cases(report, best=False),
+        best_cases=_cases(report, best=True),
         comparisons=report.comparisons,
         scores=_scores(report),
         image_side=IMAGE_SIDE,
@@ -70,13 +73,14 @@ def write_page(report: Report) -> None:
     write_text(report.output_dir / "index.html", page)
 
 
-def _worst_cases(report: Report) -> list[dict[str, str]]:
-    """Return each method's worst outputs; those with a card carry its anchor."""
+def _cases(report: Report, best: bool) -> list[dict[str, str]]:
+    """Return each method's worst or best outputs; those with a card carry its anchor."""
     carded = {item.file for name in report.suite.degradations for item in report.shown(name)}
+    sign = 1 if best else -1
     cases = []
     for method in report.restoring:
-        worst = sorted(report.suite.items, key=lambda item: -report.badness(item, method))
-        for item in worst[:WORST_CASES]:
+        ranked = sorted(report.suite.items, key=lambda item: sign * report.badness(item, method))
+        for item in ranked[:NUM_CASES]:
             name = report.leading_metric(item, method)
             if name is None:
                 continue

@@ -99,7 +99,7 @@ def _restored(run: Path) -> pd.DataFrame:
     """Return the rows of scores.csv of the restoring methods, one run of each."""
     if not (run / "scores.csv").is_file():
         raise ValueError(
-            f"{run} holds no scores.csv: make it with scripts/evaluate.py output_dir={run}"
+            f"{run} holds no scores.csv: make it with `diffrestorer evaluate output_dir={run}`"
         )
     table = read_scores(run / "scores.csv")
     plain = table["method"].map(base_name) == table["method"]
