@@ -43,5 +43,5 @@ $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "diffrestorer needs Python 3.11 or newer; say where: make PYTHON=/path/to/python" >&2; exit 1; }
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is no Python of at least 3.11" >&2; exit 1; }
 	test -x .venv/bin/uv || { "$(PYTHON)" -m venv .venv && $(PY) -m pip install -q -c constraints.txt uv; }
-	.venv/bin/uv pip install --compile-bytecode --python $(PY) -e ".[eval,train,lora,app,heic,dev]" -c constraints.txt
+	.venv/bin/uv pip install --compile-bytecode --python $(PY) -e ".[eval,train,lora,app,onnx,heic,dev]" -c constraints.txt
 	@touch $@

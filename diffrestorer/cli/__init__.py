@@ -1,4 +1,4 @@
-"""The command line: `diffrestorer restore`, `detect`, `app`, `study`, `push`, and the scripts, such as `train`.
+"""The command line: `diffrestorer restore`, `detect`, `app`, `study`, `push`, `export`, and scripts such as `train`.
 
 Results go to stdout, the rest to stderr. Exit status: 0 all done, 1 something failed (named on stderr) or nothing
 to do, 2 wrong usage, 130 stopped. Whatever needs torch is imported when it is used, so `--help` answers at once.
@@ -17,6 +17,7 @@ _MODULES = {
     "app": "serving",
     "study": "studying",
     "push": "pushing",
+    "export": "exporting",
 }
 
 

@@ -61,6 +61,13 @@ examples:
 
 A README.md that you wrote into the model folder keeps its text and gets the metadata.
 """
+_ON_EXPORT = """\
+examples:
+  diffrestorer export outputs/train_student -o exported       writes exported/restorer.onnx
+  python integrations/onnx/restore.py exported/restorer.onnx photo.jpg -o restored
+
+The file restores a whole photo in one call, in float32, with neither PyTorch nor diffrestorer installed.
+"""
 _ON_DETECT = """\
 examples:
   diffrestorer detect old.jpg scans/
@@ -115,6 +122,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     study = commands.add_parser("study", help=about, description=about, epilog=_ON_STUDY, **layout)
     _add_study(study.add_subparsers(dest="action", metavar="ACTION", required=True), layout)
     _add_push(commands, layout)
+    _add_export(commands, layout)
     _add_scripts(commands, layout)
     return _with_late_inputs(parser, argv)
 
@@ -136,6 +144,18 @@ def _add_push(commands: Any, layout: dict[str, Any]) -> None:
     add("--scores", type=Path, metavar="DIR", help=scores_help)
     add("--private", action="store_true", help="make it private, if it is not there yet")
     add("--dry-run", action="store_true", help="print the card and the files, and upload nothing")
+
+
+def _add_export(commands: Any, layout: dict[str, Any]) -> None:
+    about = "Writes a one-step student as an ONNX file, which needs neither PyTorch nor diffrestorer to run."
+    export = commands.add_parser(
+        "export", help="write a student as ONNX", description=about, epilog=_ON_EXPORT, **layout
+    )
+    model_help = "model folder of a student, or output folder of its training"
+    export.add_argument("model", metavar="MODEL_FOLDER", help=model_help)
+    output_help = "folder for restorer.onnx; made if missing"
+    export.add_argument("-o", dest="folder", type=Path, required=True, metavar="DIR", help=output_help)
+    export.set_defaults(device="cpu", precision="float32", compile=False)
 
 
 def _add_scripts(commands: Any, layout: dict[str, Any]) -> None:
