@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
+from omegaconf import OmegaConf
+
 from diffrestorer.config.evaluating import EvaluateConfig
 from diffrestorer.data.manifest import list_test_pairs
 from diffrestorer.evaluation.pair_suite import own_suite
+from diffrestorer.evaluation.prepared_draws import read_draws
 from diffrestorer.evaluation.suites import (
     PAIRS,
     REAL,
@@ -23,6 +26,19 @@ OWN_PHOTOS = "photos"
 """The set of test pairs made of a folder of photos: it stands in for a task whose own set is not prepared."""
 
 
+def read_settings(folder: Path) -> EvaluateConfig:
+    """Read the settings of an evaluation from its output folder, which may have been moved.
+
+    Raises:
+        OSError: they can't be read.
+    """
+    saved = OmegaConf.load(folder / "config.yaml")
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(EvaluateConfig), saved))
+    assert isinstance(config, EvaluateConfig)
+    config.output_dir = str(folder)
+    return config
+
+
 def build_suite(config: EvaluateConfig) -> Suite:
     """Build the suite `config.suite`, of `config.data.root` where that is given, of own pairs, or of open photos.
 
@@ -34,11 +50,16 @@ def build_suite(config: EvaluateConfig) -> Suite:
     folder = Path(config.output_dir) / "suite"
     if config.suite == PAIRS:
         return own_suite(config.data, folder, config.images)
-    if config.data.root is None or config.suite == "demo":
+    if stands_on_open_photos(config):
         return open_suite(
             config.suite, folder, config.size, config.images, config.seed, config.synthesis
         )
-    return prepared_suite(config.suite, Path(config.data.root), config.images)
+    return prepared_suite(config.suite, Path(str(config.data.root)), config.images)
+
+
+def stands_on_open_photos(config: EvaluateConfig) -> bool:
+    """Tell whether the suite is made of open photos: the demo, and what no prepared folder is given for."""
+    return config.suite == "demo" or (config.suite != PAIRS and config.data.root is None)
 
 
 def prepared_suite(name: str, root: Path, images: int | None) -> Suite:
@@ -72,10 +93,12 @@ def prepared_suite(name: str, root: Path, images: int | None) -> Suite:
         if not found:
             missing[task] = f"not prepared: {prepare_command(task, str(root))}"
 
+        draws = read_draws(found[0].lq.parents[1], task) if found else {}
         for pair in found[:images]:
             if pair.gt is None and task != "real_haze":
                 raise ValueError(f"{root}: {pair.lq} has no clean image, which {task} is compared with")
-            items.append(Item(suite_of(task), task, pair.name, pair.lq, pair.gt))
+            draw = draws.get(pair.name)
+            items.append(Item(suite_of(task), task, pair.name, pair.lq, pair.gt, draw))
     check_any(name, SUITES[name], missing, str(root))
     return Suite(name, tuple(items), _note(own, images), missing)
 

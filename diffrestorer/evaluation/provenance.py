@@ -45,7 +45,8 @@ def made_with(
     settings = restoring.get(method.name)
     if settings is None and method.kind != "degraded":
         settings = made_by(method.output(suite.items[0], output_dir))
-    draw = suite.items[0].draw
+    # A prepared suite may hold sets that this package did not degrade.
+    draw = suite.items[0].draw if all(item.draw for item in suite.items) else None
     return {
         "metrics": "; ".join(f"{name}={text}" for name, text in versions.items()),
         **{key: str((settings or {}).get(key, "")) for key in MODEL_SETTINGS},

@@ -21,7 +21,7 @@ from diffrestorer.config.composition import save
 from diffrestorer.config.evaluating import EvaluateConfig
 from diffrestorer.config.options import check_limits
 from diffrestorer.evaluation.methods import Method, choose_methods, collect_outputs, parse_methods
-from diffrestorer.evaluation.paper_suites import build_suite
+from diffrestorer.evaluation.paper_suites import build_suite, stands_on_open_photos
 from diffrestorer.evaluation.provenance import join_runs, made_with, write_run
 from diffrestorer.evaluation.report.write_report import Findings, write_report
 from diffrestorer.evaluation.restoring.precision import check_precision, gpu_products
@@ -77,6 +77,7 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> list[Sco
     console = console or Console(quiet=not state.is_main_process)
     with state.main_process_first():
         suite = build_suite(config)
+    _check_draws(suite, metrics)
     output_dir = Path(config.output_dir)
     if state.is_main_process:
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -169,14 +170,27 @@ def _score(
     return Findings(suite, methods, working, unavailable, scores, set_values, summaries)
 
 
+def _check_draws(suite: Suite, metrics: Sequence[Metric]) -> None:
+    """Check that metrics of the input have an input that can be made again.
+
+    Raises:
+        ValueError: none can.
+    """
+    of_input = [metric.name for metric in metrics if metric.of_input]
+    if of_input and not any(item.draw for item in suite.items):
+        raise ValueError(
+            f"{of_input[0]} degrades outputs again as their inputs were, and none of these inputs was degraded by this "
+            f"package: leave {of_input[0]} out of metrics, or prepare clean photos (scripts/prepare_data.py set=photos)"
+        )
+
+
 def _caption(suite: Suite, config: EvaluateConfig) -> str:
     """Return the sentences above the tables: which images, and how they were restored."""
     images = f"{len(suite.items)} pairs"
     degraded = ""
-    draw = suite.items[0].draw
-    if draw is not None:
+    if stands_on_open_photos(config):
         images = f"{len(suite.images)} photos of {config.size} x {config.size} pixels"
-        degraded = f" of the synthesis `{draw.synthesis}`"
+        degraded = f" of the synthesis `{config.synthesis}`"
     steps = "each model's own number of" if config.steps is None else config.steps
     return (
         f"Suite {suite.name}: {images} under {len(suite.degradations)} degradations{degraded}; means over the photos. "

@@ -126,14 +126,24 @@ def plan(sources: Sequence[Source], number: int, seed: int, stream: str) -> tupl
 
 def file_names(pairs: Sequence[Planned]) -> tuple[str, ...]:
     """Return a file name for each pair: its source's name, numbered if several have the same."""
+    return test_names([planned.source.name for planned in pairs])
+
+
+def test_names(sources: Sequence[str]) -> tuple[str, ...]:
+    """Return the file names of test pairs whose sources have these names."""
     seen: Counter[str] = Counter()
     names = []
-    for planned in pairs:
-        name = planned.source.name.replace("/", "_")
+    for source in sources:
+        name = source.replace("/", "_")
         seen[name.lower()] += 1
         numbered = name if seen[name.lower()] == 1 else f"{name}__{seen[name.lower()]}"
         names.append(fit_name(numbered, ".png").removesuffix(".png"))
     return tuple(names)
+
+
+def pair_stream(folder: str, source: str) -> str:
+    """Return the random stream of a source's pairs in a group's folder; a pair's index in it is its copy."""
+    return f"{folder} {source}"
 
 
 def group_record(group: Group, settings: Settings) -> dict[str, Any]:
@@ -229,7 +239,7 @@ def _make_rows(
     rows, clean = [], []
     for place, planned in enumerate(shard.pairs):
         source = planned.source
-        rng = counter_rng(settings.seed, f"{shard.folder} {source.name}", planned.copy)
+        rng = counter_rng(settings.seed, pair_stream(shard.folder, source.name), planned.copy)
         try:
             images, augmentation = _make_pair(shard, planned, settings, rng)
         except ImageError as error:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from pathlib import Path
 
 import numpy as np
@@ -126,13 +127,19 @@ def test_answers_are_resumed_and_taken_back(run: Path, browser: Browser, tmp_pat
     study = tmp_path / "study"
     make_study([run], study, COUNT, 5)
     page = study / "page" / "index.html"
+    progress = "document.getElementById('progress').textContent"
     browser.open(page)
-    browser.click("[data-answer=same]")
-    browser.click("[data-answer=left]")
+    for number, answer in ((1, "same"), (2, "left")):
+        browser.click(f"[data-answer={answer}]")
+        browser.wait(f"{progress} === '{number} of {COUNT}'", 60)
+    # The browser hands storage from one page to the next in its own time, seconds on a busy machine.
+    deadline = time.monotonic() + 120
     browser.open(page)
-    assert browser.run("document.getElementById('progress').textContent") == f"2 of {COUNT}"
+    while browser.run(progress) != f"2 of {COUNT}":
+        assert time.monotonic() < deadline, browser.run(progress)
+        browser.open(page)
     browser.click("#back")
-    assert browser.run("document.getElementById('progress').textContent") == f"1 of {COUNT}"
+    assert browser.run(progress) == f"1 of {COUNT}"
     browser.run("document.dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowRight'}))")
     assert browser.run("state.answers.map((answer) => answer.choice).join()") == "same,right"
 

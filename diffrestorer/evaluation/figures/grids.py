@@ -14,11 +14,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from omegaconf import OmegaConf
 
-from diffrestorer.config.evaluating import EvaluateConfig
 from diffrestorer.evaluation.methods import Method
-from diffrestorer.evaluation.paper_suites import build_suite
+from diffrestorer.evaluation.paper_suites import build_suite, read_settings
 from diffrestorer.evaluation.report.paper import PAPER_TABLES
 from diffrestorer.evaluation.restoring.outputs import read_pixels
 from diffrestorer.evaluation.scoring.metrics import METRICS, PAPER_METRICS
@@ -66,11 +64,7 @@ def read_evaluation(folder: Path) -> Finished:
         raise ValueError(
             f"evaluation={folder} holds no scores.csv: make it with `diffrestorer evaluate output_dir={folder}`"
         )
-    config = OmegaConf.to_object(
-        OmegaConf.merge(OmegaConf.structured(EvaluateConfig), OmegaConf.load(folder / "config.yaml"))
-    )
-    assert isinstance(config, EvaluateConfig)
-    config.output_dir = str(folder)  # it may have been moved
+    config = read_settings(folder)
     scores: dict[tuple[str, str, str], dict[str, float]] = {}
     table = read_scores(folder / "scores.csv")
     names = [name for name in METRICS if name in table]

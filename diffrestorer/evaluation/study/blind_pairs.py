@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from diffrestorer.data.counter import counter_rng
+from diffrestorer.evaluation.paper_suites import build_suite, read_settings
 from diffrestorer.evaluation.scoring.scores import base_name, read_scores
 
 
@@ -82,6 +83,7 @@ def _outputs(
     found: dict[str, dict[str, tuple[Path, Path]]] = {}
     tables = [_restored(run) for run in runs]
     for run, table in zip(runs, tables, strict=True):
+        inputs = _inputs(run, table)
         for method, rows in table.groupby("method", sort=False):
             shared = sum(method in set(other["method"]) for other in tables) > 1
             name = f"{run.name}:{method}" if shared else str(method)
@@ -90,7 +92,7 @@ def _outputs(
             files = {}
             for row in rows.itertuples():
                 place = f"{row.degradation}/{row.image}"
-                files[place] = (_input(run, place), run / "restored" / str(method) / f"{place}.png")
+                files[place] = (inputs[place], run / "restored" / str(method) / f"{place}.png")
             found[name] = files
     return found
 
@@ -106,11 +108,31 @@ def _restored(run: Path) -> pd.DataFrame:
     return table[plain & (table["method"] != "degraded")]
 
 
-def _input(run: Path, place: str) -> Path:
-    """Return the input's file: of the open photos, which lie in the run's folder."""
-    file = run / "suite" / "lq" / f"{place}.png"
-    if not file.is_file():
+def _inputs(run: Path, table: pd.DataFrame) -> dict[str, Path]:
+    """Return `DEGRADATION/IMAGE` -> the input's file, of the run's own folder or of the prepared one.
+
+    Raises:
+        ValueError: an input is missing.
+    """
+    # Open photos and pairs from folders lie in the run's folder, prepared ones where they were prepared.
+    if (run / "suite" / "lq").is_dir():
+        places = dict.fromkeys(f"{row.degradation}/{row.image}" for row in table.itertuples())
+        files = {place: run / "suite" / "lq" / f"{place}.png" for place in places}
+    else:
+        files = _prepared_inputs(run)
+
+    for file in files.values():
+        if not file.is_file():
+            raise ValueError(f"{run}: its input {file} is missing; run scripts/evaluate.py again")
+    return files
+
+
+def _prepared_inputs(run: Path) -> dict[str, Path]:
+    try:
+        suite = build_suite(read_settings(run))
+    except (OSError, ValueError) as error:
         raise ValueError(
-            f"{run}: {file} is missing; a study is made from evaluations of open photos (no data.root)"
-        )
-    return file
+            f"{run}: its inputs are not in its folder and their prepared folder can't be read ({error}); a relative "
+            "data.root counts from the folder that scripts/evaluate.py was started in"
+        ) from None
+    return {f"{item.degradation}/{item.image}": item.lq for item in suite.items}
