@@ -152,7 +152,7 @@ def restore(
         if not np.isfinite(image).all():
             raise ImageError("the model turned it into invalid numbers")
         kind = photo.pixels.dtype
-        image *= np.iinfo(kind).max
+        np.multiply(image, np.iinfo(kind).max, out=image)
         pixels = image.round(out=image).astype(kind)
         restored.append(Restored(replace(photo, pixels=pixels), _by_name(pipe, row)))
     return restored
