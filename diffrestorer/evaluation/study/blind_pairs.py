@@ -123,7 +123,7 @@ def _inputs(run: Path, table: pd.DataFrame) -> dict[str, Path]:
 
     for file in files.values():
         if not file.is_file():
-            raise ValueError(f"{run}: its input {file} is missing; run scripts/evaluate.py again")
+            raise ValueError(f"{run}: its input {file} is missing; run diffrestorer evaluate again")
     return files
 
 
@@ -133,6 +133,6 @@ def _prepared_inputs(run: Path) -> dict[str, Path]:
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{run}: its inputs are not in its folder and their prepared folder can't be read ({error}); a relative "
-            "data.root counts from the folder that scripts/evaluate.py was started in"
+            "data.root counts from the folder that diffrestorer evaluate was started in"
         ) from None
     return {f"{item.degradation}/{item.image}": item.lq for item in suite.items}
