@@ -180,7 +180,7 @@ def _check_draws(suite: Suite, metrics: Sequence[Metric]) -> None:
     if of_input and not any(item.draw for item in suite.items):
         raise ValueError(
             f"{of_input[0]} degrades outputs again as their inputs were, and none of these inputs was degraded by this "
-            f"package: leave {of_input[0]} out of metrics, or prepare clean photos (scripts/prepare_data.py set=photos)"
+            f"package: leave {of_input[0]} out of metrics, or prepare clean photos (diffrestorer prepare set=photos)"
         )
 
 
