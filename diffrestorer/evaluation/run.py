@@ -194,8 +194,15 @@ def _caption(suite: Suite, config: EvaluateConfig) -> str:
     steps = "each model's own number of" if config.steps is None else config.steps
     return (
         f"Suite {suite.name}: {images} under {len(suite.degradations)} degradations{degraded}; means over the photos. "
-        f"Seed {config.seed}, {steps} steps."
+        f"{_seeds(config)}, {steps} steps."
     )
+
+
+def _seeds(config: EvaluateConfig) -> str:
+    if config.seeds == 1:
+        return f"Seed {config.seed}"
+    last = config.seed + config.seeds - 1
+    return f"Seeds {config.seed} to {last} of what starts from noise"
 
 
 def _progress(console: Console) -> Progress:
