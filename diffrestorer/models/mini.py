@@ -186,10 +186,13 @@ class StageStatistics(nn.Module):
         variance.copy_(statistics.var(0))
         standardised = self.standardise.eval()(statistics)
 
-        # The rows of `directions` are orthonormal, and `spread` / sqrt(count) is the deviation along each.
+        # The rows of `directions` are orthonormal, and `spread` / sqrt(count) is the deviation along each. Their signs are
+        # the library's choice: the largest entry of each is made positive.
         _, spread, directions = torch.linalg.svd(standardised, full_matrices=False)
+        directions = directions[:embed_dim]
+        largest = directions.gather(1, directions.abs().argmax(1, keepdim=True))
         scale = count**0.5 / spread[:embed_dim].clamp_min(torch.finfo(spread.dtype).tiny)
-        self.project.weight.copy_(scale[:, None] * directions[:embed_dim])
+        self.project.weight.copy_(scale[:, None] * largest.sign() * directions)
         self.project.bias.zero_()
 
     def forward_intermediates(self, images: Float[Tensor, "b 3 s s"], **options: Any) -> dict[str, Any]:
