@@ -186,8 +186,8 @@ class StageStatistics(nn.Module):
         variance.copy_(statistics.var(0))
         standardised = self.standardise.eval()(statistics)
 
-        # The rows of `directions` are orthonormal, and `spread` / sqrt(count) is the deviation along each. Their signs are
-        # the library's choice: the largest entry of each is made positive.
+        # The rows of `directions` are orthonormal, and `spread` / sqrt(count) is the deviation along each. Their signs
+        # are the library's choice: the largest entry of each is made positive.
         _, spread, directions = torch.linalg.svd(standardised, full_matrices=False)
         directions = directions[:embed_dim]
         largest = directions.gather(1, directions.abs().argmax(1, keepdim=True))
