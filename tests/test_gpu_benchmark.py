@@ -20,7 +20,7 @@ def run(tmp_path: Path, *arguments: str) -> tuple[int | None, dict[str, dict], s
     return process.exitcode, json.loads(output.read_text())["rows"], log.read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_rows_are_saved_and_a_failed_one_can_be_run_again(tmp_path: Path) -> None:
     status, rows, printed = run(
         tmp_path, "--rows", "machine,one-step,data wait,graphs", "--student", str(tmp_path / "nothing")

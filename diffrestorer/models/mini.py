@@ -152,7 +152,8 @@ class StageStatistics(nn.Module):
         return self
 
     def forward(self, images: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b d"]:
-        return self.project(self.standardise(self.statistics(images)))
+        statistics = self.statistics(images).to(self.project.weight.dtype)
+        return self.project(self.standardise(statistics))
 
     def statistics(self, images: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b s2"]:
         """Return mean and deviation of every channel, stage after stage, in float32."""

@@ -87,7 +87,7 @@ def test_the_region_is_where_the_methods_differ() -> None:
 @pytest.mark.parametrize("figure", ["7", "11"])
 def test_an_evaluation_of_something_else_is_refused(figure: str, evaluation: Path) -> None:
     suite = "single" if figure == "7" else "ablation"
-    with pytest.raises(ValueError, match=rf"figure={figure} .* --suite {suite} first"):
+    with pytest.raises(ValueError, match=rf"figure={figure} .* --suite {suite}` first"):
         PAPER_FIGURES[figure](FiguresConfig(figure=figure, evaluation=str(evaluation)))
     with pytest.raises(ValueError, match=r"holds no scores\.csv"):
         PAPER_FIGURES[figure](FiguresConfig(figure=figure, evaluation="/nowhere"))

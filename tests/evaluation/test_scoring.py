@@ -144,30 +144,6 @@ def test_fid_is_the_formulas_distance_and_so_are_its_draws(metric_weights: Path)
     assert abs(fid.draws(one, one)).max() < 1e-6
 
 
-def test_fid_on_dinov2_goes_through_pyiqas_network(pairs: Suite, tmp_path: Path) -> None:
-    """A tiny network in the place of DINOv2's repository: torch.hub loads it as it loads the real one."""
-    repository = tmp_path / "facebookresearch_dinov2_main"
-    repository.mkdir()
-    (repository / "hubconf.py").write_text(
-        "import torch\ndef dinov2_vitl14(**_):\n    torch.manual_seed(0)\n"
-        "    return torch.nn.Sequential(torch.nn.AvgPool2d(56), torch.nn.Flatten())\n"
-    )
-    with pytest.raises(WeightsError, match=r"dinov2_vitl14_pretrain\.pth"):
-        FidScorer(CPU, tmp_path, METRICS["fid_dinov2"])
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / "dinov2_vitl14_pretrain.pth").write_bytes(b"")
-    fid = FidScorer(CPU, tmp_path, METRICS["fid_dinov2"])
-    flat = np.full((50, 70, 3), (10, 130, 250), np.uint8)
-    features = fid.features([flat] * 3)
-    expected = (np.array([10, 130, 250]) / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
-    np.testing.assert_allclose(features, np.tile(np.repeat(expected, 16), (3, 1)), rtol=1e-4)
-    lq, gt = (
-        fid.features(read_pixels(file) for file in sorted(folder.iterdir()))
-        for folder in folders(pairs)
-    )
-    assert fid.distance(lq, gt) > 0
-
-
 @pytest.mark.soak
 def test_fid_is_that_of_pyiqa_on_the_same_files(pairs: Suite, metric_weights: Path) -> None:
     fid = FidScorer(CPU, metric_weights)

@@ -63,7 +63,7 @@ def test_right_files_are_kept_and_wrong_ones_replaced(tmp_path: Path) -> None:
     ("keys", "message"),
     [
         ({"suite": "mixd"}, "choose from demo, single, real, mixed, all, ablation"),
-        ({"suite": "real"}, r"prepare_data\.py set=realsnow root=DOWNLOADS out=PREPARED"),
+        ({"suite": "real"}, r"diffrestorer prepare set=realsnow root=DOWNLOADS out=PREPARED"),
         ({"size": 500}, "64 to 288"),
         ({"images": 6}, "1 to 5 open photos"),
     ],

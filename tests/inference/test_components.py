@@ -46,7 +46,7 @@ def test_an_assigned_network_runs_and_is_saved(
     assert (found - before).abs().max() > 1e-3
     expected = DiffRestorerPipeline(**pipe.components)
     expected.set_progress_bar_config(disable=True)
-    torch.testing.assert_close(found, restore(expected), rtol=0, atol=1e-5)
+    torch.testing.assert_close(found, restore(expected), rtol=0, atol=5e-5)
     loaded = getattr(saved(pipe, tmp_path), name).state_dict()
     assert all(torch.equal(value, loaded[key]) for key, value in other.state_dict().items())
 
@@ -56,7 +56,7 @@ def test_an_assigned_scheduler_runs_and_is_saved(pipe: DiffRestorerPipeline, tmp
     pipe.scheduler = UniPCMultistepScheduler.from_config(pipe.scheduler.config, solver_order=1)
     found = restore(pipe)
     assert (found - before).abs().max() > 1e-4
-    torch.testing.assert_close(restore(saved(pipe, tmp_path)), found, rtol=0, atol=1e-5)
+    torch.testing.assert_close(restore(saved(pipe, tmp_path)), found, rtol=0, atol=5e-5)
 
 
 def test_components_are_held_once(pipe: DiffRestorerPipeline) -> None:
@@ -80,9 +80,9 @@ def test_compiled_networks_run(in_place: bool, pipe: DiffRestorerPipeline, tmp_p
         else:
             setattr(pipe, name, torch.compile(network, backend=counter, fullgraph=True))
     for _ in range(2):
-        assert (restore(pipe) - expected).abs().max() <= 1e-5
+        assert (restore(pipe) - expected).abs().max() <= 5e-5
     assert counter.frame_count == 2
-    torch.testing.assert_close(restore(saved(pipe, tmp_path)), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(restore(saved(pipe, tmp_path)), expected, rtol=0, atol=5e-5)
 
 
 def test_hooks_run(pipe: DiffRestorerPipeline) -> None:
@@ -132,7 +132,7 @@ def test_attention_processors_run(pipe: DiffRestorerPipeline) -> None:
 
     assert counted.calls >= STEPS * len(pipe.unet.attn_processors)
     for image, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(image, other, rtol=0, atol=1e-5)
+        torch.testing.assert_close(image, other, rtol=0, atol=5e-5)
 
 
 def test_lora_adapters_run_and_are_saved_merged(pipe: DiffRestorerPipeline, tmp_path: Path) -> None:
@@ -149,4 +149,4 @@ def test_lora_adapters_run_and_are_saved_merged(pipe: DiffRestorerPipeline, tmp_
     assert set(loaded.unet.state_dict()) == set(weights), "a plain UNet"
     assert torch.equal(restore(pipe), adapted), "the pipeline's own UNet keeps its adapter"
     pipe.unet.disable_adapters()
-    torch.testing.assert_close(restore(pipe), before, rtol=0, atol=1e-5)
+    torch.testing.assert_close(restore(pipe), before, rtol=0, atol=5e-5)

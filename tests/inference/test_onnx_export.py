@@ -91,7 +91,7 @@ def check_sizes(file: Path, pipe: DiffRestorerPipeline) -> None:
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_mini_s_kind_equals_pytorch(mini_file: Path, mini_student: DiffRestorerPipeline) -> None:
     check_sizes(mini_file, mini_student)
 
@@ -113,7 +113,7 @@ def test_stable_diffusion_s_kind_equals_pytorch(
     check_sizes(file, pipe)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_the_runner_needs_neither_pytorch_nor_this_package(
     mini_file: Path, mini_student: DiffRestorerPipeline, photos_dir: Path, tmp_path: Path
 ) -> None:

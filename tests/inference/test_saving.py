@@ -192,13 +192,13 @@ def test_the_vaes_own_tiles_and_slices(decoder: str, either: DiffRestorerPipelin
     """Slices change nothing; with tiles the encoder stays whole, and the VAE's decoder blends them."""
     expected = restore(either, 2, 80, decoder=decoder)
     either.vae.enable_slicing()
-    torch.testing.assert_close(restore(either, 2, 80, decoder=decoder), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(restore(either, 2, 80, decoder=decoder), expected, rtol=0, atol=5e-5)
     either.vae.enable_tiling()
     either.vae.tile_sample_min_size, either.vae.tile_latent_min_size = 32, 4
     found = restore(either, 2, 80, decoder=decoder)
     assert either.vae.use_tiling
     if decoder == "refined":
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(found, expected, rtol=0, atol=5e-5)
     else:
         assert found.shape == expected.shape
         assert found.isfinite().all()

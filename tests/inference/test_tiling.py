@@ -156,12 +156,12 @@ def test_the_tile_batch_changes_nothing(tiny: DiffRestorerPipeline) -> None:
         one, four, all_ = (
             restore(tiny, lq, tile=128, decoder=decoder, tile_batch_size=n) for n in (1, 4, None)
         )
-        assert (one - four).abs().max() <= 1e-5
-        assert (one - all_).abs().max() <= 1e-5
+        assert (one - four).abs().max() <= 5e-5
+        assert (one - all_).abs().max() <= 5e-5
     pair = tiny(
         [lq, lq], 1, [torch.Generator().manual_seed(0) for _ in range(2)], output_type="pt", tile=128
     ).images
-    assert all((image - restore(tiny, lq, tile=128)).abs().max() <= 1e-5 for image in pair)
+    assert all((image - restore(tiny, lq, tile=128)).abs().max() <= 5e-5 for image in pair)
 
 
 @pytest.mark.parametrize("size", [(3, 1000), (700, 2), (1, 129)])

@@ -14,9 +14,9 @@ from fake_device import CUDA, DeviceTraffic, fake_cuda
 from torch import Tensor
 
 from diffrestorer.config.composition import load
-from diffrestorer.config.schema import BaselineConfig, Stage1Config
+from diffrestorer.config.schema import BaselineConfig
 from diffrestorer.data.pairs import PairBatch, SynthesisedPairs, collate_pairs
-from diffrestorer.models.pretrained import load_base
+from diffrestorer.inference.pipeline import DiffRestorerPipeline
 from diffrestorer.training.baseline import FIRST_PHASES, PHASES
 from diffrestorer.training.baseline_task import BaselineTask, RegressionTask
 from diffrestorer.training.da_clip_task import ControllerTask
@@ -135,7 +135,7 @@ def test_airnets_first_phase_moves_the_encoder_its_copy_and_the_queue() -> None:
 def test_da_clip_of_mini_starts_from_minis_image_encoder() -> None:
     config = load("train_baseline", BaselineConfig, ["method=da_clip", "size=mini", "data=photos"])
     controller = ControllerTask(config).model.controller
-    _, clip, _ = load_base(load("train_stage1", Stage1Config, ["model=mini"]).model, "mini")
+    clip = DiffRestorerPipeline.from_pretrained("mini").image_encoder
     images = to_unit(batch().lq)
     with torch.no_grad():
         own = clip(images)

@@ -25,11 +25,12 @@ from diffrestorer.data.counter import counter_normal, counter_rng
 from diffrestorer.data.pairs import PairBatch, SynthesisedPairs, collate_pairs
 from diffrestorer.data.prepared import PreparedPairs
 from diffrestorer.models.backbones import encode_image
+from diffrestorer.models.components import build_image_encoder, save_component
 from diffrestorer.training.cache import open_cache
 from diffrestorer.training.da_clip_task import IRSDETask
 from diffrestorer.training.decoder_stage import DecoderTask
 from diffrestorer.training.diffusion import add_noise
-from diffrestorer.training.mini_base import PARTS, UNetTask, VAETask
+from diffrestorer.training.mini_base import UNetTask, VAETask
 from diffrestorer.training.stage1 import Stage1Task
 from diffrestorer.training.task import Task, to_unit
 
@@ -62,12 +63,11 @@ def base_unet(keys: list[str], tmp_path_factory: pytest.TempPathFactory) -> UNet
     """The base's UNet on finished parts that were not trained."""
     output = tmp_path_factory.mktemp("base")
     overrides = [*[key for key in keys if key != "data=photos"], f"output_dir={output}"]
-    for part in ("vae", "image_encoder", "unet"):
-        task = PARTS[part](load("train_base", BaseConfig, [*overrides, f"part={part}"]))
-        if part != "unet":
-            task.save_model(output / part / "model", torch.float32)
-    assert isinstance(task, UNetTask)
-    return task
+    config = load("train_base", BaseConfig, [*overrides, "part=unet"])
+    finished = {"vae": VAETask(config).vae, "image_encoder": build_image_encoder(config.model)}
+    for part, component in finished.items():
+        save_component(component, output / part / "model" / part, torch.float32)
+    return UNetTask(config)
 
 
 def repeated(pair: PairBatch, positions: list[int]) -> PairBatch:
