@@ -103,6 +103,9 @@ class StudentConfig(RunConfig):
     model: ModelConfig = field(default_factory=ModelConfig)
     tau: int = option(200, ge=0, lt=1000)
     """Timestep of the one network call."""
+    patch: int | None = option(None, ge=64)
+    """Side of a square of each crop, of chance position, that the networks restore while CLIP sees the whole crop; more
+    of them fit into an hour. Null: the whole crop."""
     lora_rank: int = option(64, ge=1)
     """Rank of the UNet's adapters, with `model.train_unet=lora`."""
     lora_lr: float = option(5e-5, gt=0)

@@ -10,9 +10,14 @@ from diffrestorer.models.blocks import DegradationModulationBlock
 
 
 class PixelRefinement(nn.Module):
-    """A small U-Net of DMBs that compares the decoded with the degraded image at full size and returns a correction.
+    """A small U-Net of DMBs that compares the decoded with the degraded image at full size and corrects the former.
 
-    Its finest features have half the image's height and width. It returns zeros before it is trained.
+    For each pixel it predicts a weight w, one number, and a correction c of three channels, and returns
+
+        w (lq - images) + c
+
+    so that pixels which nothing has degraded can be taken from the input as they are (w = 1), which no decoded latents
+    reach. Its finest features have half the image's height and width. It returns zeros before it is trained.
 
     Args:
         channels: widths from fine to coarse; each level halves height and width.
@@ -38,7 +43,8 @@ class PixelRefinement(nn.Module):
         )
         self.widen = nn.ModuleList(nn.Conv2d(wide, 4 * fine, 1) for fine, wide in pairs)
         self.up = nn.ModuleList(block(fine, fine) for fine, _ in pairs)
-        self.conv_out = nn.Conv2d(channels[0], 3 * 4, 3, padding=1)
+        # The correction's three channels and the weight, each of four pixels.
+        self.conv_out = nn.Conv2d(channels[0], (3 + 1) * 4, 3, padding=1)
         for parameter in self.conv_out.parameters():
             nn.init.zeros_(parameter)
 
@@ -59,4 +65,5 @@ class PixelRefinement(nn.Module):
         features = skips.pop()
         for widen, block in zip(reversed(self.widen), reversed(self.up), strict=True):
             features = block(self.shuffle(widen(features)) + skips.pop(), degradation_embedding)
-        return self.shuffle(self.conv_out(features))
+        correction, weight = self.shuffle(self.conv_out(features)).split([3, 1], dim=1)
+        return weight * (lq - images) + correction

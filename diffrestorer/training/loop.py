@@ -169,8 +169,20 @@ class Run:
         if accelerator.is_main_process:
             copies = copies_of(checkpoints / f"step_{first_step}") if first_step else {}
             restore_records(self.output_dir, first_step, copies)
-            tracker = open_tracker(self.config, self.output_dir, first_step)
-            self.exhibits = Exhibits(self.task, self.average, tracker, self.output_dir, self.log)
+        tracker = (
+            open_tracker(self.config, self.output_dir, first_step)
+            if accelerator.is_main_process
+            else None
+        )
+        self.exhibits = Exhibits(
+            self.task,
+            self.average,
+            self.dataset,
+            settings.global_batch_size,
+            tracker,
+            self.output_dir,
+            self.log,
+        )
 
         # The rest of the steps.
         self.batches = StepBatches(first_step, settings.max_steps, *self.division)
@@ -209,7 +221,7 @@ class Run:
             speed.count_step(last=batch.step + 1 == settings.max_steps)
             if number == accumulation:
                 self.log.info("measured peak memory: %.2f GiB", peak_memory(device) / GIB)
-            self._after_step(batch)
+            self._after_step(batch.step + 1)
 
         # Data that failed at once left no step to stop after.
         if self.failure is not None:
@@ -248,11 +260,10 @@ class Run:
             self.done = step + 1
             self._mark_state()
 
-    def _after_step(self, batch: PairBatch) -> None:
+    def _after_step(self, done: int) -> None:
         """Log, samples, validation and checkpoint at their intervals and at the end; a checkpoint when stopping."""
         settings = self.settings
         device = self.accelerator.device
-        done = batch.step + 1
         stopping = self.stop.agreed()
         last = done == settings.max_steps
 
@@ -261,13 +272,15 @@ class Run:
         if saves or done % settings.log_every == 0:
             self._report(done)
 
+        # All processes show the model; the main process saves it.
+        with self.stop.changing():
+            if last or done % settings.sample_every == 0:
+                self.exhibits.save_samples(device, done)
+            if self.validation is not None and (last or done % (settings.validate_every or 1) == 0):
+                self.exhibits.validate(self.validation, device, done)
         if self.accelerator.is_main_process:
             self.writer.check()
             with self.stop.changing():
-                if last or done % settings.sample_every == 0:
-                    self.exhibits.save_samples(batch, device, done)
-                if self.validation is not None and (last or done % (settings.validate_every or 1) == 0):
-                    self.exhibits.validate(self.validation, device, done)
                 if saves:
                     self._save_checkpoint(done)
             if stopping or last:
@@ -329,18 +342,19 @@ class Run:
     def _finish(self) -> None:
         """Write `model/` and let trackers and process group go."""
         self.stop.retire()
-        if self.accelerator.is_main_process:
-            dtype = getattr(torch, self.settings.save_dtype)
-            with self.average.in_place() if self.average else nullcontext():
+        with self.average.in_place() if self.average else nullcontext():
+            self.task.conclude()
+            if self.accelerator.is_main_process:
+                dtype = getattr(torch, self.settings.save_dtype)
                 write_folder(
                     self.output_dir / "model", lambda folder: self.task.save_model(folder, dtype)
                 )
+        if self.accelerator.is_main_process:
             self.log.info("model saved to %s", self.output_dir / "model")
         self._close()
 
     def _close(self) -> None:
         self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            self.exhibits.close()
+        self.exhibits.close()
         # Not before the process ends: train_base trains several tasks in a row.
         atexit.register(self.accelerator.state.destroy_process_group)

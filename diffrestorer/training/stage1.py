@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from diffusers import DDPMScheduler, UniPCMultistepScheduler
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from diffrestorer.config.classes import model_classes
@@ -27,11 +27,11 @@ from diffrestorer.training.losses import (
     reconstruction_loss,
     stage1_loss,
 )
+from diffrestorer.training.shared_work import share_out
 from diffrestorer.training.task import Losses, Task, adamw, select_unet, to_unit
 
 SAMPLE_STEPS = 10
 """Denoising steps of the sample sheets."""
-
 
 PROTOTYPE_BATCHES, PROTOTYPE_BATCH = 8, 16
 """Batches of training pairs, and pairs in each, whose mean degradation embeddings become the prototypes."""
@@ -39,18 +39,18 @@ PROTOTYPE_BATCHES, PROTOTYPE_BATCH = 8, 16
 
 @torch.no_grad()
 def record_prototypes(restorer: Restorer, config: Stage1Config | StudentConfig) -> None:
-    """Store each class's mean P_D over training pairs: see `PromptProcessor.prototype`."""
+    """Store each class's mean P_D over training pairs: see `PromptProcessor.prototype`. Processes share the pairs."""
     pairs = open_pairs(config.data, config.seed, PROTOTYPE_BATCH)
     device = restorer.prompt_processor.device
 
-    embeddings = []
-    labels = []
-    for step in range(PROTOTYPE_BATCHES):
+    def encode(step: int) -> tuple[Float[Tensor, "b d"], Int[Tensor, "b"]]:
         batch = collate_pairs([pairs[step, position] for position in range(PROTOTYPE_BATCH)])
-        batch = batch.to(device)
-        embeddings.append(restorer.image_encoder(to_unit(batch.lq)))
-        labels.append(batch.label)
-    restorer.prompt_processor.record_prototypes(torch.cat(embeddings), torch.cat(labels))
+        return restorer.image_encoder(to_unit(batch.to(device).lq)).cpu(), batch.label.cpu()
+
+    embeddings, labels = zip(*share_out(encode, PROTOTYPE_BATCHES), strict=True)
+    restorer.prompt_processor.record_prototypes(
+        torch.cat(embeddings).to(device), torch.cat(labels).to(device)
+    )
 
 
 class Stage1Task(Task):
@@ -137,9 +137,12 @@ class Stage1Task(Task):
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
         return [adamw(parameters, self.config.train)]
 
-    def save_model(self, folder: Path, dtype: torch.dtype) -> None:
-        """Save the whole pipeline, with the classes' prototypes. Its decoder is still the VAE's own."""
+    def conclude(self) -> None:
+        """Measure the classes' prototypes."""
         record_prototypes(self.restorer, self.config)
+
+    def save_model(self, folder: Path, dtype: torch.dtype) -> None:
+        """Save the whole pipeline. Its decoder is still the VAE's own."""
         save_model_folder(
             self.restorer, UniPCMultistepScheduler(**self.config.model.scheduler), folder, dtype
         )

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from diffrestorer.config.schema import StudentConfig
-from diffrestorer.data.counter import counter_normal
+from diffrestorer.data.counter import counter_normal, counter_rng
 from diffrestorer.data.pairs import PairBatch
 from diffrestorer.inference.model_folder import find_model, save_model_folder
 from diffrestorer.inference.one_step import OneStepScheduler
@@ -59,6 +60,12 @@ class StudentTask(Task):
                 "teacher is not set: give teacher=OUTPUT_DIR of `diffrestorer train decoder` (or a model folder)"
             )
         self.config = config
+        if config.patch is not None and config.patch > config.data.size:
+            raise ValueError(
+                f"patch={config.patch} is larger than the crops of data.size={config.data.size}"
+            )
+        if config.patch is not None and config.train.cache_dir is not None:
+            raise ValueError("train.cache_dir keeps latents of whole crops: leave it null with patch=")
         check_perceptual(config.model.perceptual, config.model.perceptual_weights)
         pipeline = DiffRestorerPipeline.from_pretrained(config.teacher)
         if isinstance(pipeline.scheduler, OneStepScheduler):
@@ -117,7 +124,9 @@ class StudentTask(Task):
         return self._encode(batch, encode_image(self.restorer.vae, to_unit(batch.lq)))
 
     def _encode(self, batch: PairBatch, encoded: EncodedImage) -> dict[str, Tensor]:
-        clip_embedding = self.restorer.image_encoder(to_unit(batch.lq))
+        clip_embedding = batch.encodings.get("clip_embedding")
+        if clip_embedding is None:
+            clip_embedding = self.restorer.image_encoder(to_unit(batch.lq))
         encodings = {
             "clip_embedding": clip_embedding,
             "lq_latents": encoded.latents,
@@ -158,7 +167,10 @@ class StudentTask(Task):
         }
 
     def forward(self, batch: PairBatch) -> Losses:
-        config, gt = self.config, to_unit(batch.gt)
+        config = self.config
+        if config.patch is not None:
+            batch = self._patches(batch, config.patch)
+        gt = to_unit(batch.gt)
 
         # One call of the networks, then the decoder.
         condition, encodings = self._inputs(batch)
@@ -194,12 +206,30 @@ class StudentTask(Task):
             total = total + config.lambda_degradation * parts["degradation"]
         return Losses(total + started * discriminator, parts)
 
+    @torch.no_grad()
+    def _patches(self, batch: PairBatch, side: int) -> PairBatch:
+        """Return a square of each pair at a place drawn by counter, with P_CLIP of the whole degraded image."""
+        height, width = batch.lq.shape[-2:]
+        lq, gt = [], []
+        for i, position in enumerate(batch.positions):
+            rng = counter_rng(self.config.seed, "patch", batch.step, position)
+            top, left = (int(rng.integers(0, length - side + 1)) for length in (height, width))
+            place = (slice(None), slice(top, top + side), slice(left, left + side))
+            lq.append(batch.lq[i][place])
+            gt.append(batch.gt[i][place])
+        clip_embedding = self.restorer.image_encoder(to_unit(batch.lq))
+        return replace(
+            batch, lq=torch.stack(lq), gt=torch.stack(gt), encodings={"clip_embedding": clip_embedding}
+        )
+
     def _inputs(self, batch: PairBatch) -> tuple[Conditioning, dict[str, Tensor]]:
         """Return what the one call takes, and the encodings that it is compared with."""
         lq = to_unit(batch.lq)
         with torch.no_grad():
             encoded = encode_image(self.restorer.vae, lq)
-            encodings = batch.encodings or self._encode(batch, encoded)
+            encodings = (
+                batch.encodings if "latents" in batch.encodings else self._encode(batch, encoded)
+            )
             encoded = EncodedImage(encodings["lq_latents"], encoded.features)
         prompts = self.restorer.prompt_processor(encodings["clip_embedding"])
         return self.restorer.condition(lq, prompts, encoded), encodings
@@ -257,10 +287,13 @@ class StudentTask(Task):
             )
         return optimizers
 
-    def save_model(self, folder: Path, dtype: torch.dtype) -> None:
-        """Write the whole pipeline, which samples in one step; adapters are merged into the UNet."""
+    def conclude(self) -> None:
+        """Measure the classes' prototypes anew if the prompt processor has changed."""
         if self.config.lambda_degradation:
             record_prototypes(self.restorer, self.config)
+
+    def save_model(self, folder: Path, dtype: torch.dtype) -> None:
+        """Write the whole pipeline, which samples in one step; adapters are merged into the UNet."""
         networks = {**self.restorer.components(), "unet": merged(self.restorer.unet)}
         student = Restorer(**networks, relative_prediction=self.restorer.relative_prediction)
         save_model_folder(student, self.scheduler, folder, dtype)

@@ -60,6 +60,10 @@ class Task(nn.Module):
     def optimizers(self) -> Sequence[torch.optim.Optimizer]:
         """Return optimisers at their peak learning rates. Together they hold every trainable parameter once."""
 
+    def conclude(self) -> None:
+        """Set what is measured rather than trained, before the model is saved. Every process calls it."""
+        return
+
     @abstractmethod
     def save_model(self, folder: Path, dtype: torch.dtype) -> None:
         """Write the stage's result, which `--model`, `stage1=` and `base=` load, into an empty folder."""

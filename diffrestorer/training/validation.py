@@ -18,11 +18,16 @@ from diffrestorer.data.pair_folders import PairFolders
 from diffrestorer.data.pairs import PairBatch, SynthesisedPairs, collate_pairs
 from diffrestorer.data.prepared import is_prepared, name_classes
 from diffrestorer.data.storage import write_text
+from diffrestorer.training.shared_work import share_out
 from diffrestorer.training.sheets import save_sheet
 from diffrestorer.training.task import Task, to_unit
 
 VALIDATION_SEED = 1_000_003
 """Apart from every run's own seed, so that runs of different seeds see the same set."""
+
+BATCH = 4
+"""Photos that a process restores at once, at most: few, so that all processes have some, and the same batches for any
+number of them."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +38,13 @@ class ValidationScore:
         losses: the task's losses by name.
         psnr: in dB; None if the task restores nothing.
         lpips: None unless asked for.
+        restored: the images, in [0, 1] on the host; None if the task restores nothing.
     """
 
     losses: dict[str, float]
     psnr: float | None
     lpips: float | None
+    restored: Float[Tensor, "n 3 h w"] | None = None
 
     def row(self) -> dict[str, float]:
         """Return the scores that exist, by the names of validation.csv's columns."""
@@ -93,14 +100,11 @@ def _open_own_pairs(data: DataConfig) -> PairFolders:
 
 
 class Validation:
-    """The fixed set of a run, and the files its results go to.
+    """The fixed set of a run, and the files its results go to. Processes share its batches.
 
     Args:
         config: of the run.
         output_dir: gets `validation.csv` and `validation/step_N.png` with degraded, restored and clean images.
-
-    Attributes:
-        sheet: the newest of these sheets; None: there is none.
 
     Raises:
         ValueError: `data.validation_root` is missing or unusable, no class that is trained on can be made from its
@@ -112,8 +116,11 @@ class Validation:
         # The set is small: it is made once and stays in memory.
         pairs = _open_set(config.data, settings.validation_images)
         num_images = min(settings.validation_images, pairs.num_fixed)
-        size = (
-            settings.micro_batch_size or settings.hardware.max_micro_batch or settings.global_batch_size
+        size = min(
+            BATCH,
+            settings.micro_batch_size
+            or settings.hardware.max_micro_batch
+            or settings.global_batch_size,
         )
         self.batches: list[PairBatch] = []
         for start in range(0, num_images, size):
@@ -121,17 +128,19 @@ class Validation:
             self.batches.append(collate_pairs([pairs.fixed(index) for index in indices]))
 
         self.output_dir = output_dir
-        self.sheet: Float[Tensor, "3 sheet_h sheet_w"] | None = None
         self.lpips = _load_lpips() if settings.validation_lpips else None
 
     @torch.no_grad()
-    def __call__(self, task: Task, step: int, device: torch.device) -> ValidationScore:
-        """Score the task as it stands, and write a row and a sheet."""
+    def __call__(self, task: Task, device: torch.device) -> ValidationScore:
+        """Score the task as it stands. Every process calls this, and all get the same score."""
         # Evaluate without dropout and batch statistics, then leave every module in the mode it was in.
         was_training = [(module, module.training) for module in task.modules()]
         task.eval()
         try:
-            results = [self._score_batch(task, batch.to(device)) for batch in self.batches]
+            results = share_out(
+                lambda number: self._score_batch(task, self.batches[number].to(device)),
+                len(self.batches),
+            )
         finally:
             for module, training in was_training:
                 module.training = training
@@ -146,15 +155,17 @@ class Validation:
         mean_lpips = None
         if restored and self.lpips is not None:
             mean_lpips = _weighted_mean([result.lpips for result in results], sizes)
-        score = ValidationScore(losses, mean_psnr, mean_lpips)
+        return ValidationScore(losses, mean_psnr, mean_lpips, torch.cat(restored) if restored else None)
 
-        if restored:
-            lq = torch.cat([to_unit(batch.lq) for batch in self.batches])
-            gt = torch.cat([to_unit(batch.gt) for batch in self.batches])
-            path = self.output_dir / "validation" / f"step_{step}.png"
-            self.sheet = save_sheet(path, [lq, torch.cat(restored), gt])
+    def write(self, score: ValidationScore, step: int) -> Float[Tensor, "3 sheet_h sheet_w"] | None:
+        """Write a row of scores and a sheet of images; return the sheet, or None without images."""
         self._append(step, score.row())
-        return score
+        if score.restored is None:
+            return None
+        lq = torch.cat([to_unit(batch.lq) for batch in self.batches])
+        gt = torch.cat([to_unit(batch.gt) for batch in self.batches])
+        path = self.output_dir / "validation" / f"step_{step}.png"
+        return save_sheet(path, [lq, score.restored, gt])
 
     def _score_batch(self, task: Task, batch: PairBatch) -> _BatchScore:
         losses = task(batch)

@@ -24,6 +24,7 @@ def test_a_saved_model_knows_each_degradation_it_saw(
     ]
     task = Stage1Task(load("train_stage1", Stage1Config, [*tiny_overrides, *data]))
     trained = [name for name, _ in task.named_parameters()]
+    task.conclude()
     task.save_model(tmp_path, torch.float32)
     processor = load_component(tmp_path / "prompt_processor")
     assert isinstance(processor, PromptProcessor)

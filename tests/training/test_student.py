@@ -47,6 +47,7 @@ def commands(
         stage1 = Stage1Task(load("train_stage1", Stage1Config, keys))
         for name in ("control_encoder", "control_network", "unet", "prompt_processor"):
             setattr(stage1.restorer, name, randomised(getattr(stage1.restorer, name)))
+        stage1.conclude()
         stage1.save_model(teacher / "model", torch.float32)
         task = DecoderTask(load("train_decoder", DecoderConfig, [*keys, f"stage1={teacher}"]))
         task.restorer.decoder = randomised(task.restorer.decoder)
@@ -255,7 +256,7 @@ def test_the_prompt_processor_trains_with_its_classifier(
     assert all(parameter.grad.any() for parameter in processor.parameters())
     before = processor.class_prototypes.clone()
     train_a_little(task, batch)
-    task.save_model(tmp_path, torch.float32)
+    task.conclude()
     assert not torch.equal(task.restorer.prompt_processor.class_prototypes, before)
 
 

@@ -1,0 +1,43 @@
+"""What processes share out is what one of them would have made alone."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import training_runs as runs
+from torch import Tensor
+
+from diffrestorer.models.components import load_component
+from diffrestorer.training.shared_work import share_out
+
+SHOWN = ("validation.csv", "validation/step_1.png", "samples/step_1.png")
+
+
+def test_alone_a_process_does_everything() -> None:
+    assert share_out(lambda item: item * item, 5) == [0, 1, 4, 9, 16]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 4])
+def test_validation_samples_and_prototypes_are_those_of_one_process(
+    processes: int, tiny_overrides: list[str], photos_dir: Path, tmp_path: Path
+) -> None:
+    """The one step moves no weight, so that gradients, whose sums depend on the number, play no part."""
+    command = [
+        *tiny_overrides, "data=photos", f"data.root={photos_dir}", "data.size=64", "train.max_steps=1",
+        "train.global_batch_size=8", "train.num_workers=0", f"data.validation_root={photos_dir}", "train.lr=1e-30",
+        "train.weight_decay=0", "train.validate_every=1", "train.validation_images=13", "train.ema_decay=0.9",
+    ]  # fmt: skip
+    one, several, log = tmp_path / "one", tmp_path / "several", tmp_path / "log"
+    runs.run("train_stage1.py", [*command, f"output_dir={one}"], log)
+    runs.run_ranks("train_stage1.py", [[*command, f"output_dir={several}"]], log, processes)
+
+    assert json.loads((several / "environment.json").read_text())["num_processes"] == processes
+    for name in SHOWN:
+        assert (several / name).read_bytes() == (one / name).read_bytes(), name
+    assert torch.equal(prototypes(several), prototypes(one))
+
+
+def prototypes(output: Path) -> Tensor:
+    return load_component(output / "model" / "prompt_processor").class_prototypes
