@@ -32,6 +32,7 @@ from diffrestorer.config.help_page import flatten, help_page
 from diffrestorer.config.options import check_limits
 from diffrestorer.config.overrides import CommandLine, parse, read_command_line, take_as_typed
 from diffrestorer.config.refusals import explain
+from diffrestorer.config.scale import check_scale
 from diffrestorer.config.schema import DataConfig, TrainConfig
 
 CONFIG_DIR = (Path(__file__).resolve().parents[1] / "configs").resolve()
@@ -287,6 +288,7 @@ def _check(schema: type[Any], composed: DictConfig) -> DictConfig:
 
 def _finish(schema: type[Config], composed: DictConfig) -> Config:
     """Return the checked dataclass of what Hydra composed."""
+    check_scale(composed)
     try:
         config = _instantiate(_check(schema, composed))
     except OmegaConfBaseException as error:

@@ -5,6 +5,7 @@ from typing import Any
 
 from diffrestorer.config.hardware_presets import HardwareConfig
 from diffrestorer.config.options import option
+from diffrestorer.config.scale import SCALES
 from diffrestorer.config.synthesis_ranges import Synthesis
 from diffrestorer.config.view_ranges import Views
 
@@ -111,6 +112,9 @@ class DataConfig:
 class TrainConfig:
     """Length, speed and output of training."""
 
+    scale: str = option("paper", choices=tuple(SCALES))
+    """Batch, learning rate, warm-up, steps and average together, each unless given: the paper's, or for 8 or 64 GPUs by
+    a rule that was never tried at these sizes (docs/scaling.md)."""
     max_steps: int = option(500_000, ge=1)
     """Steps of the whole run."""
     global_batch_size: int = option(16, ge=1)
@@ -141,6 +145,8 @@ class TrainConfig:
     """Steps between checkpoints."""
     keep_checkpoints: int = option(2, ge=1)
     """Number of newest checkpoints that are kept."""
+    profile: int | None = option(None, ge=0)
+    """Step whose operations torch's profiler records, into `profile/`: a trace for the browser, and a table by time."""
     log_every: int = option(50, ge=1)
     """Steps between lines of progress."""
     sample_every: int = option(5000, ge=1)

@@ -247,7 +247,8 @@ class StepBatches(Sampler[list[tuple[int, int]]]):
         if global_batch_size < num_processes:
             raise ValueError(
                 f"train.global_batch_size={global_batch_size} leaves some of {num_processes} processes without a "
-                f"sample: start at most {global_batch_size} processes"
+                f"sample: start at most {global_batch_size} processes, or take a larger batch with its learning rate "
+                "and steps, such as train.scale=8gpu (128 samples in stage 1) or 64gpu (512)"
             )
         if global_batch_size % num_processes:
             raise ValueError(

@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from diffrestorer.data.pairs import Pair, collate_pairs
+from diffrestorer.data.pairs import collate_pairs
+from diffrestorer.data.prepared import TrainingPairs
 from diffrestorer.training.averaging import WeightAverage
 from diffrestorer.training.shared_work import share_out
 from diffrestorer.training.sheets import save_sheet
@@ -32,7 +32,6 @@ class Exhibits:
         task: that trains.
         average: of its weights, which validation uses; None: the weights as they are.
         pairs: that are trained on.
-        global_batch_size: of the run.
         tracker: of the run; None on all processes but the main one.
         output_dir: of the run; gets `samples/`.
         log: of the run.
@@ -42,8 +41,7 @@ class Exhibits:
         self,
         task: Task,
         average: WeightAverage | None,
-        pairs: Dataset[Pair],
-        global_batch_size: int,
+        pairs: TrainingPairs,
         tracker: Tracker | None,
         output_dir: Path,
         log: logging.Logger,
@@ -51,7 +49,7 @@ class Exhibits:
         self.task = task
         self.average = average
         self.pairs = pairs
-        self.num_samples = min(SHEET_ROWS, global_batch_size)
+        self.num_samples = min(SHEET_ROWS, pairs.global_batch_size)
         self.tracker = tracker
         self.output_dir = output_dir
         self.log = log

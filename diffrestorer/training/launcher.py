@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import torch
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list
+from torch import distributed
 
 UNUSED = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
@@ -29,6 +30,7 @@ def make_accelerator(mixed_precision: str) -> Accelerator:
         ValueError: the launcher asks for something that the run would not do.
     """
     check_launcher(os.environ, mixed_precision)
+    _meet_again()
 
     # Without `cpu=True` it ignores torchrun's ranks on a machine without a GPU. The plugin keeps it from dividing the
     # losses a second time: the loop does that.
@@ -36,6 +38,31 @@ def make_accelerator(mixed_precision: str) -> Accelerator:
         cpu=not torch.accelerator.is_available(),
         mixed_precision=mixed_precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+    )
+
+
+def restarts() -> int:
+    """Return how often torchrun has started this run again after a process of it ended (`--max-restarts`)."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def _meet_again() -> None:
+    """Join the process group of a run that torchrun has started again.
+
+    The launcher's store outlives the first processes. Their addresses in it would be taken for those of the new ones,
+    which then wait for ever (seen with torch 2.15), so that each attempt looks below a prefix of its own.
+    """
+    agents_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if restarts() == 0 or not agents_store or distributed.is_initialized():
+        return
+    rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = distributed.TCPStore(address, port, count, is_master=False)  # type: ignore[attr-defined]
+    distributed.init_process_group(
+        "nccl" if torch.cuda.is_available() else "gloo",
+        store=distributed.PrefixStore(f"attempt {restarts()}", store),  # type: ignore[attr-defined]
+        rank=rank,
+        world_size=count,
     )
 
 

@@ -29,6 +29,7 @@ from diffrestorer.training.hardware import apply_hardware, check_precision
 from diffrestorer.training.kept_files import read_kept
 from diffrestorer.training.launcher import make_accelerator, on_main_process
 from diffrestorer.training.ownership import own_folder
+from diffrestorer.training.profiling import StepProfile
 from diffrestorer.training.progress import LossRecord, Speed, TimedBatches
 from diffrestorer.training.record import prepare_output, restore_records, run_log
 from diffrestorer.training.resuming import load_newest
@@ -153,9 +154,8 @@ class Run:
         self.peak_rates = [
             group["lr"] for optimizer in self.optimizers for group in optimizer.param_groups
         ]
-        self.average = (
-            WeightAverage(self.task, settings.ema_decay) if settings.ema_decay is not None else None
-        )
+        decay = settings.ema_decay
+        self.average = WeightAverage(self.task, decay) if decay is not None else None
 
     def _resume(self) -> None:
         """Load the newest checkpoint, and bring everything that counts steps to its step."""
@@ -166,32 +166,21 @@ class Run:
             checkpoints, self.task, self.optimizers, self.log, self.average, accelerator
         )
         self.writer = CheckpointWriter(checkpoints, settings.keep_checkpoints)
+        tracker = None
         if accelerator.is_main_process:
             copies = copies_of(checkpoints / f"step_{first_step}") if first_step else {}
             restore_records(self.output_dir, first_step, copies)
-        tracker = (
-            open_tracker(self.config, self.output_dir, first_step)
-            if accelerator.is_main_process
-            else None
-        )
-        self.exhibits = Exhibits(
-            self.task,
-            self.average,
-            self.dataset,
-            settings.global_batch_size,
-            tracker,
-            self.output_dir,
-            self.log,
-        )
+            tracker = open_tracker(self.config, self.output_dir, first_step)
+        shown = (self.task, self.average, self.dataset)
+        self.exhibits = Exhibits(*shown, tracker, self.output_dir, self.log)
 
         # The rest of the steps.
         self.batches = StepBatches(first_step, settings.max_steps, *self.division)
         self.done = first_step
         self.failure: Exception | None = None
         self.model, *self.optimizers = accelerator.prepare(self.task, *self.optimizers)
-        path = self.output_dir / "losses.csv"
-        accumulation = self.batches.accumulation
-        self.record = LossRecord(path, first_step, accelerator, self.dataset, accumulation, self.log)
+        added = (accelerator, self.dataset, self.batches.accumulation, self.log)
+        self.record = LossRecord(self.output_dir / "losses.csv", first_step, *added)
 
         # From here on a stop saves a checkpoint.
         self.state = [*trained_state(self.task).values()]
@@ -200,11 +189,11 @@ class Run:
 
     def to_the_end(self) -> float | None:
         """Step until the last step or until asked to stop; return the seconds per step, as `train` says."""
-        settings = self.settings
+        settings, device = self.settings, self.accelerator.device
         accumulation = self.batches.accumulation
-        device = self.accelerator.device
         guard = (settings.hardware, self.batches.micro_batch_size, self.accelerator.num_processes)
         speed = Speed(device)
+        profile = StepProfile(settings.profile, self.output_dir, self.accelerator, self.log)
         on_gpu = device.type == "cuda"
         loader = pair_loader(self.source, self.batches, settings.num_workers, pin_memory=on_gpu)
         self.timed = TimedBatches(loader, STEPS_AHEAD * accumulation, self._note_failure)
@@ -212,12 +201,14 @@ class Run:
         # A batch here is a micro batch: the optimisers step after the last one of each step.
         for number, batch in enumerate(self.timed, start=1):
             is_last = number % accumulation == 0
+            profile.before(batch.step)
             with explain_out_of_memory(*guard):
                 losses = self._accumulate(batch, synchronise=is_last, measure=number == 1)
                 self.record.add(batch.step, losses.total, losses.parts)
                 if not is_last:
                     continue
                 self._update(batch.step)
+            profile.after(batch.step)
             speed.count_step(last=batch.step + 1 == settings.max_steps)
             if number == accumulation:
                 self.log.info("measured peak memory: %.2f GiB", peak_memory(device) / GIB)
@@ -349,8 +340,7 @@ class Run:
                 write_folder(
                     self.output_dir / "model", lambda folder: self.task.save_model(folder, dtype)
                 )
-        if self.accelerator.is_main_process:
-            self.log.info("model saved to %s", self.output_dir / "model")
+                self.log.info("model saved to %s", self.output_dir / "model")
         self._close()
 
     def _close(self) -> None:

@@ -24,6 +24,8 @@ from accelerate import Accelerator
 from jaxtyping import Float
 from torch import Tensor, distributed
 
+from diffrestorer.training.launcher import restarts
+
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 EXIT_UNFINISHED = 75
 """Exit status of a run that was asked to stop: EX_TEMPFAIL, "not finished, the same command goes on"."""
@@ -264,8 +266,9 @@ class _Channel:
     """
 
     def __init__(self, name: str) -> None:
-        self._reason = f"diffrestorer/{name}/stop"
-        self._end = f"diffrestorer/{name}/end"
+        # The store outlives processes that the launcher starts again.
+        self._reason = f"diffrestorer/{restarts()}/{name}/stop"
+        self._end = f"diffrestorer/{restarts()}/{name}/end"
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         self._store = distributed.TCPStore(  # type: ignore[attr-defined]
             address,
