@@ -18,16 +18,17 @@ from typing import Any
 from unittest import mock
 
 import torch
+from sections import write_section
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from training import write_section
 
 from diffrestorer.config.composition import load
 from diffrestorer.config.hardware_presets import HardwareConfig
 from diffrestorer.config.schema import DecoderConfig, Stage1Config
 from diffrestorer.data.pairs import PairBatch
+from diffrestorer.models.restorer import DecodingNetworks
 from diffrestorer.training.decoder_stage import DecoderTask
 from diffrestorer.training.hardware import apply_hardware
 from diffrestorer.training.stage1 import Stage1Task
@@ -182,27 +183,31 @@ def stage1(train_unet: str) -> Task:
     return Stage1Task(load("train_stage1", Stage1Config, overrides))
 
 
-def decoder() -> Task:
-    """The decoder stage on an untrained stage 1, with VGG-19's network."""
+def decoder(z0: str) -> Task:
+    """The decoder stage on an untrained stage 1, with VGG-19's network; `z0=sampled` also holds the UNet."""
     from torchvision.models import vgg19
 
-    pipeline = mock.Mock(restorer=stage1("none").restorer)
+    restorer = stage1("none").restorer
+    names = ("vae", "image_encoder", "prompt_processor", "decoder")
+    parts = {name: getattr(restorer, name) for name in names}
+    relative = restorer.relative_prediction
+    networks = restorer if z0 == "sampled" else DecodingNetworks(**parts, relative_prediction=relative)
     with (
-        mock.patch(
-            "diffrestorer.training.decoder_stage.DiffRestorerPipeline.from_pretrained",
-            return_value=pipeline,
-        ),
+        mock.patch("diffrestorer.training.decoder_stage.load_stage1", return_value=(networks, None)),
         mock.patch("torchvision.models.get_model_weights") as weights,
         tempfile.TemporaryDirectory() as folder,
     ):
         weights.return_value.__getitem__.return_value.get_state_dict.return_value = vgg19().state_dict()
-        return DecoderTask(load("train_decoder", DecoderConfig, ["hardware=cpu", f"stage1={folder}"]))
+        # Sampling ends before the step's own peak, so that the networks it holds are all that it adds.
+        overrides = ["hardware=cpu", f"stage1={folder}"]
+        return DecoderTask(load("train_decoder", DecoderConfig, overrides))
 
 
 STAGES: dict[str, Callable[[], Task]] = {
     "stage1": lambda: stage1("none"),
     "stage1 train_unet=all": lambda: stage1("all"),
-    "decoder": decoder,
+    "decoder": lambda: decoder("hq"),
+    "decoder z0=sampled": lambda: decoder("sampled"),
 }
 
 
