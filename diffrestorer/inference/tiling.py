@@ -25,7 +25,7 @@ from diffrestorer.inference.choices import Tile
 WHOLE_PIXELS = 1024 * 1024
 """Up to this many pixels `tile="auto"` takes an image whole."""
 
-AUTO_SIDE = 1024
+AUTO_SIDE = 896
 """Side in pixels of the largest tile that `tile="auto"` makes."""
 
 CROPS = 4

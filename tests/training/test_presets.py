@@ -48,7 +48,7 @@ def test_presets_say_what_they_are() -> None:
 @pytest.mark.parametrize("precision", ["bf16", "no"])
 @pytest.mark.parametrize("name", NEEDED)
 def test_a_preset_needs_what_was_counted(name: str, precision: str) -> None:
-    """In both stages, also where latents are sampled, at the preset's micro batch; and that is what fits into cards of its name."""
+    """In both stages, also where latents are sampled, at the preset's micro batch: what fits into such cards."""
     hardware = load("train_stage1", Stage1Config, [f"hardware={name}"]).train.hardware
     assert hardware.max_micro_batch is not None
     counted = max(
