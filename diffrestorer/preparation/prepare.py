@@ -19,6 +19,7 @@ from diffrestorer.data.storage import free_bytes, whole_file
 from diffrestorer.preparation import open_photos
 from diffrestorer.preparation.archives import list_files
 from diffrestorer.preparation.catalog import CATALOG, page, training_share
+from diffrestorer.preparation.division import PARTS, claim, own_shards, read_part
 from diffrestorer.preparation.inventory import (
     PAIRS,
     Found,
@@ -31,7 +32,6 @@ from diffrestorer.preparation.inventory import (
     take_pairs,
     take_photos,
 )
-from diffrestorer.preparation.parts import PARTS, claim, own_shards, read_part
 from diffrestorer.preparation.shards import (
     Group,
     Problems,

@@ -82,11 +82,11 @@ def claim(out: Path, groups: Sequence[Group], settings: Settings, shard: str | N
         out / group.folder / "plan.json": json.dumps(group_record(group, settings)).encode()
         for group in groups
     }
-    shards = [shard for group in groups for shard in group.shards(settings.size)]
+    shards = [each for group in groups for each in group.shards(settings.size)]
     _refuse_other_plans(plans)
 
     # Where all is made, a part that runs again leaves nothing behind.
-    missing = [shard for shard in shards if not _record_file(out, shard).exists()]
+    missing = [each for each in shards if not _record_file(out, each).exists()]
     part = read_part(shard)
     if part is not None and not missing:
         return False
@@ -105,8 +105,8 @@ def claim(out: Path, groups: Sequence[Group], settings: Settings, shard: str | N
         _refuse_unfinished(out, shards, missing)
     if shard is None and (out / PARTS).exists():
         raise ValueError(
-            f"{out} is being prepared in parts: give their shard=, or remove {out / PARTS} once none of them runs "
-            "to go on with one machine"
+            f"{out} is being prepared in parts: give their shard=, then shard=merge, or remove {out / PARTS} once none "
+            "of them runs to go on with one machine"
         )
     _write_plans(plans)
     return bool(missing)

@@ -1,7 +1,10 @@
 """A preparation in parts gives the files of one machine's, whatever the order and whatever is killed."""
 
 import itertools
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import miniatures
@@ -15,7 +18,7 @@ from diffrestorer.data.manifest import MANIFEST
 from diffrestorer.data.ownership import own_folder
 from diffrestorer.data.storage import remove_unfinished, whole_file
 from diffrestorer.preparation import shards
-from diffrestorer.preparation.parts import PARTS, Part, read_part
+from diffrestorer.preparation.division import PARTS, Part, read_part
 from diffrestorer.preparation.prepare import prepare
 
 
@@ -113,7 +116,7 @@ def test_what_does_not_fit_is_refused(root: Path, tmp_path: Path) -> None:
         ValueError, match="in 3 parts of other sets or classes, such as pairs/photos/train"
     ):
         make_part("1/3", root, out, degradations=["noise", "low_light"])
-    with pytest.raises(ValueError, match="is being prepared in parts: give their shard="):
+    with pytest.raises(ValueError, match="is being prepared in parts: give their shard=, then"):
         make_part(None, root, out)
     changed = tree(out)
     changed.pop(f"{PARTS}/owner.json"), before.pop(f"{PARTS}/owner.json")
@@ -241,3 +244,20 @@ def test_a_sweep_makes_the_parts_and_merges_them(root: Path, tmp_path: Path) -> 
         runs.run("prepare_data.py", command, tmp_path / "log")
     make("photos", root, tmp_path / "one", size=32)
     assert tree(tmp_path / "out") == tree(tmp_path / "one")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_launchers_run_the_parts_at_once(launcher: str, root: Path, tmp_path: Path) -> None:
+    """In processes of their own, which are sent the script by pickling; `out` is relative, and one for all."""
+    keys = ["set=photos", f"root={root}", "out=parts", "size=32", f"budget={BUDGET}", "num_workers=1"]
+    line = [sys.executable, str(runs.ROOT / "scripts" / "prepare_data.py"), *keys]
+    sweep = ["-m", f"hydra/launcher={launcher}", "shard=0/3,1/3,2/3"]
+    environment = {**os.environ, "PYTHONPATH": str(runs.ROOT)}
+    for more in (sweep, ["shard=merge"]):
+        done = subprocess.run(
+            [*line, *more], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+    make("photos", root, tmp_path / "one", size=32)
+    assert tree(tmp_path / "parts") == tree(tmp_path / "one")
