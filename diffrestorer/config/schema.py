@@ -256,6 +256,9 @@ class PrepareConfig:
     """Strength of the synthesised degradations, such as synthesis.noise.sigma=[10,50]."""
     num_workers: int | None = option(None, ge=1)
     """Processes; null: one per core."""
+    shard: str | None = None
+    """Part I/N of the work, from 0/N: parts run at once on machines that share `out`. `merge` writes the manifest when
+    all are made. null: the whole work."""
     allow_incomplete: bool = False
     """Go on without sets that are missing (the others take over their share) and without files that lack a partner."""
     skip_unreadable: bool = False

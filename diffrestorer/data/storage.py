@@ -1,12 +1,14 @@
 """Files: each output appears under its name whole or not at all, and inputs are regular files that cannot hang."""
 
 import errno
+import hashlib
 import os
 import secrets
 import shutil
 import stat
 import zlib
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from io import BufferedReader, BufferedWriter
 from pathlib import Path
@@ -79,7 +81,7 @@ def fit_name(name: str, suffix: str = "") -> str:
 @contextmanager
 def whole_file(path: Path) -> Iterator[BufferedWriter]:
     """Yield a file to write that appears under its name when it is complete and on the disk, or not at all."""
-    partial = path.with_name(f".{secrets.token_hex(8)}.tmp")
+    partial = path.with_name(f".{_mark(path)}-{secrets.token_hex(8)}.tmp")
     try:
         with partial.open("wb") as file:
             yield file
@@ -88,6 +90,27 @@ def whole_file(path: Path) -> Iterator[BufferedWriter]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def remove_unfinished(files: Iterable[Path]) -> None:
+    """Remove what interrupted runs left of files before they had their names.
+
+    Nobody may be writing these files, nor others that differ from them in the suffix only; everything else is safe.
+    """
+    marks: dict[Path, set[str]] = defaultdict(set)
+    for file in files:
+        marks[file.parent].add(_mark(file))
+
+    # Each folder is listed once, however many files it holds.
+    for folder, own in marks.items():
+        for leftover in folder.glob(".*-*.tmp"):
+            if leftover.name[1:].partition("-")[0] in own:
+                leftover.unlink(missing_ok=True)
+
+
+def _mark(path: Path) -> str:
+    """Return the beginning of the names that a file has while it is written: a hash, since its own may be too long."""
+    return hashlib.blake2b(os.fsencode(path.stem), digest_size=8).hexdigest()
 
 
 def write_bytes(path: Path, data: bytes) -> None:

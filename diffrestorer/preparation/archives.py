@@ -1,6 +1,7 @@
 """Archives of downloads, unpacked safely, and the images found in folders and in them."""
 
 import lzma
+import math
 import os
 import shutil
 import tarfile
@@ -11,6 +12,7 @@ from io import BufferedIOBase
 from pathlib import Path, PurePosixPath
 
 from diffrestorer.data.images import IMAGE_SUFFIXES
+from diffrestorer.data.ownership import own_folder
 from diffrestorer.data.storage import fit_name, free_bytes, is_special
 
 ARCHIVE_SUFFIXES: tuple[str, ...] = (".tar.gz", ".tar.bz2", ".tar.xz", ".zip", ".tar", ".tgz")
@@ -98,21 +100,31 @@ def unpack(archive: Path, folder: Path) -> Path:
     if target.exists():
         return target
 
-    # Members go to a hidden folder, which takes its name when it is complete.
+    # Members go to a hidden folder, and take the name together. Machines that share `folder` do so in turn.
     partial = folder / fit_name(f".{target.name}", ".tmp")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     try:
-        for name, size, content in _members(archive):
-            _write(archive, partial, name, size, content)
-        os.replace(partial, target)
+        with own_folder(partial, wait=math.inf):
+            if not target.exists():
+                os.replace(_fill(archive, partial), target)
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise ValueError(f"{archive} is damaged or cut off ({error}); download it again") from None
     except (RuntimeError, OSError) as error:  # zipfile: a password, an unknown compression; a full disk
         raise ValueError(f"{archive} cannot be unpacked ({error})") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return target
+
+
+def _fill(archive: Path, partial: Path) -> Path:
+    """Write the images and inner archives of an archive to a subfolder, and return that. A failure leaves nothing."""
+    content = partial / "content"
+    shutil.rmtree(content, ignore_errors=True)
+    content.mkdir()
+    try:
+        for name, size, member in _members(archive):
+            _write(archive, content, name, size, member)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return content
 
 
 def _members(archive: Path) -> Iterator[tuple[str, int, BufferedIOBase]]:

@@ -316,6 +316,7 @@ Download a set from its page, leave it as it is (its archive or its unpacked fol
 
     diffrestorer prepare set=NAME root=DOWNLOADS out=PREPARED     # one set; several may share an out
     diffrestorer prepare set=all root=DOWNLOADS out=PREPARED      # all ten
+    diffrestorer prepare ... shard=0/8                            # one of eight parts, see docs/training.md
     diffrestorer prepare --check out=PREPARED
     accelerate launch -m diffrestorer train stage1 data=paper data.root=PREPARED
 

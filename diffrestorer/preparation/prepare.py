@@ -1,6 +1,5 @@
 """From downloads to verified pairs on disk: find, validate, plan, make in parallel, write the manifest."""
 
-import json
 import shutil
 import tempfile
 from collections import defaultdict
@@ -20,6 +19,7 @@ from diffrestorer.data.storage import free_bytes, whole_file
 from diffrestorer.preparation import open_photos
 from diffrestorer.preparation.archives import list_files
 from diffrestorer.preparation.catalog import CATALOG, page, training_share
+from diffrestorer.preparation.division import PARTS, claim, own_shards, read_part
 from diffrestorer.preparation.inventory import (
     PAIRS,
     Found,
@@ -37,7 +37,6 @@ from diffrestorer.preparation.shards import (
     Problems,
     Settings,
     file_names,
-    group_record,
     inspect,
     make_shard,
     plan,
@@ -100,6 +99,8 @@ def _check_config(config: PrepareConfig) -> None:
         raise ValueError(
             f"degradations={unknown[0]} is not valid{near}; choose from {', '.join(known)}"
         )
+    if read_part(config.shard) and (config.check or config.set in ("open_photos", "readme")):
+        raise ValueError(f"shard={config.shard} divides the making of pairs: leave it out here")
 
     # Folders that the command needs.
     if config.check and config.root is None and config.out is None:
@@ -176,35 +177,43 @@ def _make(config: PrepareConfig, out: Path, console: Console) -> None:
     groups = plan_groups(found, config)
     if not groups:
         raise ValueError(f"set={config.set} gives no pairs of {', '.join(config.degradations)}")
-    _claim(out, groups, settings)
+    part = read_part(config.shard)
+    unfinished = claim(out, groups, settings, config.shard)
+    if part is not None and not unfinished:
+        console.print("every shard is there already; shard=merge writes the manifest")
+        return
     _check_disk(out, groups, settings, console)
-
-    # What an interrupted run left half done is removed; whole shards are kept.
-    for leftover in (
-        *out.glob("pairs/*/*/*/.*.tmp"),
-        *out.glob("pairs/*/*/*/*/.*.tmp"),
-        *out.glob(".*.tmp"),
-    ):
-        leftover.unlink()
     shards = [shard for group in groups for shard in group.shards(settings.size)]
 
-    # Shards are made in parallel, then gathered in the manifest.
-    tasks = [
-        (partial(make_shard, out, shard, settings, config.skip_unreadable), len(shard.pairs))
-        for shard in shards
-    ]
+    # Shards are made in parallel. A merge finds them made, and gathers them in the manifest as one machine does.
     try:
-        with _progress(console, "preparing", sum(len(group.pairs) for group in groups)) as advance:
-            problems = run_all(tasks, config.num_workers, advance)
-        _report(problems, config.skip_unreadable, console)
+        with own_shards(out, shards, part) as own:
+            _make_shards(config, out, own, settings, console)
+        if part is not None:
+            console.print(f"part {part} is made; shard=merge writes the manifest when all are")
+            return
         rows = write_manifest(out)
     except OSError as error:
         raise ValueError(
             f"out={out} cannot be written ({error.strerror or error}); nothing is lost: free some disk, and the same "
             "command goes on"
         ) from None
-    shutil.rmtree(out / _UNPACKED, ignore_errors=True)
+    for folder in (_UNPACKED, PARTS):
+        shutil.rmtree(out / folder, ignore_errors=True)
     console.print(f"{rows:,} pairs in {out / MANIFEST}", soft_wrap=True)
+
+
+def _make_shards(
+    config: PrepareConfig, out: Path, shards: Sequence[Group], settings: Settings, console: Console
+) -> None:
+    """Make shards in parallel, and report images that cannot be used."""
+    tasks = [
+        (partial(make_shard, out, shard, settings, config.skip_unreadable), len(shard.pairs))
+        for shard in shards
+    ]
+    with _progress(console, "preparing", sum(len(shard.pairs) for shard in shards)) as advance:
+        problems = run_all(tasks, config.num_workers, advance)
+    _report(problems, config.skip_unreadable, console)
 
 
 def _report(problems: Sequence[Problems], skip_unreadable: bool, console: Console) -> None:
@@ -277,24 +286,6 @@ def _budget(
             f"budget={config.budget} leaves {name} without a pair of {degradation}; give a larger one"
         )
     return end - start
-
-
-def _claim(out: Path, groups: Sequence[Group], settings: Settings) -> None:
-    """Record what each group's folder holds, and refuse a folder that holds something else."""
-    plans = [
-        (out / group.folder / "plan.json", json.dumps(group_record(group, settings)).encode())
-        for group in groups
-    ]
-    for file, record in plans:
-        if file.exists() and file.read_bytes() != record:
-            raise ValueError(
-                f"{file.parent} holds pairs of other files or other settings; choose another out or remove it"
-            )
-    for file, record in plans:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        if not file.exists():
-            with whole_file(file) as output:
-                output.write(record)
 
 
 def _check_disk(out: Path, groups: Sequence[Group], settings: Settings, console: Console) -> None:

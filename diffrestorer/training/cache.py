@@ -26,13 +26,13 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from diffrestorer.data.ownership import own_folder
 from diffrestorer.data.pairs import Pair, PairBatch, collate_pairs, pair_loader
 from diffrestorer.data.prepared import PreparedPairs, TrainingPairs
 from diffrestorer.models.weight_files import save_tensors
 from diffrestorer.training.checkpoint import write_folder
 from diffrestorer.training.kept_files import write_changed
 from diffrestorer.training.launcher import on_main_process
-from diffrestorer.training.ownership import own_folder
 from diffrestorer.training.task import Task
 
 FORMAT = 1

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from diffrestorer.config.hardware_presets import GIB
 from diffrestorer.config.schema import RunConfig
+from diffrestorer.data.ownership import own_folder
 from diffrestorer.data.pairs import Pair, PairBatch, StepBatches, pair_loader
 from diffrestorer.data.prepared import open_pairs
 from diffrestorer.training.averaging import WeightAverage
@@ -28,7 +29,6 @@ from diffrestorer.training.failures import explain_data, explain_files, explain_
 from diffrestorer.training.hardware import apply_hardware, check_precision
 from diffrestorer.training.kept_files import read_kept
 from diffrestorer.training.launcher import make_accelerator, on_main_process
-from diffrestorer.training.ownership import own_folder
 from diffrestorer.training.profiling import StepProfile
 from diffrestorer.training.progress import LossRecord, Speed, TimedBatches
 from diffrestorer.training.record import prepare_output, restore_records, run_log

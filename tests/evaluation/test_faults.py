@@ -124,3 +124,29 @@ def test_two_processes_share_the_work_and_give_the_same_tables(
     assert names[0] == names[1]
     kept = [len((tmp_path / "scores" / f"{rank}.jsonl").read_text().split()) for rank in (0, 1)]
     assert min(kept) > 0, "each process scored some"
+
+
+@pytest.mark.soak
+def test_jobs_of_a_sweep_restore_into_one_folder(whole: Path, model: Path, tmp_path: Path) -> None:
+    """A method per job, beside another process that restores one of them too; then one run scores them all."""
+    words = [
+        word for word in command(tmp_path, model) if not word.startswith(("--method", "degraded,"))
+    ]
+    sweep = ["-m", "hydra.sweep.subdir=.", "method=[diff_restorer_sd],[diff_restorer]"]
+    jobs = [
+        subprocess.Popen(
+            [sys.executable, *words, "only=restore", *more], cwd=ROOT, stderr=subprocess.PIPE, text=True
+        )
+        for more in (sweep, ["method=[diff_restorer]"])
+    ]
+    for job in jobs:
+        assert job.wait() == 0, job.stderr.read() if job.stderr else ""
+    assert not (tmp_path / "scores.csv").exists()
+    assert {path.name for path in (tmp_path / "restored").iterdir()} >= {
+        "diff_restorer",
+        "diff_restorer_sd",
+    }
+    run([sys.executable, *command(tmp_path, model)])
+    assert tables(tmp_path) == tables(whole)
+    made = json.loads((tmp_path / "run.json").read_text())["methods"]
+    assert all(made[name]["restored"] == 0 for name in ("diff_restorer", "diff_restorer_sd"))

@@ -1,9 +1,11 @@
 """Archives are unpacked safely: images only, nothing outside the folder, whole or not at all."""
 
 import io
+import multiprocessing
 import os
 import tarfile
 import zipfile
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
@@ -38,6 +40,28 @@ def test_images_only(tmp_path: Path) -> None:
         tmp_path / "a.zip", {"x/1.png": b"1", "x/readme.txt": b"2", "__MACOSX/x/._1.png": b"3"}
     )
     assert files(unpack(archive, tmp_path / "out")) == ["x/1.png"]
+
+
+def _unpack_elsewhere(archive: Path, folder: Path, start: Event) -> None:
+    start.wait()
+    assert files(unpack(archive, folder)) == [f"{number:03d}.png" for number in range(400)]
+
+
+def test_processes_that_share_a_folder_unpack_once(tmp_path: Path) -> None:
+    archive = make_zip(
+        tmp_path / "a.zip", {f"{number:03d}.png": bytes(10_000) for number in range(400)}
+    )
+    context = multiprocessing.get_context("fork")
+    start = context.Event()
+    line = (archive, tmp_path / "out", start)
+    processes = [context.Process(target=_unpack_elsewhere, args=line) for _ in range(4)]
+    for process in processes:
+        process.start()
+    start.set()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * 4
+    assert len(files(tmp_path / "out")) == 400 + 1, "the images once, and the lock"
 
 
 @pytest.mark.parametrize("name", ["../1.png", "x/../../1.png", "/etc/1.png", "C:/1.png", "..\\1.png"])

@@ -14,9 +14,9 @@ import pytest
 import training_runs as runs
 from tiny_runs import DAMAGES, copy_run, damage, small_files, train_stage1
 
+from diffrestorer.data.ownership import own_folder
 from diffrestorer.training.checkpoint import read_state
 from diffrestorer.training.kept_files import DamagedFileError, read_sealed, write_sealed
-from diffrestorer.training.ownership import own_folder
 from diffrestorer.training.recipe import STAGES, _read_plan
 
 
@@ -177,7 +177,7 @@ def test_a_requeued_job_waits_for_the_one_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from diffrestorer.training.ownership import own_folder\n"
+        "import sys, time; from pathlib import Path; from diffrestorer.data.ownership import own_folder\n"
         f"with own_folder(Path({str(tmp_path)!r})):\n  print('has it', flush=True); time.sleep(2)"
     )
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")

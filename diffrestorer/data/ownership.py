@@ -26,7 +26,9 @@ LOG = logging.getLogger("diffrestorer.training")
 
 
 @contextmanager
-def own_folder(folder: Path, wait: float | None = None) -> Iterator[None]:
+def own_folder(
+    folder: Path, wait: float | None = None, instead: str = "choose another output_dir"
+) -> Iterator[None]:
     """Hold a folder for this process while the context lasts.
 
     The lock is POSIX's record lock on `folder/owner.json`. Forked data workers do not inherit it, and the system drops
@@ -35,6 +37,7 @@ def own_folder(folder: Path, wait: float | None = None) -> Iterator[None]:
     Args:
         folder: is made if there is none.
         wait: seconds to wait for another owner; None: not at all, or `REQUEUE_WAIT` in a requeued job.
+        instead: advice to whoever cannot wait.
 
     Raises:
         ValueError: another process holds the folder; the message names it.
@@ -56,7 +59,7 @@ def own_folder(folder: Path, wait: float | None = None) -> Iterator[None]:
                 waits = True
             if time.monotonic() >= deadline:
                 raise ValueError(
-                    f"{folder} is in use by {_read_owner(file)}: wait for its end, or choose another output_dir"
+                    f"{folder} is in use by {_read_owner(file)}: wait for its end, or {instead}"
                 )
             time.sleep(POLL_SECONDS)
         _write_owner(file)
