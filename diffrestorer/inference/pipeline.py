@@ -80,6 +80,7 @@ class DiffRestorerPipeline(ComponentPipeline):
             lq, size = self._take_batch(images, indices)
             options = (degradation, tile, tile_batch_size, on_step, size, callback_on_step_end)
             sampled = self.sample(lq, num_inference_steps, own, *options)
+            sampled = _ready_to_decode(sampled)
             logits = sampled.condition.prompts.degradation_logits.float()
             probabilities[indices] = logits.softmax(dim=-1).cpu()
             outputs = self._outputs(sampled, decoder, fidelity, output_type)
@@ -218,9 +219,6 @@ class DiffRestorerPipeline(ComponentPipeline):
         if output_type == "latent":
             return list(sampled.latents)
 
-        # Decoding needs no control features: of a large image, the largest of what is held.
-        features = sampled.condition.control_features[:, :0].clone()
-        sampled = replace(sampled, condition=replace(sampled.condition, control_features=features))
         decoded = self.decode(sampled, decoder, fidelity).float().cpu()
         return [from_tensor(image, output_type) for image in decoded]
 
@@ -255,3 +253,9 @@ class DiffRestorerPipeline(ComponentPipeline):
             if shrink and len(lq) == 1
             else [side]
         )
+
+
+def _ready_to_decode(sampled: SampledLatents) -> SampledLatents:
+    """Return what was sampled without the control features, which a large image's decoding needs the memory of."""
+    features = sampled.condition.control_features[:, :0].clone()
+    return replace(sampled, condition=replace(sampled.condition, control_features=features))

@@ -261,7 +261,7 @@ def tile_side(tile: Tile, height: int, width: int, multiple: int) -> int | None:
     """Return the side in pixels of the largest tile for an image, or None to take it whole.
 
     Args:
-        tile: `auto` takes up to 1024x1024 pixels whole and larger images by tiles of at most 1024; `none` takes any
+        tile: `auto` takes up to 1024x1024 pixels whole and larger images by tiles of at most 896; `none` takes any
             whole; a number is a tile's side, rounded to what the networks can take.
         multiple: pixels that a tile's sides are a multiple of.
 

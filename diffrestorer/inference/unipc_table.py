@@ -73,7 +73,8 @@ class SamplingTable:
             edited = edit(index, timestep, latents)
             if edited is not latents:
                 state[SAMPLE] = edited.flatten()
-        return state[SAMPLE].view(start.shape).to(start.dtype)
+        # A copy: a view would keep the whole state, as large as the latents of five images, alive.
+        return state[SAMPLE].view(start.shape).to(start.dtype, copy=True)
 
 
 def has_table(scheduler: SchedulerMixin) -> bool:
