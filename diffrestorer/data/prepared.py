@@ -1,9 +1,8 @@
-"""Training pairs from a prepared folder: pixels mapped into memory, addressed by (step, position)."""
+"""Training pairs from a prepared folder, local or remote, raw or compressed, addressed by (step, position)."""
 
 import hashlib
 from collections.abc import Sequence
 from functools import lru_cache
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -15,12 +14,20 @@ from diffrestorer.config.schema import DataConfig
 from diffrestorer.config.synthesis_ranges import Synthesis
 from diffrestorer.config.view_ranges import Views
 from diffrestorer.data.counter import counter_rng, shuffled
-from diffrestorer.data.manifest import MANIFEST, open_shard, read_batches, split_address
+from diffrestorer.data.manifest import (
+    MANIFEST,
+    Shard,
+    manifest_file,
+    open_shard,
+    read_batches,
+    split_address,
+)
 from diffrestorer.data.order import BalancedOrder
 from diffrestorer.data.pair_folders import PairFolders, find_pairs, found_classes
 from diffrestorer.data.pairs import Pair, SynthesisedPairs, augment, check_data
+from diffrestorer.data.remote import Location, open_root
 
-_OPEN_SHARDS = 512  # each holds a file descriptor, of which a process usually has 1024
+_OPEN_SHARDS = 512  # each local one holds a file descriptor, of which a process usually has 1024
 
 
 def open_pairs(config: DataConfig, seed: int, global_batch_size: int) -> "TrainingPairs":
@@ -40,7 +47,7 @@ def open_pairs(config: DataConfig, seed: int, global_batch_size: int) -> "Traini
 
 def is_prepared(root: str | None) -> bool:
     """Tell whether a folder holds prepared pairs."""
-    return root is not None and (Path(root) / MANIFEST).is_file()
+    return root is not None and (open_root(root) / MANIFEST).is_file()
 
 
 def name_classes(config: DataConfig) -> list[str]:
@@ -55,8 +62,9 @@ def name_classes(config: DataConfig) -> list[str]:
         )
         return found_classes(pairs)
     assert config.root is not None
+    root = open_root(config.root, config.cache_dir, config.cache_gb)
     found: set[str] = set()
-    for batch in read_batches(Path(config.root), ["degradation", "split"]):
+    for batch in read_batches(root, ["degradation", "split"]):
         rows = zip(batch["degradation"], batch["split"], strict=True)
         found.update(degradation for degradation, split in rows if split == "train")
     return sorted(found)
@@ -104,7 +112,7 @@ class PreparedPairs(Dataset[Pair]):
             )
 
         # The rows of the manifest, whose pairs must be as large as the crop.
-        self.root = Path(config.root)
+        self.root = open_root(config.root, config.cache_dir, config.cache_gb)
         self.size = config.size
         self.augment = config.augment
         self.seed = seed
@@ -178,7 +186,7 @@ class PreparedPairs(Dataset[Pair]):
         run = int(np.searchsorted(before, place, side="right")) - 1
         return int(self.starts[runs[run]] + place - before[run])
 
-    def source(self, step: int, position: int) -> tuple[Path, str]:
+    def source(self, step: int, position: int) -> tuple[Location, str]:
         """Return the address and the degradation of sample (step, position)."""
         shard, row, label = self._locate(self._index(step, position))
         return self.root / f"{shard}#{row}", self.classes[label]
@@ -207,7 +215,7 @@ class PreparedPairs(Dataset[Pair]):
             digest.update(
                 f"{' '.join(self.classes)} {self.num_pairs - self.num_stored} clean ".encode()
             )
-        digest.update((self.root / MANIFEST).read_bytes())
+        digest.update(manifest_file(self.root).read_bytes())
         return digest.hexdigest()
 
     def variant(self, step: int, position: int) -> int:
@@ -240,7 +248,7 @@ class PreparedPairs(Dataset[Pair]):
         """Read a pair, crop it and perhaps mirror it."""
         shard, row, label = self._locate(index)
         top, left, mirrored = view
-        pixels = self._open(shard)[row, ..., top : top + self.size, left : left + self.size]
+        pixels = self._open(shard)[row][..., top : top + self.size, left : left + self.size]
         if mirrored:  # NumPy mirrors byte by byte
             pixels = cv2.flip(pixels.reshape(-1, self.size), 1).reshape(pixels.shape)
         lq, gt = pixels.transpose(0, 2, 3, 1)
@@ -259,8 +267,8 @@ class PreparedPairs(Dataset[Pair]):
         return self.shards[self.shard_of[run]], row, int(self.labels[run])
 
     @lru_cache(maxsize=_OPEN_SHARDS)  # noqa: B019 - the dataset lives as long as the run
-    def _open(self, shard: str) -> np.ndarray:
-        """Map a shard into memory."""
+    def _open(self, shard: str) -> Shard:
+        """Open a shard, whose pixels stay where they are."""
         return open_shard(self.root / shard)
 
 

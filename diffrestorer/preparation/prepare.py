@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from diffrestorer.config.degradations import CLEAN, DEGRADATIONS, MIXTURES, nearest
 from diffrestorer.config.schema import PrepareConfig
 from diffrestorer.config.synthesis_presets import refuse_held_out
+from diffrestorer.data.compressed_shard import SUFFIX
 from diffrestorer.data.manifest import MANIFEST, clean_images, read_batches, verify, write_manifest
 from diffrestorer.data.storage import free_bytes, whole_file
 from diffrestorer.preparation import open_photos
@@ -32,6 +33,7 @@ from diffrestorer.preparation.inventory import (
     take_pairs,
     take_photos,
 )
+from diffrestorer.preparation.shard_files import expected_bytes
 from diffrestorer.preparation.shards import (
     Group,
     Problems,
@@ -168,7 +170,7 @@ def _make(config: PrepareConfig, out: Path, console: Console) -> None:
         if config.fit == "auto"
         else config.fit
     )
-    settings = Settings(config.size, fit, config.seed, config.synthesis)
+    settings = Settings(config.size, fit, config.seed, config.synthesis, config.compress)
 
     # Everything that can be refused is refused before anything is written.
     out.mkdir(parents=True, exist_ok=True)
@@ -299,14 +301,17 @@ def _claim(out: Path, groups: Sequence[Group], settings: Settings) -> None:
 
 def _check_disk(out: Path, groups: Sequence[Group], settings: Settings, console: Console) -> None:
     """Print how much disk the pairs take, and refuse to begin without it."""
-    need = sum(group.num_images for group in groups) * settings.size * settings.size * 3
+    need = sum(
+        expected_bytes(group.num_images, settings.size, group.split, settings.compress)
+        for group in groups
+    )
 
     # What an interrupted run has made already is not needed again.
     files = (
         file
         for group in groups
         for file in (out / group.folder).rglob("*")
-        if file.suffix in (".npy", ".png")
+        if file.suffix in (".npy", SUFFIX, ".png")
     )
     there = min(sum(file.stat().st_size for file in files), need)
     free = free_bytes(out)
