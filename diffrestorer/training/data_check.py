@@ -48,7 +48,7 @@ class DataFile:
 
 
 Reader = Callable[[Any, tuple[int, ...]], DataFile]
-"""Function that reads one file of a kind of dataset, a `Location` of prepared pairs or a photo's path, given its stamp."""
+"""Function that reads a file, a `Location` of prepared pairs or the path of a photo, given its stamp."""
 
 
 def check_data(
