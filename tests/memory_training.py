@@ -1,4 +1,4 @@
-"""Stage 1 from `memory://`, which lives in one process: `memory_training.py FOLDER ARGUMENTS` copies a folder there first."""
+"""Stage 1 from `memory://`, which lives in one process: `memory_training.py FOLDER ARGUMENTS` copies a folder there."""
 
 import runpy
 import sys

@@ -71,7 +71,7 @@ class CompressedShard:
         # The header, which tells how long the table is.
         head = source.read(0, _HEADER.size)
         if len(head) < _HEADER.size or not head.startswith(_MAGIC):
-            raise ValueError(f"{name} is no shard of pairs; --check finds what is damaged")
+            raise ValueError(f"{name} is no shard of pairs")
         _, codec, *shape = _HEADER.unpack(head)
         rows = shape[0]
         length = _table_bytes(rows)
@@ -82,16 +82,14 @@ class CompressedShard:
         packed = source.read(_HEADER.size, length + 4) if fits else b""
         body, checksum = packed[:length], packed[length:]
         if len(packed) < length + 4 or checksum != _checksum(head + body):
-            raise ValueError(f"{name} is damaged at its start; --check finds what is damaged")
+            raise ValueError(f"{name} is damaged at its start")
         entry = np.frombuffer(body, _table_type(rows))[0]
         self._places, self._checksums = entry["places"], entry["checksums"]
         self._codec = CODECS.get(codec.rstrip(b"\0").decode("ascii", "replace"))
         if self._codec is None:
             raise ValueError(f"{name} is compressed by {codec!r}, which this version does not know")
         if source.size != self._places[rows]:
-            raise ValueError(
-                f"{name} has {source.size:,} bytes instead of {self._places[rows]:,}; --check finds what is damaged"
-            )
+            raise ValueError(f"{name} has {source.size:,} bytes instead of {self._places[rows]:,}")
 
     def __getitem__(self, row: int) -> Pixels:
         """Read and decode a pair."""
@@ -105,7 +103,9 @@ class CompressedShard:
         frame = self._source.read(start, end - start)
         assert self._codec is not None
         if imagecodecs.deflate_crc32(frame) != self._checksums[row]:
-            raise ValueError(f"{self._name}#{row} is damaged; --check finds what else is")
+            raise ValueError(
+                f"{self._name}#{row} is damaged: its bytes are not those that were written"
+            )
         try:
             return self._codec.decode(frame, self.shape[1:])
         except (RuntimeError, ValueError) as error:

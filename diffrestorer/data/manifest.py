@@ -90,7 +90,10 @@ def open_shard(path: Location) -> Shard:
         raise
     except (OSError, ValueError, EOFError) as error:
         reason = str(error).removeprefix(f"{path}: ").removeprefix(f"{path} ")
-        raise ValueError(f"{path} cannot be read ({reason}); --check finds what is damaged") from None
+        advice = (
+            "copy it there again" if isinstance(path, RemotePath) else "--check finds what is damaged"
+        )
+        raise ValueError(f"{path} cannot be read ({reason}); {advice}") from None
     if pixels.dtype != np.uint8 or len(pixels.shape) != 5 or tuple(pixels.shape[1:3]) != (2, 3):
         raise ValueError(f"{path} does not hold pairs: {pixels.dtype} {pixels.shape}")
     return pixels

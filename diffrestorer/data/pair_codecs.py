@@ -14,6 +14,7 @@ PNG is larger than zstd and slower than both, so that it is no choice here. Pill
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import imagecodecs
 import numpy as np
@@ -53,9 +54,8 @@ def _decode_zstd(frame: bytes, shape: tuple[int, ...]) -> Pixels:
         raise ValueError("the frame has other pixels than its shard")
 
     # A loop over rows is ten times as fast as numpy's accumulate over them.
-    lines = flat.reshape(height, -1)
-    for below in range(1, height):
-        np.add(lines[below], lines[below - 1], out=lines[below])
+    for above, below in pairwise(flat.reshape(height, -1)):
+        np.add(below, above, out=below)
     rows = flat.reshape(height, sides, channels, width)
     rows[:, :, 0] += rows[:, :, 1]
     rows[:, :, 2] += rows[:, :, 1]

@@ -17,6 +17,7 @@ from diffrestorer.config.schema import PrepareConfig
 from diffrestorer.config.synthesis_presets import refuse_held_out
 from diffrestorer.data.compressed_shard import SUFFIX
 from diffrestorer.data.manifest import MANIFEST, clean_images, read_batches, verify, write_manifest
+from diffrestorer.data.remote import is_remote
 from diffrestorer.data.storage import free_bytes, whole_file
 from diffrestorer.preparation import open_photos
 from diffrestorer.preparation.archives import list_files
@@ -104,6 +105,8 @@ def _check_config(config: PrepareConfig) -> None:
         )
 
     # Folders that the command needs.
+    if config.out is not None and is_remote(config.out):
+        raise ValueError(f"out={config.out} is a URL: prepare into a folder, then copy it there")
     if config.check and config.root is None and config.out is None:
         raise ValueError("--check needs root=DOWNLOADS, out=PREPARED or both")
     if not config.check and config.root is None and config.set not in ("readme", "open_photos"):

@@ -239,7 +239,7 @@ def test_a_damaged_shard_is_named(
     else:
         changed = {"cut": content[:-1], "longer": content + b"\0", "emptied": b"", "other": b"no" * 999}
         files.pipe_file(path, changed[harm])
-    sentence = ": no such file$" if harm == "missing" else r" cannot be read \(.*--check finds"
+    sentence = ": no such file$" if harm == "missing" else r" cannot be read \(.*copy it there again"
     with pytest.raises(ValueError, match=f"^{shard}{sentence}"):
         [pairs[0, position] for position in range(pairs.num_pairs)]
 

@@ -35,7 +35,9 @@ def arguments(tiny_overrides: list[str]) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def from_files(stores: Path, arguments: Sequence[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def from_files(
+    stores: Path, arguments: Sequence[str], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """The run on the raw store, which the others must equal."""
     output = tmp_path_factory.mktemp("files") / "run"
     command = [*arguments, f"data.root={stores / 'none'}", f"output_dir={output}"]
