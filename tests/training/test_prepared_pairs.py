@@ -83,5 +83,28 @@ def test_training_from_a_url_survives_a_kill(
     assert_equal(output, from_files)
 
 
+@pytest.mark.slow
+def test_stored_photos_train_from_a_url_and_survive_a_kill(
+    stores: Path, arguments: Sequence[str], tmp_path: Path
+) -> None:
+    """Degraded on the fly: raw photos in a folder and compressed ones at a URL, killed and resumed, train alike."""
+    for codec in ("none", "zstd"):
+        keys = {"size": 80, "budget": None, "degradations": ["clean"], "compress": codec}
+        make("photos", stores / "photos", tmp_path / codec, **keys)
+    general = [word for word in arguments if word != "data=manifest"]
+    command = [*general, "data=photos", "data.synthesis.noise.sigma=[10,20]"]
+    local = [*command, f"data.root={tmp_path / 'none'}", f"output_dir={tmp_path / 'files'}"]
+    runs.run("train_stage1.py", local, tmp_path / "log")
+    output = tmp_path / "run"
+    remote = [
+        str(tmp_path / "zstd"), *command, f"data.root={URL}", f"output_dir={output}",
+        f"data.cache_dir={tmp_path / 'cache'}",
+    ]  # fmt: skip
+    begun = runs.start(MEMORY, remote, tmp_path / "log")
+    runs.kill_when(begun, output / "losses.csv", lambda path: path.exists() and has_rows(path, 3))
+    runs.run(MEMORY, remote, tmp_path / "log")
+    assert_equal(output, tmp_path / "files")
+
+
 def has_rows(path: Path, number: int) -> bool:
     return len(path.read_text().splitlines()) > number
