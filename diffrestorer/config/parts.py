@@ -71,7 +71,7 @@ class DataConfig:
     name: str = "paper"
     """Name of the file in configs/data/."""
     root: str | None = None
-    """A folder that `diffrestorer prepare` made, or its copy at a URL (s3://, gs://, hf://, ...); one of clean photos
+    """A folder that `diffrestorer prepare` made, or a URL of its copy (s3://, gs://, hf://, ...); one of clean photos
     (`data=photos`), searched recursively, or one with NAME/lq/ and NAME/gt/ for each class (`data=pairs`)."""
     size: int = option(512, ge=32, multiple_of=8)
     """Side of the training crop in pixels. The VAE divides by 8, VGG-19's features need 32."""
