@@ -1,11 +1,11 @@
-"""Pairs a second from the memory-mapped store, beside the usual dataset of paired PNG files.
+"""Pairs a second from prepared stores, mapped into memory or compressed, beside the usual dataset of paired PNG files.
 
     python benchmarks/loader.py                     # table on stdout, raw numbers in benchmarks/results/loader.json
 
-Both serve the same pairs in the same order, cropped and mirrored alike, through the same DataLoader; that their batches
-are equal is checked first. Rounds alternate between the two and take equally long, each from a step of its own; the
-median, slowest and fastest are printed. The files of both are in the page cache. Without workers, processor time is
-measured too, which other programs on the machine disturb less.
+All serve the same pairs in the same order, cropped and mirrored alike, through the same DataLoader; that their batches
+are equal is checked first. Rounds alternate between them and take equally long, each from a step of its own; the
+median, slowest and fastest are printed, then each store's ratio to the PNG files. All files are in the page cache.
+Without workers, processor time is measured too, which other programs on the machine disturb less.
 """
 
 import argparse
@@ -37,6 +37,10 @@ from diffrestorer.preparation.prepare import prepare
 PHOTOS = ("astronaut", "coffee", "chelsea", "rocket")
 BATCH = 16
 PAIRS_A_CLASS = 12
+
+PNG = "paired PNG"
+STORES = {"memory-mapped": "none", "zstd": "zstd", "WebP": "webp"}
+"""Rows of the table -> `diffrestorer prepare compress=`."""
 
 
 class PairedPNG(Dataset[Pair]):
@@ -76,11 +80,12 @@ def main() -> None:
     torch.set_num_threads(1)
 
     with tempfile.TemporaryDirectory() as folder:
-        mapped, png = build(Path(folder), arguments.size)
-        check_parity(mapped, png)
-        datasets = {"paired PNG": png, "memory-mapped": mapped}
+        stores, png = build(Path(folder), arguments.size)
+        for store in stores.values():
+            check_parity(store, png)
+        datasets = {PNG: png, **stores}
         rows = []
-        print("workers  pairs a second       median (slowest - fastest)")
+        print("workers  pairs a second             median (slowest - fastest)")
         for workers in arguments.workers:
             rounds: dict[str, list[Round]] = {name: [] for name in datasets}
             for number in range(arguments.rounds + 1):
@@ -92,30 +97,26 @@ def main() -> None:
                     {"workers": workers, "dataset": name, "rounds": [asdict(value) for value in values]}
                 )
                 show(workers, name, [value.pairs / value.seconds for value in values])
-            pairs = list(zip(*rounds.values(), strict=True))
-            show(workers, "ratio", [(b.pairs / b.seconds) / (a.pairs / a.seconds) for a, b in pairs])
-            if not workers:
-                show(
-                    workers,
-                    "ratio, processor",
-                    [(b.pairs / b.cpu_seconds) / (a.pairs / a.cpu_seconds) for a, b in pairs],
-                )
+            for name in stores:
+                show_ratios(workers, name, rounds[PNG], rounds[name])
     arguments.output.parent.mkdir(exist_ok=True)
     arguments.output.write_text(json.dumps({**environment(arguments), "rows": rows}, indent=1) + "\n")
 
 
-def build(folder: Path, size: int) -> tuple[PreparedPairs, PairedPNG]:
-    """The same pairs in both forms: photos under the eight degradations."""
+def build(folder: Path, size: int) -> tuple[dict[str, PreparedPairs], PairedPNG]:
+    """The same pairs in all forms: photos under the eight degradations."""
     (folder / "photos").mkdir()
     for name in PHOTOS:
         Image.fromarray(getattr(skimage.data, name)()).save(folder / "photos" / f"{name}.png")
-    store = folder / "store"
-    prepare(
-        PrepareConfig(
-            "photos", str(folder / "photos"), str(store), size=size, budget=PAIRS_A_CLASS, num_workers=1
-        )
-    )
-    mapped = PreparedPairs(DataConfig("manifest", str(store), size, list(DEGRADATIONS)), 0, BATCH)
+    stores = {}
+    for name, codec in STORES.items():
+        keys = {"size": size, "budget": PAIRS_A_CLASS, "num_workers": 1, "compress": codec}
+        prepare(PrepareConfig("photos", str(folder / "photos"), str(folder / codec), **keys))
+        config = DataConfig("manifest", str(folder / codec), size, list(DEGRADATIONS))
+        stores[name] = PreparedPairs(config, 0, BATCH)
+
+    # The files of a paired dataset, from the raw store.
+    mapped = stores["memory-mapped"]
     for number in range(mapped.num_pairs):
         path, _ = mapped.source(*divmod(number, BATCH))
         shard, _, row = str(path).partition("#")
@@ -124,7 +125,7 @@ def build(folder: Path, size: int) -> tuple[PreparedPairs, PairedPNG]:
         ):
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))).save(file)
-    return mapped, PairedPNG(mapped, folder / "png")
+    return stores, PairedPNG(mapped, folder / "png")
 
 
 def png_files(folder: Path, path: Path) -> tuple[Path, Path]:
@@ -168,8 +169,17 @@ def show(workers: int, name: str, values: list[float]) -> None:
     """Prints a line of the table."""
     middle = statistics.median(values)
     print(
-        f"{workers:7d}  {name:18s}  {middle:7.1f} ({min(values):.1f} - {max(values):.1f})", flush=True
+        f"{workers:7d}  {name:24s}  {middle:7.1f} ({min(values):.1f} - {max(values):.1f})", flush=True
     )
+
+
+def show_ratios(workers: int, name: str, png: list[Round], store: list[Round]) -> None:
+    """Prints a store's speed beside the PNG files', round by round."""
+    rounds = list(zip(png, store, strict=True))
+    show(workers, f"{name} / PNG", [(b.pairs / b.seconds) / (a.pairs / a.seconds) for a, b in rounds])
+    if not workers:
+        ratios = [(b.pairs / b.cpu_seconds) / (a.pairs / a.cpu_seconds) for a, b in rounds]
+        show(workers, f"{name} / PNG, cpu", ratios)
 
 
 def environment(arguments: argparse.Namespace) -> dict[str, object]:

@@ -413,7 +413,7 @@ def test_text_is_taken_as_typed(text: str) -> None:
         for key in keys
         if key.rpartition(".")[2] in ("output_dir", "root", "base", "init", "cache_dir", "clip")
     ]
-    assert len(free) == 7, free
+    assert len(free) == 8, free
     config = dataclasses.asdict(load("train_stage1", Stage1Config, [f"{key}={text}" for key in free]))
     assert {key: dict(flatten(config))[key] for key in free} == dict.fromkeys(free, text)
 

@@ -72,8 +72,8 @@ class DataConfig:
     name: str = "paper"
     """Name of the file in configs/data/."""
     root: str | None = None
-    """A folder that `diffrestorer prepare` made, one of clean photos (`data=photos`), searched recursively, or one
-    with NAME/lq/ and NAME/gt/ for each class (`data=pairs`)."""
+    """A folder that `diffrestorer prepare` made, or a URL of its copy (s3://, gs://, hf://, ...); one of clean photos
+    (`data=photos`), searched recursively, or one with NAME/lq/ and NAME/gt/ for each class (`data=pairs`)."""
     size: int = option(512, ge=32, multiple_of=8)
     """Side of the training crop in pixels. The VAE divides by 8, VGG-19's features need 32."""
     degradations: list[str] | None = None
@@ -106,6 +106,10 @@ class DataConfig:
     """`data=pairs`: names of degraded files without their suffix; `{}_lq` fits x_lq.png."""
     gt_name: str = "{}"
     """`data=pairs`: names of clean files, likewise."""
+    cache_gb: float = option(50.0, ge=0)
+    """`root` at a URL: disk for a cache of its pairs; the least recently used ones are deleted first. 0: no cache."""
+    cache_dir: str | None = None
+    """`root` at a URL: folder of that cache, shared by a machine's processes; null: in the user's folder of caches."""
 
 
 @dataclass

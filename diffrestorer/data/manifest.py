@@ -4,6 +4,7 @@
   in it is `SHARD.npy#pair/side`.
 - `pairs/SET/test/CLASS/lq/NAME.png` and `gt/NAME.png` are test images, so that any program can restore them. They are
   not compressed: all have one size, mode, encoding and length in bytes, which tell nothing of the class.
+- `pairs/SET/train/CLASS/00000.pairs` holds the same pairs compressed (compressed_shard.py), at the same addresses.
 - `00000.json` beside them records what a shard holds; the manifest gathers those.
 """
 
@@ -16,14 +17,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.table import Table
 
+from diffrestorer.data.compressed_shard import SUFFIX, CompressedShard, FileBytes
 from diffrestorer.data.images import ImageError, read_photo
+from diffrestorer.data.remote import Location, RemoteArray, RemotePath, StorageError
 from diffrestorer.data.storage import is_special, open_regular, whole_file
 
 MANIFEST = "manifest.parquet"
@@ -63,21 +66,50 @@ def split_address(text: str) -> tuple[str, int]:
     return shard, int(row)
 
 
-def open_shard(path: Path) -> np.ndarray:
-    """Map the pairs of a shard into memory: uint8 (pairs, 2, 3, size, size). Writing to them leaves the file alone.
+@runtime_checkable
+class Shard(Protocol):
+    """The pairs of a shard, raw or compressed, local or remote: shape (pairs, 2, 3, size, size)."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return pairs, sides, channels, height and width."""
+
+    def __getitem__(self, row: int, /) -> np.ndarray:
+        """Return the pair of a row, uint8 (2, 3, size, size)."""
+
+
+def open_shard(path: Location) -> Shard:
+    """Open a shard. A local raw one is mapped into memory as an array; writing to it leaves the file alone.
 
     Raises:
-        ValueError: it is missing, damaged or no shard.
+        ValueError: it is missing, damaged or no shard. A row of a compressed or a remote one raises it when it is read.
     """
-    if is_special(path):
-        raise ValueError(f"{path} is not a regular file; --check finds what is damaged")
     try:
-        pixels = np.load(path, mmap_mode="c", allow_pickle=False)
+        pixels = _open_remote(path) if isinstance(path, RemotePath) else _open_local(path)
+    except StorageError:
+        raise
     except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); --check finds what is damaged") from None
-    if pixels.dtype != np.uint8 or pixels.ndim != 5 or pixels.shape[1:3] != (2, 3):
+        reason = str(error).removeprefix(f"{path}: ").removeprefix(f"{path} ")
+        advice = (
+            "copy it there again" if isinstance(path, RemotePath) else "--check finds what is damaged"
+        )
+        raise ValueError(f"{path} cannot be read ({reason}); {advice}") from None
+    if pixels.dtype != np.uint8 or len(pixels.shape) != 5 or tuple(pixels.shape[1:3]) != (2, 3):
         raise ValueError(f"{path} does not hold pairs: {pixels.dtype} {pixels.shape}")
-    return np.asarray(pixels)
+    return pixels
+
+
+def _open_local(path: Path) -> "np.ndarray | CompressedShard":
+    if is_special(path):
+        raise ValueError("it is not a regular file")
+    if path.suffix == SUFFIX:
+        return CompressedShard(FileBytes(open_regular(path)), str(path))
+    return np.asarray(np.load(path, mmap_mode="c", allow_pickle=False))
+
+
+def _open_remote(path: RemotePath) -> RemoteArray | CompressedShard:
+    source = path.open_bytes()
+    return (CompressedShard if path.name.endswith(SUFFIX) else RemoteArray)(source, str(path))
 
 
 def pair_hash(*images: np.ndarray) -> str:
@@ -124,17 +156,29 @@ def _records(folder: Path) -> Iterator[dict[str, Any]]:
                 yield json.load(record)
 
 
-def read_batches(folder: Path, columns: Sequence[str]) -> Iterator[dict[str, list[Any]]]:
-    """Yield the manifest's rows, a few thousand at a time, as a list per column.
+def manifest_file(folder: Location) -> Path:
+    """Return the manifest of a prepared folder; of a remote one, a local copy.
 
     Raises:
-        ValueError: there is no manifest, or it is damaged or lacks a column.
+        ValueError: there is none, or it cannot be fetched.
     """
     path = folder / MANIFEST
     if not path.is_file():
         raise ValueError(
             f"{folder} holds no {MANIFEST}: make it with `diffrestorer prepare out={folder}`"
+            if isinstance(folder, Path)
+            else f"{folder} holds no {MANIFEST}: copy a folder there that `diffrestorer prepare` made"
         )
+    return path.download() if isinstance(path, RemotePath) else path
+
+
+def read_batches(folder: Location, columns: Sequence[str]) -> Iterator[dict[str, list[Any]]]:
+    """Yield the manifest's rows, a few thousand at a time, as a list per column.
+
+    Raises:
+        ValueError: there is no manifest, or it is damaged or lacks a column.
+    """
+    path = manifest_file(folder)
     try:
         with pq.ParquetFile(path) as file:
             missing = [name for name in SCHEMA.names if name not in file.schema_arrow.names]
@@ -246,7 +290,7 @@ def verify(folder: Path, advance: Callable[[int], None] = lambda rows: None) -> 
 
 
 def _agrees(
-    folder: Path, open_once: Callable[[Path], np.ndarray], lq: str, gt: str | None, sha256: str
+    folder: Path, open_once: Callable[[Path], Shard], lq: str, gt: str | None, sha256: str
 ) -> bool:
     """Return whether a pair is there and has its checksum."""
     try:

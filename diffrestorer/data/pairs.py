@@ -18,16 +18,13 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from diffrestorer.config.classes import check_classes, model_classes, trained_classes
-from diffrestorer.config.degradations import CLEAN, DEGRADATIONS, degradation_index, is_synthesised
+from diffrestorer.config.classes import check_classes, model_classes
+from diffrestorer.config.degradations import degradation_index
 from diffrestorer.config.schema import DataConfig
-from diffrestorer.config.synthesis_presets import refuse_held_out
 from diffrestorer.data.counter import counter_rng
 from diffrestorer.data.images import ImageError, find_images
-from diffrestorer.data.own_synthesis import load_synthesis
+from diffrestorer.data.on_the_fly import PairMaker
 from diffrestorer.data.recent_photos import read_pixels
-from diffrestorer.data.synthesis import degrade
-from diffrestorer.data.views import crop, vary
 
 
 @dataclass(frozen=True)
@@ -126,7 +123,6 @@ class SynthesisedPairs(Dataset[Pair]):
                 "data.root=FOLDER_OF_PHOTOS"
             )
         check_data(config)
-        refuse_held_out(config.synthesis)
         if not config.root:
             raise ValueError("data.root is not set: give data.root=FOLDER_OF_PHOTOS")
         if not Path(config.root).is_dir():
@@ -139,18 +135,10 @@ class SynthesisedPairs(Dataset[Pair]):
         # Classes, all of which can be made from photos.
         self.size = config.size
         self.classes = model_classes(config)
-        self.degradations = trained_classes(config)
-        self.own = load_synthesis(config.synthesis_module, self.degradations)
-        made = [name for name in self.degradations if is_synthesised(name) or name in self.own]
-        if foreign := [name for name in self.degradations if name not in made]:
-            raise ValueError(
-                f"photos can't be given {foreign[0]}: only {', '.join(DEGRADATIONS)} and {CLEAN} are made from them; "
-                f"train {foreign[0]} from pairs of your own with data=pairs, or give data.synthesis_module=FILE.py "
-                "that makes it"
-            )
+        self.maker = PairMaker(config, seed)
+        self.degradations = self.maker.degradations
+        self.own = self.maker.own
         self.skip_unreadable = config.skip_unreadable
-        self.synthesis = config.synthesis
-        self.views = config.views
         self.augment = config.augment
         self.seed = seed
         self.global_batch_size = global_batch_size
@@ -191,14 +179,7 @@ class SynthesisedPairs(Dataset[Pair]):
 
     def _pair(self, path: Path, degradation: str, step: int, position: int) -> Pair:
         """Make a pair: crop, vary, then degrade."""
-        photo = self._read(path)
-        gt = crop(photo, self.size, self.views, counter_rng(self.seed, "crop", step, position))
-        gt = vary(gt, degradation, self.views, counter_rng(self.seed, "view", step, position))
-        rng = counter_rng(self.seed, "degradation", step, position)
-        if degradation in self.own:
-            lq = self.own.degrade(gt, degradation, rng)
-        else:
-            lq = degrade(gt, degradation, rng, self.synthesis)
+        lq, gt = self.maker.make(self._read(path), degradation, step, position)
         return Pair(lq, gt, degradation_index(degradation, self.classes), step, position)
 
     def _read(self, path: Path) -> np.ndarray:

@@ -5,7 +5,8 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from diffrestorer.config.evaluating import EvaluateConfig
-from diffrestorer.data.manifest import list_test_pairs
+from diffrestorer.data.manifest import MANIFEST, list_test_pairs
+from diffrestorer.data.remote import is_remote
 from diffrestorer.evaluation.pair_suite import own_suite
 from diffrestorer.evaluation.prepared_draws import read_draws
 from diffrestorer.evaluation.suites import (
@@ -47,6 +48,11 @@ def build_suite(config: EvaluateConfig) -> Suite:
     """
     if config.suite not in (*SUITES, PAIRS):
         raise ValueError(f"suite={config.suite} is not valid; choose from {', '.join(SUITES)}, {PAIRS}")
+    if config.data.root is not None and is_remote(config.data.root):
+        raise ValueError(
+            f"data.root={config.data.root} is a URL, which only training reads: copy {MANIFEST} and pairs/*/test from "
+            "there into a folder, and give that"
+        )
     folder = Path(config.output_dir) / "suite"
     if config.suite == PAIRS:
         return own_suite(config.data, folder, config.images)

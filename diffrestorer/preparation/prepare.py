@@ -14,7 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from diffrestorer.config.degradations import CLEAN, DEGRADATIONS, MIXTURES, nearest
 from diffrestorer.config.schema import PrepareConfig
 from diffrestorer.config.synthesis_presets import refuse_held_out
+from diffrestorer.data.compressed_shard import SUFFIX
 from diffrestorer.data.manifest import MANIFEST, clean_images, read_batches, verify, write_manifest
+from diffrestorer.data.remote import is_remote
 from diffrestorer.data.storage import free_bytes, whole_file
 from diffrestorer.preparation import open_photos
 from diffrestorer.preparation.archives import list_files
@@ -32,6 +34,7 @@ from diffrestorer.preparation.inventory import (
     take_pairs,
     take_photos,
 )
+from diffrestorer.preparation.shard_files import expected_bytes
 from diffrestorer.preparation.shards import (
     Group,
     Problems,
@@ -103,6 +106,8 @@ def _check_config(config: PrepareConfig) -> None:
         raise ValueError(f"shard={config.shard} divides the making of pairs: leave it out here")
 
     # Folders that the command needs.
+    if config.out is not None and is_remote(config.out):
+        raise ValueError(f"out={config.out} is a URL: prepare into a folder, then copy it there")
     if config.check and config.root is None and config.out is None:
         raise ValueError("--check needs root=DOWNLOADS, out=PREPARED or both")
     if not config.check and config.root is None and config.set not in ("readme", "open_photos"):
@@ -169,7 +174,7 @@ def _make(config: PrepareConfig, out: Path, console: Console) -> None:
         if config.fit == "auto"
         else config.fit
     )
-    settings = Settings(config.size, fit, config.seed, config.synthesis)
+    settings = Settings(config.size, fit, config.seed, config.synthesis, config.compress)
 
     # Everything that can be refused is refused before anything is written.
     out.mkdir(parents=True, exist_ok=True)
@@ -290,14 +295,17 @@ def _budget(
 
 def _check_disk(out: Path, groups: Sequence[Group], settings: Settings, console: Console) -> None:
     """Print how much disk the pairs take, and refuse to begin without it."""
-    need = sum(group.num_images for group in groups) * settings.size * settings.size * 3
+    need = sum(
+        expected_bytes(group.num_images, settings.size, group.split, settings.compress)
+        for group in groups
+    )
 
     # What an interrupted run has made already is not needed again.
     files = (
         file
         for group in groups
         for file in (out / group.folder).rglob("*")
-        if file.suffix in (".npy", ".png")
+        if file.suffix in (".npy", SUFFIX, ".png")
     )
     there = min(sum(file.stat().st_size for file in files), need)
     free = free_bytes(out)

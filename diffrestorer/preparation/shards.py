@@ -1,13 +1,12 @@
 """Making prepared pairs: which pairs a group holds, and a shard's images from its sources, by seed alone."""
 
 import json
-import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -20,6 +19,7 @@ from diffrestorer.data.storage import fit_name, whole_file
 from diffrestorer.data.synthesis import degrade
 from diffrestorer.preparation.geometry import apply_geometry, draw_geometry
 from diffrestorer.preparation.inventory import Source, file_hash
+from diffrestorer.preparation.shard_files import RAW, shard_name, write_shard
 
 SHARD_BYTES = 1 << 28
 """A shard is about this large: 170 pairs at 512 x 512."""
@@ -36,12 +36,14 @@ class Settings:
         fit: `resize` squeezes an image into the square (the paper), `crop` cuts one out (in the middle for tests).
         seed: of everything drawn.
         synthesis: strength of what is synthesised.
+        compress: codec of training shards; their pixels do not depend on it.
     """
 
     size: int
     fit: str
     seed: int
     synthesis: Synthesis
+    compress: str = RAW
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,10 @@ def group_record(group: Group, settings: Settings) -> dict[str, Any]:
     }
     sizes: dict[Path | None, int | None] = {None: None} | {path: path.stat().st_size for path in paths}
     pairs = [[p.source.name, p.copy, sizes[p.source.lq], sizes[p.source.gt]] for p in group.pairs]
-    return {**asdict(settings), "steps": list(group.steps), "pairs": pairs}
+    settled = asdict(settings)
+    if group.split != "train" or settings.compress == RAW:
+        del settled["compress"]
+    return {**settled, "steps": list(group.steps), "pairs": pairs}
 
 
 def make_shard(out: Path, shard: Group, settings: Settings, skip_unreadable: bool) -> Problems:
@@ -177,18 +182,14 @@ def make_shard(out: Path, shard: Group, settings: Settings, skip_unreadable: boo
     if record_file.exists():
         return Problems(unreadable=json.loads(record_file.read_text())["left_out"])
 
-    # Training pairs go into one array that is mapped into memory, test images into files of their own.
+    # Training pairs go into one file, test images into files of their own.
     problems = Problems()
     if shard.split == "train":
-        with whole_file(folder / f"{shard.first:05d}.npy") as file:
-            shape = (len(shard.pairs), 2, 3, settings.size, settings.size)
-            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, header)
-            start = file.tell()
-            rows, clean = _make_rows(
-                shard, settings, problems, partial(_write_to_array, file, start, shard)
-            )
-            file.truncate(start + math.prod(shape))
+        name = shard_name(shard.first, settings.compress)
+        shape = (len(shard.pairs), 2, 3, settings.size, settings.size)
+        with write_shard(folder / name, shape, settings.compress) as write:
+            write_pair = partial(_write_pair, write, f"{shard.folder}/{name}")
+            rows, clean = _make_rows(shard, settings, problems, write_pair)
     else:
         for side in _SIDES:
             (folder / side).mkdir(exist_ok=True)
@@ -207,14 +208,12 @@ def make_shard(out: Path, shard: Group, settings: Settings, skip_unreadable: boo
     return problems
 
 
-def _write_to_array(
-    file: BinaryIO, start: int, shard: Group, place: int, images: Sequence[np.ndarray]
+def _write_pair(
+    write: Callable[[int, np.ndarray], None], name: str, place: int, images: Sequence[np.ndarray]
 ) -> tuple[list[str], str]:
     """Write a training pair to its place; a pair that could not be made leaves a gap there that no row names."""
     pixels = np.ascontiguousarray(np.stack(images).transpose(0, 3, 1, 2))
-    file.seek(start + place * pixels.nbytes)
-    file.write(pixels.data)
-    name = f"{shard.folder}/{shard.first:05d}.npy"
+    write(place, pixels)
     return [address(name, place, side) for side in range(2)], pair_hash(pixels)
 
 

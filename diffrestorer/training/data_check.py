@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -20,6 +21,7 @@ from diffrestorer.data.manifest import open_shard, pair_hash, read_batches, spli
 from diffrestorer.data.pair_folders import PairFolders, differing_sizes
 from diffrestorer.data.pairs import SynthesisedPairs
 from diffrestorer.data.prepared import PreparedPairs, TrainingPairs, open_pairs
+from diffrestorer.data.remote import Location, RemotePath, name_below
 from diffrestorer.training.kept_files import DamagedFileError, read_sealed, write_sealed
 from diffrestorer.training.launcher import on_main_process
 
@@ -43,6 +45,10 @@ class DataFile:
     stamp: tuple[int, ...]
     sha256: str = ""
     problem: str = ""
+
+
+Reader = Callable[[Any, tuple[int, ...]], DataFile]
+"""Function that reads a file, a `Location` of prepared pairs or the path of a photo, given its stamp."""
 
 
 def check_data(
@@ -118,7 +124,7 @@ def _read_known(path: Path, log: logging.Logger) -> dict[str, DataFile]:
     return known
 
 
-def _data_files(dataset: TrainingPairs) -> list[Path]:
+def _data_files(dataset: TrainingPairs) -> Sequence[Location]:
     if isinstance(dataset, PreparedPairs):
         return [dataset.root / shard for shard in dataset.shards]
     return list(dataset.paths)
@@ -133,9 +139,7 @@ def _further(dataset: TrainingPairs, fingerprint: str) -> dict[str, str]:
     return {}
 
 
-def _reader(
-    dataset: TrainingPairs, known: Mapping[str, DataFile]
-) -> Callable[[Path, tuple[int, ...]], DataFile]:
+def _reader(dataset: TrainingPairs, known: Mapping[str, DataFile]) -> Reader:
     """Return the function that reads one data file of a dataset."""
     if isinstance(dataset, PreparedPairs):
         return _shard_reader(dataset, known)
@@ -143,17 +147,17 @@ def _reader(
 
 
 def _read_files(
-    root: Path,
-    paths: Sequence[Path],
+    root: Location,
+    paths: Sequence[Location],
     known: Mapping[str, DataFile],
-    read: Callable[[Path, tuple[int, ...]], DataFile],
+    read: Reader,
     log: logging.Logger,
 ) -> dict[str, DataFile]:
     """Return the files by their names below `root`. Those that are unchanged are not read."""
     files: dict[str, DataFile] = {}
-    changed: list[tuple[Path, tuple[int, ...]]] = []
+    changed: list[tuple[Location, tuple[int, ...]]] = []
     for path in paths:
-        name = str(path.relative_to(root))
+        name = name_below(root, path)
         stamp = _stamp(path)
         if name in known and known[name].stamp == stamp:
             files[name] = known[name]
@@ -165,12 +169,17 @@ def _read_files(
         log.info("reading %d files of the training data, once", len(changed))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for (path, _), file in zip(changed, pool.map(lambda item: read(*item), changed), strict=True):
-            files[str(path.relative_to(root))] = file
+            files[name_below(root, path)] = file
     return files
 
 
-def _stamp(path: Path) -> tuple[int, ...]:
-    """Return size and times of a file; nothing of one that is not there."""
+def _stamp(path: Location) -> tuple[int, ...]:
+    """Return size and times of a file, of a remote one size and version; nothing of one that is not there."""
+    if isinstance(path, RemotePath):
+        with suppress(ValueError):
+            size, version = path.look()
+            return size, int(hashlib.sha256(version.encode()).hexdigest()[:12], 16)
+        return ()
     with suppress(OSError):
         status = path.stat()
         return status.st_size, status.st_mtime_ns, status.st_ctime_ns
@@ -193,7 +202,7 @@ def _decode(path: Path, stamp: tuple[int, ...]) -> tuple[DataFile, tuple[int, ..
         return DataFile(stamp, problem=str(error)), ()
 
 
-def _pair_reader(partners: Mapping[Path, Path]) -> Callable[[Path, tuple[int, ...]], DataFile]:
+def _pair_reader(partners: Mapping[Path, Path]) -> Reader:
     """Return a function that reads a photo and compares a degraded one's size with that of its clean image."""
 
     def read(path: Path, stamp: tuple[int, ...]) -> DataFile:
@@ -209,15 +218,13 @@ def _pair_reader(partners: Mapping[Path, Path]) -> Callable[[Path, tuple[int, ..
     return read
 
 
-def _shard_reader(
-    dataset: PreparedPairs, known: Mapping[str, DataFile]
-) -> Callable[[Path, tuple[int, ...]], DataFile]:
+def _shard_reader(dataset: PreparedPairs, known: Mapping[str, DataFile]) -> Reader:
     """Return a function that opens a shard, and compares one that changed since the run began with the manifest."""
     # The manifest is read when the first shard needs it.
     checksums: dict[str, dict[int, str]] = {}
 
-    def read(path: Path, stamp: tuple[int, ...]) -> DataFile:
-        name = str(path.relative_to(dataset.root))
+    def read(path: Location, stamp: tuple[int, ...]) -> DataFile:
+        name = name_below(dataset.root, path)
         try:
             pairs = open_shard(path)
             if name not in known:
@@ -234,7 +241,7 @@ def _shard_reader(
     return read
 
 
-def _pair_checksums(root: Path) -> dict[str, dict[int, str]]:
+def _pair_checksums(root: Location) -> dict[str, dict[int, str]]:
     """Return the manifest's checksums of stored training pairs by shard and row."""
     found: dict[str, dict[int, str]] = {}
     for batch in read_batches(root, ["lq", "sha256"]):
@@ -246,7 +253,7 @@ def _pair_checksums(root: Path) -> dict[str, dict[int, str]]:
 
 
 def _refuse_unreadable(
-    root: Path, files: Mapping[str, DataFile], skip: bool, log: logging.Logger
+    root: Location, files: Mapping[str, DataFile], skip: bool, log: logging.Logger
 ) -> None:
     """Raise, or log, which files cannot be read."""
     bad = [f"{root / name}: {file.problem}" for name, file in files.items() if file.problem]

@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import distributed
 
 from diffrestorer.data.own_synthesis import MEND_FUNCTION
+from diffrestorer.data.remote import Location
 from diffrestorer.data.storage import NO_SPACE
 
 LOST_CONNECTION = (
@@ -63,7 +64,7 @@ def explain_lost_processes(num_processes: int) -> Iterator[None]:
         ) from None
 
 
-def explain_data(error: Exception, sources: Sequence[Path], has_workers: bool) -> ValueError | None:
+def explain_data(error: Exception, sources: Sequence[Location], has_workers: bool) -> ValueError | None:
     """Return what was wrong with the data, as a sentence; None: the error is none of the data's.
 
     Args:

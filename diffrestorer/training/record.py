@@ -39,7 +39,7 @@ FREE_KEYS = (
         for name in ("tracker", "wandb_mode", "validate_every", "validation_", "cache_dir")
     ),
     *(f"train.{name}" for name in ("allow_changed_data", "micro_batch_size", "hardware")),
-    *(f"data.{name}" for name in ("root", "validation_root", "skip_unreadable")),
+    *(f"data.{name}" for name in ("root", "validation_root", "skip_unreadable", "cache_")),
 )
 """Keys that may differ between a run and its resumption: they change nothing that is learned. The contents of
 `data.root` are compared by themselves."""

@@ -17,10 +17,12 @@ from diffrestorer.config.degradations import DEGRADATIONS, degradation_index
 from diffrestorer.config.schema import DataConfig
 from diffrestorer.config.synthesis_ranges import Noise, Synthesis
 from diffrestorer.config.view_ranges import Views
+from diffrestorer.data.compressed_shard import SUFFIX
 from diffrestorer.data.counter import shuffled
 from diffrestorer.data.manifest import MANIFEST, SCHEMA, open_shard
 from diffrestorer.data.pairs import StepBatches, SynthesisedPairs, pair_loader
 from diffrestorer.data.prepared import PreparedPairs, open_pairs
+from diffrestorer.preparation.shard_files import write_shard
 
 SIZE = 32
 BATCH = 6
@@ -288,9 +290,10 @@ def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
         [pairs[0, position] for position in range(2)]
 
 
-def _worker_bytes(out: Path) -> int:
+def _worker_bytes(root: str, cache: Path) -> int:
     """Memory that a loader worker shares with nobody, while it serves batches."""
-    pairs = PreparedPairs(DataConfig("manifest", str(out), 8, ["noise", "jpeg"]), 0, BATCH)
+    config = DataConfig("manifest", root, 8, ["noise", "jpeg"], cache_dir=str(cache))
+    pairs = PreparedPairs(config, 0, BATCH)
     before = set(psutil.Process().children())
     batches = iter(pair_loader(pairs, StepBatches(0, 40, BATCH, 0, 1), num_workers=1))
     for _ in range(30):
@@ -300,24 +303,34 @@ def _worker_bytes(out: Path) -> int:
 
 
 @pytest.mark.slow
-def test_a_worker_s_memory_does_not_grow_with_the_number_of_pairs(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("suffix", "protocol"), [(".npy", ""), (SUFFIX, ""), (".npy", "file://"), (SUFFIX, "file://")]
+)
+def test_a_worker_s_memory_does_not_grow_with_the_number_of_pairs(
+    suffix: str, protocol: str, tmp_path: Path
+) -> None:
     """A thousand pairs and a million, in shards of as many pairs as at 512 x 512."""
+    pixels = np.zeros((170, 2, 3, 8, 8), np.uint8)
     used = []
     for number in (1_000, 1_000_000):
         out = tmp_path / str(number)
         for degradation in ("noise", "jpeg"):
             (out / degradation).mkdir(parents=True)
-            np.save(out / degradation / "a.npy", np.zeros((170, 2, 3, 8, 8), np.uint8))
+            with write_shard(
+                out / degradation / f"a{suffix}", pixels.shape, "none" if suffix == ".npy" else "zstd"
+            ) as write:
+                for row in range(170):
+                    write(row, pixels[row])
         with pq.ParquetWriter(out / MANIFEST, SCHEMA) as writer:
             for start in range(0, number, 170):
                 rows = range(min(170, number - start))
                 degradation = ("noise", "jpeg")[start // 170 % 2]
                 # A name of its own for every shard, all of them one file.
-                shard = f"{degradation}/{'./' * (start // 340 % 50)}a.npy"
+                shard = f"{degradation}/{'./' * (start // 340 % 50)}a{suffix}"
                 columns = [
                     [f"{shard}#{row}/0" for row in rows], [f"{shard}#{row}/1" for row in rows],
                     *([value] * len(rows) for value in (degradation, "train", "set", 0, "", "0" * 64)),
                 ]  # fmt: skip
                 writer.write_table(pa.table(dict(zip(SCHEMA.names, columns, strict=True)), SCHEMA))
-        used.append(_worker_bytes(out))
-    assert used[1] - used[0] < 4_000_000
+        used.append(_worker_bytes(f"{protocol}{out}", tmp_path / "cache"))
+    assert used[1] - used[0] < 4_000_000, used

@@ -133,6 +133,15 @@ def test_a_folder_that_is_not_prepared_is_refused(tmp_path: Path, damage: str) -
         build_suite(settings(tmp_path / "out", [], suite="mixed", data={"root": str(root)}))
 
 
+@pytest.mark.parametrize("suite", ["mixed", "pairs"])
+def test_a_url_is_refused(tmp_path: Path, suite: str) -> None:
+    config = settings(tmp_path / "out", [], suite=suite, data={"root": "s3://bucket/pairs"})
+    with pytest.raises(
+        ValueError, match=r"s3://bucket/pairs is a URL, which only training reads: copy"
+    ):
+        build_suite(config)
+
+
 def test_pairs_named_twice_or_without_reference_are_refused(tmp_path: Path) -> None:
     prepare(tmp_path, [SNOW])
     table = pq.read_table(tmp_path / MANIFEST)

@@ -133,6 +133,7 @@ def test_other_settings_in_the_same_folder(lol: Path, tmp_path: Path) -> None:
         ({"root": None}, "root is not set"),
         ({"out": None}, "out is not set"),
         ({"set": "photos", "out": "photos/out"}, "lies in root"),
+        ({"out": "s3://bucket/pairs"}, "is a URL: prepare into a folder, then copy it there"),
         ({"set": "photos", "root": "empty"}, "holds no images"),
         ({"set": "photos", "root": "photos/1.png"}, "is not a folder of photos"),
         ({"set": "photos", "degradations": ["blur+noise"]}, "gives no pairs of blur"),
