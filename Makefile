@@ -16,15 +16,15 @@ demo: $(READY)  ## degrade, restore and score real photos: outputs/demo/
 rehearsal: $(READY)  ## before renting a cluster: the paper's model with random weights through every script
 	$(PY) benchmarks/rehearsal.py
 
-test: $(READY)  ## the whole test suite (at most 10 minutes)
-	$(PY) -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m "not soak"
+test: $(READY)  ## the whole test suite (about 10 minutes on two cores)
+	$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not soak"
 
 check: $(READY)  ## ruff, types and the fast tests: before every commit
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
 	.venv/bin/lint-imports
 	$(PY) -m mypy --strict diffrestorer scripts
-	$(PY) -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m "not slow and not soak"
+	$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not soak"
 
 soak: $(READY)  ## the long fault tests
 	$(PY) -m pytest -q -m soak

@@ -15,6 +15,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 import yaml
 from omegaconf import OmegaConf
+from soaking import some_now
 
 from diffrestorer.config.classes import follow_classes, model_classes, trained_classes
 from diffrestorer.config.composition import (
@@ -121,7 +122,7 @@ def test_every_root_has_a_schema_and_a_header() -> None:
         )
 
 
-@pytest.mark.parametrize(("root", "chosen"), combinations(), ids=lambda value: str(value))
+@pytest.mark.parametrize(("root", "chosen"), some_now(combinations(), 20), ids=lambda value: str(value))
 def test_every_combination_of_groups_composes(root: str, chosen: tuple[str, ...]) -> None:
     schema = SCHEMAS[root]
     ablations = [line.split("=")[1] for line in chosen if line.startswith("ablation=")]
@@ -640,7 +641,7 @@ def test_run_hands_over_the_typed_config(
     assert list(tmp_path.iterdir()) == [], "Hydra leaves nothing behind"
 
 
-@pytest.mark.parametrize("root", SCHEMAS)
+@pytest.mark.parametrize("root", some_now(SCHEMAS, 3))
 def test_each_job_of_a_sweep_has_an_output_dir_of_its_own(
     root: str, command: Any, tmp_path: Path
 ) -> None:

@@ -137,10 +137,10 @@ def pipeline_of(stage1: Stage1Task) -> DiffRestorerPipeline:
 @pytest.mark.parametrize(
     ("model", "tile"),
     [
-        ("mini", "none"),
+        pytest.param("mini", "none", marks=pytest.mark.soak),
         pytest.param("mini", 256, marks=pytest.mark.slow),
-        pytest.param("sd15", "none", marks=pytest.mark.slow),
-        pytest.param("sd15", 256, marks=pytest.mark.slow),
+        pytest.param("sd15", "none", marks=pytest.mark.soak),
+        pytest.param("sd15", 256, marks=pytest.mark.soak),
     ],
 )
 def test_an_image_enters_a_gpu_once(model: str, tile: Tile, tasks: dict[tuple[str, str], Task]) -> None:
@@ -185,7 +185,7 @@ DRAWN = {
     ("model", "stage"),
     [
         *(("mini", stage) for stage in DRAWN),
-        *(pytest.param("sd15", stage, marks=pytest.mark.slow) for stage in DRAWN if stage not in TASKS),
+        *(pytest.param("sd15", stage, marks=pytest.mark.soak) for stage in DRAWN if stage not in TASKS),
     ],
 )
 def test_a_training_step_waits_for_nothing(

@@ -63,6 +63,7 @@ def test_what_memory_cannot_hold_is_refused(
     )
 
 
+@pytest.mark.soak
 def test_tiles_shrink_to_what_memory_holds(
     restore: Callable[..., int], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

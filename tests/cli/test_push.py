@@ -139,6 +139,7 @@ def test_a_folder_is_one_commit_with_a_full_card(
     assert "| noise, 8 images | psnr | 19.0118 |" in card
 
 
+@pytest.mark.soak
 def test_a_refusal_of_the_hub_is_one_sentence(hub: Hub, random_model: Path) -> None:
     hub.refusal = "you may not write there"
     done = push(hub, str(random_model), "me/sand")

@@ -304,7 +304,13 @@ def _worker_bytes(root: str, cache: Path) -> int:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("suffix", "protocol"), [(".npy", ""), (SUFFIX, ""), (".npy", "file://"), (SUFFIX, "file://")]
+    ("suffix", "protocol"),
+    [
+        pytest.param(".npy", "", marks=pytest.mark.soak),
+        (SUFFIX, ""),
+        pytest.param(".npy", "file://", marks=pytest.mark.soak),
+        pytest.param(SUFFIX, "file://", marks=pytest.mark.soak),
+    ],
 )
 def test_a_worker_s_memory_does_not_grow_with_the_number_of_pairs(
     suffix: str, protocol: str, tmp_path: Path

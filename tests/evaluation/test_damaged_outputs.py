@@ -10,6 +10,7 @@ import pytest
 from evaluation_runs import quiet, settings
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from soaking import some_now
 
 from diffrestorer.evaluation.restoring.outputs import made_by, read_pixels
 from diffrestorer.evaluation.run import evaluate
@@ -44,7 +45,7 @@ def repaint(file: Path) -> None:
 DAMAGE = [cut, flip, zero, repaint]
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("damage", some_now(DAMAGE, 2))
 def test_a_damaged_output_is_made_again(
     damage: Callable[[Path], None], finished: Path, model: Path, tmp_path: Path
 ) -> None:
@@ -61,7 +62,7 @@ def test_a_damaged_output_is_made_again(
     assert np.array_equal(read_pixels(run / OUTPUT), read_pixels(finished / OUTPUT))
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("damage", some_now(DAMAGE, 2))
 @pytest.mark.parametrize("name", ["gt/astronaut.png", "lq/haze/astronaut.png"])
 def test_a_damaged_photo_of_the_suite_is_made_again(
     name: str, damage: Callable[[Path], None], finished: Path, tmp_path: Path

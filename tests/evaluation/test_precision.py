@@ -69,7 +69,7 @@ def test_what_is_recorded() -> None:
     assert precision_of("bfloat16", torch.float32) == "float32", "a compared method stays as it is"
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_every_method_runs_in_the_precision_of_its_name(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

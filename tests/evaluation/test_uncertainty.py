@@ -31,7 +31,7 @@ def covered(sizes: tuple[int, ...], draw: str) -> float:
 @pytest.mark.parametrize(
     ("sizes", "draw"),
     [((8,), "standard_normal"), ((26,), "standard_normal"), ((26,), "laplace"), ((100,), "logistic"),
-     ((20, 30, 40), "standard_normal")],
+     pytest.param((20, 30, 40), "standard_normal", marks=pytest.mark.soak)],
 )  # fmt: skip
 def test_intervals_cover_the_true_mean(
     sizes: tuple[int, ...], draw: str, monkeypatch: pytest.MonkeyPatch

@@ -68,7 +68,9 @@ def test_components_are_held_once(pipe: DiffRestorerPipeline) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("in_place", [False, True], ids=["assigned", "in place"])
+@pytest.mark.parametrize(
+    "in_place", [pytest.param(False, marks=pytest.mark.soak), True], ids=["assigned", "in place"]
+)
 def test_compiled_networks_run(in_place: bool, pipe: DiffRestorerPipeline, tmp_path: Path) -> None:
     """One graph of each network for all steps and images of one size; the folder is that of the plain network."""
     expected = restore(pipe)

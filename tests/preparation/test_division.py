@@ -246,7 +246,7 @@ def test_a_sweep_makes_the_parts_and_merges_them(root: Path, tmp_path: Path) -> 
     assert tree(tmp_path / "out") == tree(tmp_path / "one")
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
 def test_launchers_run_the_parts_at_once(launcher: str, root: Path, tmp_path: Path) -> None:
     """In processes of their own, which are sent the script by pickling; `out` is relative, and one for all."""

@@ -226,7 +226,7 @@ def test_a_disk_that_fills_up(tmp_path: Path) -> None:
     assert tree(tmp_path / "out") == tree(tmp_path / "clean")
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_killed_preparation_ends_like_one_that_was_not(tmp_path: Path) -> None:
     root = photos(tmp_path / "photos", *range(1, 25))
     keys = {"size": 256, "budget": None}

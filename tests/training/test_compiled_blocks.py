@@ -24,7 +24,10 @@ def assert_steps_are_compiled(counts: Counts) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("stage", "calls"), [("stage1", STAGE1_CALLS), ("decoder", DECODER_CALLS)])
+@pytest.mark.parametrize(
+    ("stage", "calls"),
+    [("stage1", STAGE1_CALLS), pytest.param("decoder", DECODER_CALLS, marks=pytest.mark.soak)],
+)
 def test_all_calls_of_a_step_are_compiled(
     stage: str, calls: int, photos_dir: Path, tmp_path: Path
 ) -> None:
@@ -34,7 +37,7 @@ def test_all_calls_of_a_step_are_compiled(
     assert counts["step 1"]["graphs"] < calls, "blocks of one shape share a graph"
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_so_are_those_of_distributed_steps_that_recompute(photos_dir: Path, tmp_path: Path) -> None:
     """The VAE encoder's blocks and a few of the mid blocks' run once, all others twice."""
     counts = count_calls("stage1", "blocks", True, photos_dir, tmp_path)

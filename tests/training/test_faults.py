@@ -78,7 +78,7 @@ def test_micro_batches_average_and_validation_change_no_loss(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("sent", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.soak)])
 def test_a_run_stops_when_asked_and_goes_on(
     sent: signal.Signals, arguments: list[str], uninterrupted: Path, tmp_path: Path
 ) -> None:
@@ -99,7 +99,11 @@ def test_a_run_stops_when_asked_and_goes_on(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("limit", "what"), [(20_000, r"run could not be"), (400_000, r"step_10 could not be")]
+    ("limit", "what"),
+    [
+        pytest.param(20_000, r"run could not be", marks=pytest.mark.soak),
+        (400_000, r"step_10 could not be"),
+    ],
 )
 def test_a_full_disk_stops_the_run_and_loses_nothing(
     limit: int, what: str, arguments: list[str], uninterrupted: Path, tmp_path: Path

@@ -101,7 +101,13 @@ def moments(arguments: list[str], changed: Path, tmp_path_factory: pytest.TempPa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["config.yaml", "losses.csv", "data_files.json"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "losses.csv",
+        *(pytest.param(n, marks=pytest.mark.soak) for n in ("config.yaml", "data_files.json")),
+    ],
+)
 def test_a_kill_at_a_rewrite_loses_nothing(
     name: str,
     moments: list[str],

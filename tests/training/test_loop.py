@@ -56,7 +56,7 @@ def test_a_loss_that_is_not_finite_names_its_batch(
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_the_parts_of_the_base_follow_one_another_on_two_processes(
     tiny_overrides: list[str], photos_dir: Path, tmp_path: Path
 ) -> None:

@@ -86,7 +86,7 @@ def trained(prepared: Path, stage1: Path) -> Path:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_model_of_own_classes_detects_and_restores(
     stage1: Path, trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -120,7 +120,7 @@ def test_a_model_of_own_classes_detects_and_restores(
     assert len(list((tmp_path / "out").iterdir())) == 3
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_folder_keeps_the_classes(trained: Path, tmp_path: Path) -> None:
     pipe = DiffRestorerPipeline.from_pretrained(trained)
     assert pipe.classes == CLASSES
@@ -134,7 +134,7 @@ def test_a_folder_keeps_the_classes(trained: Path, tmp_path: Path) -> None:
     assert "tells photos that are clean" in (tmp_path / "README.md").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_later_stage_keeps_the_classes(stage1: Path) -> None:
     def follow(*keys: str) -> DecoderConfig:
         return follow_stage1(load("train_decoder", DecoderConfig, [f"stage1={stage1}", *keys]))

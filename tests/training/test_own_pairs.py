@@ -35,7 +35,7 @@ def command(tiny: list[str], root: Path, output: Path, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_both_stages_train_on_pairs_and_a_kill_changes_nothing(
     tiny_overrides: list[str], root: Path, tmp_path: Path
 ) -> None:

@@ -98,7 +98,7 @@ def mixture(
     return solved[:, 0, 0], solved[:, 1, 0]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize("stage", ["base_unet", "stage1"])
 def test_the_noise_of_every_timestep_is_float32_s(
     stage: str, pair: PairBatch, request: pytest.FixtureRequest

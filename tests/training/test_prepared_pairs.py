@@ -7,6 +7,7 @@ import pytest
 import training_runs as runs
 from memory_training import URL
 from miniatures import make, photos
+from soaking import some_now
 
 from diffrestorer.data.pair_codecs import CODECS
 
@@ -53,7 +54,7 @@ def assert_equal(output: Path, expected: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("codec", some_now(CODECS, 1))
 def test_a_compressed_store_trains_like_the_raw_one(
     codec: str, stores: Path, arguments: Sequence[str], from_files: Path, tmp_path: Path
 ) -> None:
@@ -65,7 +66,7 @@ def test_a_compressed_store_trains_like_the_raw_one(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["none", "zstd"])
+@pytest.mark.parametrize("kind", [pytest.param("none", marks=pytest.mark.soak), "zstd"])
 def test_training_from_a_url_survives_a_kill(
     kind: str, stores: Path, arguments: Sequence[str], from_files: Path, tmp_path: Path
 ) -> None:
@@ -83,7 +84,7 @@ def test_training_from_a_url_survives_a_kill(
     assert_equal(output, from_files)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_stored_photos_train_from_a_url_and_survive_a_kill(
     stores: Path, arguments: Sequence[str], tmp_path: Path
 ) -> None:

@@ -7,7 +7,7 @@ import pytest
 import training_runs as runs
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_the_step_is_recorded_with_its_micro_batches(
     tiny_overrides: list[str], photos_dir: Path, tmp_path: Path
 ) -> None:

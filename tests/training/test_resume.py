@@ -41,7 +41,12 @@ def inside_a_checkpoint(output: Path) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "moment", [after(1), after(9), inside_a_checkpoint], ids=["early", "late", "in a checkpoint"]
+    "moment",
+    [
+        pytest.param(after(1), marks=pytest.mark.soak, id="early"),
+        pytest.param(after(9), marks=pytest.mark.soak, id="late"),
+        pytest.param(inside_a_checkpoint, id="in a checkpoint"),
+    ],
 )
 def test_a_killed_run_ends_like_one_that_was_not(
     moment: Callable[[Path], bool], arguments: list[str], uninterrupted: Path, tmp_path: Path
@@ -156,7 +161,7 @@ def test_another_configuration_is_refused(
 def test_two_processes_equal_one(arguments: list[str], uninterrupted: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
     five_steps = [a.replace(f"train.max_steps={STEPS}", "train.max_steps=5") for a in arguments]
-    runs.run_with_torchrun("train_stage1.py", [*five_steps, f"output_dir={output}"], num_processes=2)
+    runs.run_ranks("train_stage1.py", [[*five_steps, f"output_dir={output}"]], tmp_path / "log", 2)
 
     assert json.loads((output / "environment.json").read_text())["num_processes"] == 2
     for two, one in zip(runs.losses(output), runs.losses(uninterrupted), strict=False):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import training_runs as runs
+from soaking import some_now
 from tiny_runs import DAMAGES, copy_run, damage, small_files, train_stage1
 
 from diffrestorer.data.ownership import own_folder
@@ -53,7 +54,7 @@ def damage_and_go_on(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", DAMAGES)
+@pytest.mark.parametrize("kind", some_now(DAMAGES, 3))
 def test_a_damaged_file_costs_nothing_or_is_named(
     kind: str, arguments: list[str], unfinished: Path, finished: Path, tmp_path: Path
 ) -> None:
@@ -91,7 +92,7 @@ def rebuilds(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", REBUILT)
+@pytest.mark.parametrize("name", some_now(REBUILT, 2))
 def test_every_file_is_rebuilt(
     name: str, arguments: list[str], unfinished: Path, finished: Path, tmp_path: Path
 ) -> None:
@@ -202,7 +203,7 @@ def test_sealed_files_are_written_only_when_they_change(tmp_path: Path) -> None:
         read_sealed(path)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_finished_run_can_be_extended(arguments: list[str], finished: Path, tmp_path: Path) -> None:
     """With a constant schedule it ends like one that was as long from the beginning; otherwise it is refused."""
     longer = [*arguments, "train.max_steps=11"]

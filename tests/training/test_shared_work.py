@@ -19,7 +19,7 @@ def test_alone_a_process_does_everything() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.soak)])
 def test_validation_samples_and_prototypes_are_those_of_one_process(
     processes: int, tiny_overrides: list[str], photos_dir: Path, tmp_path: Path
 ) -> None:

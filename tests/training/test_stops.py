@@ -90,7 +90,7 @@ def test_ctrl_c_before_the_first_step_is_one_line(arguments: list[str], tmp_path
     assert "(SIGINT): the same command" in log.read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_run_that_waits_for_data_stops_with_a_checkpoint(
     arguments: list[str], whole: Path, tmp_path: Path
 ) -> None:
@@ -121,7 +121,13 @@ def until_it_stands(output: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stalled", [0, 1], ids=["the main process stalls", "the other process stalls"])
+@pytest.mark.parametrize(
+    "stalled",
+    [
+        pytest.param(0, marks=pytest.mark.soak, id="the main process stalls"),
+        pytest.param(1, marks=pytest.mark.soak, id="the other process stalls"),
+    ],
+)
 def test_a_stalled_process_does_not_keep_the_others(
     stalled: int, arguments: list[str], tmp_path: Path
 ) -> None:
@@ -161,7 +167,11 @@ def unreadable(photo: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize(
-    ("harm", "reason"), [(unreadable, "cut off|damaged"), (Path.unlink, "no such file")]
+    ("harm", "reason"),
+    [
+        (unreadable, "cut off|damaged"),
+        pytest.param(Path.unlink, "no such file", marks=pytest.mark.soak),
+    ],
 )
 def test_a_photo_that_goes_bad_ends_with_its_name_and_a_checkpoint(
     harm: Callable[[Path], object],

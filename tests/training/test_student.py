@@ -283,7 +283,7 @@ def test_init_goes_on_from_a_student(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["mini", "sd15"])
+@pytest.mark.parametrize("model", ["mini", pytest.param("sd15", marks=pytest.mark.soak)])
 def test_killed_runs_and_two_processes_end_like_one(
     model: str, commands: dict[str, list[str]], tmp_path: Path
 ) -> None:
@@ -318,6 +318,7 @@ def _without(command: list[str], key: str) -> list[str]:
     return [word for word in command if not word.startswith(f"{key}=")]
 
 
+@pytest.mark.soak
 def test_perceptual_loss_by_lpips(tmp_path: Path, batch: PairBatch) -> None:
     """LPIPS around a VGG-16 file: zero for equal images, and the package's own value for others."""
     import lpips
