@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 import tempfile
 import time
 from importlib.metadata import version
@@ -25,11 +26,10 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from PIL import Image
-from random_metric_weights import RANDOM_METRICS, write_random_weights
 from rich.console import Console
 from rich.progress import Progress
 
-from diffrestorer.config.composition import git_commit
+from diffrestorer.config.checkout import git_commit
 from diffrestorer.data.synthesis import degrade
 from diffrestorer.evaluation.methods import Method
 from diffrestorer.evaluation.scoring.image_scorer import Scorer
@@ -39,6 +39,10 @@ from diffrestorer.evaluation.scoring.score_store import ScoreStore
 from diffrestorer.evaluation.scoring.scores import Score
 from diffrestorer.evaluation.scoring.suite_scoring import Scoring
 from diffrestorer.evaluation.suites import DEMO_PHOTOS, Item, Suite, open_photo
+
+# The tests' weights serve here, too.
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
+from random_metric_weights import RANDOM_METRICS, write_random_weights
 
 METRIC_NAMES = (*DEFAULT_METRICS, *(name for name in RANDOM_METRICS if name != "fid"))
 
