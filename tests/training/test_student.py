@@ -342,3 +342,29 @@ def test_perceptual_loss_by_lpips(tmp_path: Path, batch: PairBatch) -> None:
     )
     with pytest.raises(ValueError, match="is no file; it is torchvision's vgg16"):
         PerceptualLoss("lpips", str(tmp_path / "missing.pth"))
+
+
+def test_patches_are_restored_with_what_the_whole_crop_tells(
+    commands: dict[str, list[str]], batch: PairBatch
+) -> None:
+    """A patch as large as the crop is the crop; a smaller one has the encoder's view of the whole."""
+    side = batch.lq.shape[-1]
+    task = student(commands["mini"])
+    with torch.no_grad():
+        whole = task(batch).total
+        task.config.patch = side
+        torch.testing.assert_close(task(batch).total, whole)
+
+        patches = task._patches(batch, side // 2)
+        assert patches.lq.shape[-2:] == patches.gt.shape[-2:] == (side // 2, side // 2)
+        expected = task.restorer.image_encoder(to_unit(batch.lq))
+        assert torch.equal(patches.encodings["clip_embedding"], expected)
+        again = task._patches(batch, side // 2)
+        assert torch.equal(again.lq, patches.lq), "places are drawn by counter"
+
+
+def test_patches_larger_than_crops_and_cached_ones_are_refused(commands: dict[str, list[str]]) -> None:
+    with pytest.raises(ValueError, match=r"patch=4096 is larger than the crops"):
+        student([*commands["mini"], "patch=4096"])
+    with pytest.raises(ValueError, match="leave it null with patch="):
+        student([*commands["mini"], "patch=64", "train.cache_dir=/nowhere"])
