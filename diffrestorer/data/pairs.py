@@ -46,11 +46,6 @@ class PairBatch:
     positions: tuple[int, ...]
     encodings: dict[str, Tensor] = field(default_factory=dict)
 
-    def first(self, count: int) -> "PairBatch":
-        """Return the first `count` samples."""
-        part = self._map(lambda tensor: tensor[:count])
-        return replace(part, positions=self.positions[:count])
-
     def to(self, device: torch.device) -> "PairBatch":
         """Return the batch with its tensors on `device`."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
