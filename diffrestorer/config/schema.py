@@ -10,7 +10,7 @@ from diffrestorer.config.parts import ModelConfig as ModelConfig
 from diffrestorer.config.parts import TrainConfig as TrainConfig
 from diffrestorer.config.synthesis_ranges import Synthesis
 
-PIXEL_LOSSES = ("mse", "psnr")
+PIXEL_LOSSES = ("mse", "psnr", "l1")
 
 PNG_REFUSED = "it is larger than zstd and decoded more slowly than zstd and webp; take zstd"
 
@@ -80,7 +80,7 @@ class DecoderConfig(RunConfig):
     z0_steps: int = option(4, ge=1)
     """Sampling steps of `z0=sampled`."""
     pixel_loss: str = option("mse", choices=PIXEL_LOSSES)
-    """`mse` (paper), or `psnr`: its logarithm per image, so that mild degradations count as much as strong ones."""
+    """`mse` (paper), `l1`, or `psnr`: minus the mean PSNR, in which an image counts more the closer it already is."""
     lambda_perceptual: float = option(0.1, ge=0)
     """Weight of the perceptual loss."""
     lambda_adversarial: float = option(0.001, ge=0)
@@ -117,7 +117,7 @@ class StudentConfig(RunConfig):
     decoder_start: int = option(0, ge=0)
     """First step at which the decoder's weights change."""
     pixel_loss: str = option("mse", choices=PIXEL_LOSSES)
-    """`mse`, or `psnr`: its logarithm per image, so that mild degradations count as much as strong ones."""
+    """`mse`, `l1`, or `psnr`: minus the mean PSNR, in which an image counts more the closer it already is."""
     lambda_pixel: float = option(1.0, ge=0)
     """Weight of the pixel loss."""
     lambda_perceptual: float = option(5.0, ge=0)

@@ -32,7 +32,7 @@ from diffrestorer.training.losses import (
     decoder_loss,
     discriminator_hinge_loss,
     generator_hinge_loss,
-    psnr_loss,
+    pixel_loss,
 )
 from diffrestorer.training.perceptual import PerceptualLoss, check_perceptual
 from diffrestorer.training.task import Losses, Task, adamw, to_unit
@@ -155,7 +155,7 @@ class DecoderTask(Task):
         restored = self.restorer.decoder(latents, encoded.features, prompts.degradation_embedding)
 
         # The terms of Eq. 8.
-        pixel = psnr_loss(restored, gt) if config.pixel_loss == "psnr" else F.mse_loss(restored, gt)
+        pixel = pixel_loss(config.pixel_loss, restored, gt)
         perceptual = self.perceptual(restored, gt)
         adversarial, discriminator = self._adversarial(restored, gt)
 

@@ -87,3 +87,13 @@ def psnr_loss(
     difference = restored.float() - gt.float()
     error = difference.square().mean(dim=(1, 2, 3))
     return 10 * torch.log10(error + 1e-8).mean()
+
+
+def pixel_loss(
+    name: str,
+    restored: Float[Tensor, "b 3 h w"],
+    gt: Float[Tensor, "b 3 h w"],
+) -> Float[Tensor, ""]:
+    """Return the pixel loss named `mse`, `psnr` or `l1` of images in [0, 1]."""
+    losses = {"mse": F.mse_loss, "psnr": psnr_loss, "l1": F.l1_loss}
+    return losses[name](restored, gt)

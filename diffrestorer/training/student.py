@@ -29,7 +29,7 @@ from diffrestorer.training.losses import (
     degradation_loss,
     discriminator_hinge_loss,
     generator_hinge_loss,
-    psnr_loss,
+    pixel_loss,
 )
 from diffrestorer.training.perceptual import PerceptualLoss, check_perceptual
 from diffrestorer.training.stage1 import record_prototypes
@@ -178,7 +178,7 @@ class StudentTask(Task):
         restored = self.restorer.decode(estimate, condition)
 
         # How far image and latents are from the clean ones.
-        pixel = psnr_loss(restored, gt) if config.pixel_loss == "psnr" else F.mse_loss(restored, gt)
+        pixel = pixel_loss(config.pixel_loss, restored, gt)
         perceptual = self.perceptual(restored, gt)
         latent = F.mse_loss(estimate, encodings["latents"].float())
         distillation = estimate.new_zeros(())
