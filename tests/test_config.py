@@ -17,6 +17,7 @@ import yaml
 from omegaconf import OmegaConf
 from soaking import some_now
 
+from diffrestorer.cli.commands import COMMANDS
 from diffrestorer.config.classes import follow_classes, model_classes, trained_classes
 from diffrestorer.config.composition import (
     CONFIG_DIR,
@@ -114,10 +115,11 @@ def kinds(hint: Any) -> Iterator[Any]:
 
 def test_every_root_has_a_schema_and_a_header() -> None:
     roots = {path.stem: path.read_text() for path in CONFIG_DIR.glob("*.yaml")}
+    names = {command.root: name for name, command in COMMANDS.items()}
     assert set(roots) == set(SCHEMAS)
     for root, text in roots.items():
         assert text.startswith("# "), f"{root}: no header"
-        assert re.search(rf"^#   .*scripts/{root}\.py", text, re.MULTILINE), (
+        assert re.search(rf"^#   .*diffrestorer {names[root]}\b", text, re.MULTILINE), (
             f"{root}: the header gives no command"
         )
 

@@ -99,7 +99,8 @@ class StudentConfig(RunConfig):
 
     output_dir: str = "outputs/train_student"
     teacher: str | None = None
-    """Finished model that the student begins as: output folder of the decoder stage, a model folder, or `mini`."""
+    """Finished model that the student begins as: output folder of the decoder stage, a model folder, or `mini`. A model
+    that is a student already goes on as it is."""
     init: str | None = None
     """Finished student whose weights it begins with instead; null: the teacher's."""
     model: ModelConfig = field(default_factory=ModelConfig)

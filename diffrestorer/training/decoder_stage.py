@@ -9,7 +9,6 @@ from diffusers import UniPCMultistepScheduler
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn import functional as F
 
 from diffrestorer.config.schema import DecoderConfig
 from diffrestorer.data.counter import counter_normal

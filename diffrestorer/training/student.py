@@ -68,9 +68,10 @@ class StudentTask(Task):
             raise ValueError("train.cache_dir keeps latents of whole crops: leave it null with patch=")
         check_perceptual(config.model.perceptual, config.model.perceptual_weights)
         pipeline = DiffRestorerPipeline.from_pretrained(config.teacher)
-        if isinstance(pipeline.scheduler, OneStepScheduler):
+        goes_on = isinstance(pipeline.scheduler, OneStepScheduler)
+        if goes_on and config.lambda_distillation:
             raise ValueError(
-                f"teacher={config.teacher} is itself a student: give its own teacher, and init= to go on"
+                f"teacher={config.teacher} is itself a student, which has no steps to distil: set lambda_distillation=0"
             )
 
         # The teacher samples targets for the distillation; as a list's item it is no part of the student.
@@ -79,7 +80,7 @@ class StudentTask(Task):
         self._teacher = [copy.deepcopy(pipeline.restorer)] if config.lambda_distillation else []
 
         self.restorer = pipeline.restorer
-        self._begin()
+        self._begin(goes_on)
         self._freeze()
         self.discriminator = None
         if config.lambda_adversarial:
@@ -88,15 +89,19 @@ class StudentTask(Task):
             )
         self.perceptual = PerceptualLoss(config.model.perceptual, config.model.perceptual_weights)
 
-    def _begin(self) -> None:
-        """Set the weights of step 0: the teacher's, or those of the student named by `init`."""
+    def _begin(self, goes_on: bool) -> None:
+        """Set the weights of step 0: the teacher's, or those of the student named by `init`.
+
+        Args:
+            goes_on: whether the teacher is itself a student, whose predictions stay as they are.
+        """
         restorer, config = self.restorer, self.config
         if not config.model.refine and restorer.decoder.config.refine:
             restorer.decoder = _without_refinement(restorer.decoder, restorer)
         if config.init is not None:
             for name in TRAINED:
                 load_weights(getattr(restorer, name), find_model(config.init) / name)
-        elif restorer.relative_prediction:
+        elif restorer.relative_prediction and not goes_on:
             for parameter in restorer.unet.conv_out.parameters():
                 nn.init.zeros_(parameter)
 

@@ -198,9 +198,8 @@ def test_networks_of_older_folders_have_no_convolution(
 def test_the_bundled_model_loads_as_it_was_trained() -> None:
     folder = Path(str(files("diffrestorer"))) / "weights" / "mini" / "control_network"
     network = load_component(folder)
-    assert ("zero_convolution" in json.loads((folder / "config.json").read_text())) == (
-        network.zero_conv_in is not None
-    )
+    config = json.loads((folder / "config.json").read_text())
+    assert config["zero_convolution"] == (network.zero_conv_in is not None)
 
 
 def test_control_matters_once_trained(unet: UNet2DConditionModel) -> None:

@@ -13,7 +13,6 @@ from diffusers import AutoencoderKL
 from torch import nn
 
 from diffrestorer import DiffRestorerPipeline
-from diffrestorer.inference.model_folder import find_model
 from diffrestorer.models.backbones import decode_latents, encode_image
 from diffrestorer.models.control import ControlEncoder
 from diffrestorer.models.mini import (
@@ -197,9 +196,21 @@ def test_only_the_projection_learns() -> None:
     )
 
 
-def older_folder(folder: Path) -> Path:
-    """The bundled model as it was saved before mini had classes of its own."""
-    shutil.copytree(find_model("mini"), folder)
+def first_edition(folder: Path) -> Path:
+    """The bundled model with a decoder as it was before it had a refinement at full size."""
+    pipeline = DiffRestorerPipeline.from_pretrained("mini")
+    torch.manual_seed(0)
+    decoder = MiniDecoder.from_vae(pipeline.vae, pipeline.decoder.config.degradation_dim, refine=True)
+    assert decoder.detail_weight is not None
+    nn.init.normal_(decoder.detail_weight.weight)
+    pipeline.decoder = decoder
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def older_folder(source: Path, folder: Path) -> Path:
+    """A first edition as it was saved before mini had classes of its own."""
+    shutil.copytree(source, folder)
 
     def rewrite(name: str, **changes: Any) -> None:
         path = folder / name
@@ -227,11 +238,11 @@ def older_folder(folder: Path) -> Path:
 def test_folders_saved_before_mini_had_its_own_classes_restore_the_same(tmp_path: Path) -> None:
     image = torch.rand(3, 64, 64)
     restored = []
-    for name in ("mini", older_folder(tmp_path / "older")):
-        pipeline = DiffRestorerPipeline.from_pretrained(name)
+    first = first_edition(tmp_path / "first")
+    for folder in (first, older_folder(first, tmp_path / "older")):
+        pipeline = DiffRestorerPipeline.from_pretrained(folder)
         pipeline.set_progress_bar_config(disable=True)
-        generator = torch.Generator().manual_seed(0)
-        restored.append(pipeline(image, 2, generator, output_type="pt").images[0])
+        restored.append(pipeline(image, output_type="pt").images[0])
     assert torch.equal(*restored)
 
     # Saved again, it is like any other.

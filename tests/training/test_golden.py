@@ -34,6 +34,10 @@ def train_all_stages(folder: Path, overrides: list[str], photos: Path) -> dict[s
         "discriminator_channels=8",
         "lambda_distillation=1",
         "distillation_steps=2",
+        "pixel_loss=psnr",
+        "lambda_latent=0.1",
+        "lambda_perceptual=0.1",
+        "lambda_degradation=0",
     ]
     runs.run(
         "train_student.py",

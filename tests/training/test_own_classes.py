@@ -151,8 +151,28 @@ def test_a_later_stage_keeps_the_classes(stage1: Path) -> None:
         follow("data.degradations=[haze]")
 
 
-def test_a_later_stage_of_an_older_model_has_the_eight() -> None:
-    config = follow_stage1(load("train_decoder", DecoderConfig, ["stage1=mini"]))
+@pytest.fixture(scope="module")
+def older(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model as it was saved before its configuration named classes."""
+    pipe = DiffRestorerPipeline.from_pretrained("mini")
+    embed_dim = pipe.image_encoder.config.embed_dim
+    torch.manual_seed(0)
+    pipe.prompt_processor = PromptProcessor(
+        embed_dim,
+        pipe.unet.config.cross_attention_dim,
+        degradation_dim=pipe.decoder.config.degradation_dim,
+    )
+    folder = tmp_path_factory.mktemp("older") / "model"
+    pipe.save_pretrained(folder)
+    path = folder / "prompt_processor" / "config.json"
+    config = json.loads(path.read_text())
+    del config["classes"]
+    path.write_text(json.dumps(config))
+    return folder
+
+
+def test_a_later_stage_of_an_older_model_has_the_eight(older: Path) -> None:
+    config = follow_stage1(load("train_decoder", DecoderConfig, [f"stage1={older}"]))
     assert (config.data.classes, config.data.degradations) == (None, list(DEGRADATIONS))
     unset = load("train_decoder", DecoderConfig)
     assert follow_stage1(unset) == unset, "the stage itself says that stage1 is not set"
@@ -201,20 +221,18 @@ def test_validation_takes_the_classes_that_photos_can_have(
         Validation(config, photos_dir)
 
 
-def test_an_older_folder_loads_as_the_eight(tmp_path: Path) -> None:
-    """mini's configuration names no classes; saved again it does, and tells photos apart as before, bit for bit."""
-    mini = find_model("mini")
-    assert "classes" not in json.loads((mini / "prompt_processor" / "config.json").read_text())
-    assert read_classes(mini) == DEGRADATIONS
-    processor = load_component(mini / "prompt_processor")
+def test_an_older_folder_loads_as_the_eight(older: Path, tmp_path: Path) -> None:
+    """Saved again its configuration names them, and it tells photos apart as before, bit for bit."""
+    assert read_classes(older) == DEGRADATIONS
+    processor = load_component(older / "prompt_processor")
     assert isinstance(processor, PromptProcessor)
 
-    pipe = DiffRestorerPipeline.from_pretrained("mini")
+    pipe = DiffRestorerPipeline.from_pretrained(older)
     embedding = pipe.image_encoder(torch.tensor(scene(1)).permute(2, 0, 1)[None] / 255)
     expected = processor(embedding).degradation_logits.softmax(-1)
     pipe.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "prompt_processor" / "config.json").read_text())["classes"] == list(
         DEGRADATIONS
     )
-    for folder in ("mini", tmp_path):
+    for folder in (older, tmp_path):
         assert torch.equal(DiffRestorerPipeline.from_pretrained(folder).detect(scene(1)), expected)

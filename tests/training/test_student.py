@@ -130,9 +130,9 @@ def test_what_trains_gets_a_gradient_and_nothing_else_does(
     parts = {
         name.split(".")[1] if name.startswith("restorer.") else name.split(".")[0] for name in trained
     }
-    assert parts == {"control_encoder", "control_network", "unet", "discriminator"} | (
-        {"decoder"} if train_decoder else set()
-    )
+    decoder = {"decoder"} if train_decoder else set()
+    prompts = {"prompt_processor"} if model == "mini" else set()
+    assert parts == {"control_encoder", "control_network", "unet", "discriminator"} | decoder | prompts
     adapters = {name for name in trained if ".unet." in name}
     assert all(".lora_" in name for name in adapters) == (model == "sd15")
     assert not any(
@@ -260,21 +260,20 @@ def test_the_prompt_processor_trains_with_its_classifier(
     assert not torch.equal(task.restorer.prompt_processor.class_prototypes, before)
 
 
-def test_a_student_is_no_teacher_and_none_is_refused(
+def test_a_student_has_nothing_to_distil_and_a_teacher_is_needed(
     folder: Path, commands: dict[str, list[str]]
 ) -> None:
-    with pytest.raises(
-        ValueError, match="is itself a student: give its own teacher, and init= to go on"
-    ):
-        student(commands["mini"], f"teacher={folder}")
+    with pytest.raises(ValueError, match="is itself a student, which has no steps to distil"):
+        student(commands["mini"], f"teacher={folder}", "lambda_distillation=1")
     with pytest.raises(ValueError, match="teacher is not set"):
         StudentTask(load("train_student", StudentConfig, ["model=mini"]))
 
 
-def test_init_goes_on_from_a_student(
-    folder: Path, commands: dict[str, list[str]], batch: PairBatch
+@pytest.mark.parametrize("key", ["teacher", "init"])
+def test_a_student_goes_on_as_it_is(
+    key: str, folder: Path, commands: dict[str, list[str]], batch: PairBatch
 ) -> None:
-    task = student(commands["mini"], f"init={folder}")
+    task = student(commands["mini"], f"{key}={folder}")
     images = torch.stack(
         DiffRestorerPipeline.from_pretrained(folder)(to_unit(batch.lq), output_type="pt").images
     )
