@@ -46,6 +46,7 @@ from diffrestorer.config.schema import (
     Stage1Config,
     StudentConfig,
 )
+from diffrestorer.config.synthesis_presets import named_synthesis
 from diffrestorer.config.synthesis_ranges import Jpeg, Noise, Parameters, Snow, SnowLayer, Synthesis
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -122,6 +123,13 @@ def test_every_root_has_a_schema_and_a_header() -> None:
         assert re.search(rf"^#   .*diffrestorer {names[root]}\b", text, re.MULTILINE), (
             f"{root}: the header gives no command"
         )
+
+
+@pytest.mark.parametrize("name", ["ours", "heldout"])
+def test_prepared_images_are_degraded_as_open_photos_are(name: str) -> None:
+    """`prepare synthesis=NAME` and `evaluate synthesis=NAME` are the same models."""
+    config = load("prepare_data", PrepareConfig, [f"synthesis={name}"])
+    assert config.synthesis == named_synthesis(name)
 
 
 @pytest.mark.parametrize(("root", "chosen"), some_now(combinations(), 20), ids=lambda value: str(value))

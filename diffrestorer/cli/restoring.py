@@ -24,7 +24,7 @@ from diffrestorer.cli.planning import plan
 from diffrestorer.cli.processes import Processes
 from diffrestorer.cli.writing import Writer
 from diffrestorer.data.images import ImageError, Photo
-from diffrestorer.inference.choices import NOT_CLEAR
+from diffrestorer.inference.choices import NOT_CLEAR, ONE_STEP
 from diffrestorer.inference.photos import (
     Options,
     check_options,
@@ -71,15 +71,23 @@ def _options(arguments: argparse.Namespace) -> Options:
     return Options(**{name: getattr(arguments, name) for name in names})
 
 
+def _possible(run: Run, pipe: Any, options: Options, hidden: bool) -> Options:
+    """Return the options as the model takes them; say where its steps are not those that were asked for."""
+    try:
+        taken = check_options(pipe, options)
+    except ValueError as error:
+        raise StopError(str(error), EXIT_USAGE) from error
+    if options.steps not in (None, taken.steps) and not hidden:
+        run.say(f"diffrestorer: {ONE_STEP}: --steps {options.steps} changes nothing")
+    return taken
+
+
 def _restore_all(run: Run, jobs: Sequence[Job], hidden: bool) -> None:
     """Restore photos in batches of one size under a progress bar, unless it is `hidden`."""
     options, batch_size, pipe = _options(run.arguments), run.arguments.batch_size, run.load()
     if run.arguments.skip_clean and not hidden:
         warn_without_clean(run, pipe)
-    try:
-        options = check_options(pipe, options)
-    except ValueError as error:
-        raise StopError(str(error), EXIT_USAGE) from error
+    options = _possible(run, pipe, options, hidden)
     columns = (
         BarColumn(),
         MofNCompleteColumn(),

@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_origin, get_type_hints
 
@@ -249,17 +249,23 @@ def _compose(root: str, schema: type[Any], overrides: Sequence[str]) -> DictConf
 def _register(root: str, schema: type[Any]) -> str | None:
     """Put the dataclass where Hydra finds it, and return the folder of the root file.
 
-    Hydra takes `size=256` for a group wherever it sees a folder of that name. A script without groups is therefore
-    shown its root file alone, and no folder.
+    Hydra takes `size=256` for a group wherever it sees a folder of that name. A script with such a key is shown its root
+    file and its own groups, and no folder.
     """
     store = ConfigStore.instance()
-    has_groups = bool(groups_of(root))
+    groups = groups_of(root)
+    keys = {item.name for item in fields(schema)}
+    folders = {path.name for path in CONFIG_DIR.iterdir() if path.is_dir()}
+    hides_folder = not groups or bool(keys & folders - set(groups))
     if f"{root}_schema.yaml" not in store.repo:
         store.store(f"{root}_schema", _settable(schema))
         store.store("plain", OmegaConf.load(CONFIG_DIR / "settings" / "hydra.yaml"), group="hydra")
-        if not has_groups:
+        if hides_folder:
             store.store(root, OmegaConf.load(CONFIG_DIR / f"{root}.yaml"))
-    return str(CONFIG_DIR) if has_groups else None
+            for group, names in groups.items():
+                for name in names:
+                    store.store(name, OmegaConf.load(CONFIG_DIR / group / f"{name}.yaml"), group=group)
+    return None if hides_folder else str(CONFIG_DIR)
 
 
 @contextmanager

@@ -17,6 +17,9 @@ THRESHOLD = 0.5
 NOT_CLEAR = "no clear degradation"
 """The answer where no degradation reaches the threshold."""
 
+ONE_STEP = "this model restores in one step"
+"""Begins the note to whoever asks a student for another number of steps."""
+
 Precision = Literal["auto", "float32", "bfloat16"]
 """What the networks compute in. `auto`: bfloat16 where the device multiplies it faster than float32."""
 

@@ -78,16 +78,16 @@ def load_pipeline(model: str, device: str, precision: Precision = "auto", compil
 
 
 def check_options(pipe: Any, options: Options) -> Options:
-    """Return the options with the model's own number of steps; refuse what it can't do, before anything is read.
+    """Return the options with the steps that the model takes; refuse what it can't do, before anything is read.
 
     Raises:
-        ValueError: `options.degradation` is none of the model's classes, the model holds no prototype of it, or it does
-            not sample in `options.steps` steps.
+        ValueError: `options.degradation` is none of the model's classes, the model holds no prototype of it, or its
+            scheduler can't sample in `options.steps` steps.
     """
     from diffrestorer.inference.sampler import check_steps
 
-    steps = pipe.default_steps if options.steps is None else options.steps
-    check_steps(pipe.scheduler, steps)
+    asked = pipe.default_steps if options.steps is None else options.steps
+    steps = check_steps(pipe.scheduler, asked)
     if options.degradation is not None:
         pipe.prompt_processor.prototype(options.degradation)
     return replace(options, steps=steps)

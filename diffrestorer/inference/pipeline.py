@@ -1,5 +1,6 @@
 """The pipeline: from degraded images to restored ones, as diffusers' users know it."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,7 +10,14 @@ from jaxtyping import Float, Real
 from torch import Tensor
 
 from diffrestorer.data.tensors import ImageInput, as_tensors, from_tensor
-from diffrestorer.inference.choices import Decoder, OutputType, Tile, check_decoder, check_option
+from diffrestorer.inference.choices import (
+    ONE_STEP,
+    Decoder,
+    OutputType,
+    Tile,
+    check_decoder,
+    check_option,
+)
 from diffrestorer.inference.component_pipeline import ComponentPipeline
 from diffrestorer.inference.results import DiffRestorerOutput, SampledLatents
 from diffrestorer.inference.sampler import Generator, check_steps, draw_noise, run_scheduler
@@ -53,7 +61,7 @@ class DiffRestorerPipeline(ComponentPipeline):
         Args:
             image: RGB; PIL, an array (h, w, 3) of uint8, uint16 or floats in [0, 1], or a float tensor (3, h, w) in
                 [0, 1] or (b, 3, h, w).
-            num_inference_steps: denoising steps; None: `default_steps`.
+            num_inference_steps: denoising steps; None: `default_steps`. A student takes one, whatever is asked.
             generator: of the starting noise (a one-step student draws none); a list gives each image its own.
             decoder: `refined` (the Degradation-aware Decoder) or `sd` (the VAE's own).
             fidelity: weight in [0, 1] of what the refined decoder takes from the degraded image; 0 is `sd`.
@@ -133,8 +141,10 @@ class DiffRestorerPipeline(ComponentPipeline):
         # Refuse what can't be done.
         height, width = size or lq.shape[-2:]
         side = self._tile_side(tile, height, width, len(lq))
-        steps = self.default_steps if num_inference_steps is None else num_inference_steps
-        check_steps(self.scheduler, steps)
+        asked = self.default_steps if num_inference_steps is None else num_inference_steps
+        steps = check_steps(self.scheduler, asked)
+        if steps != asked:
+            warnings.warn(f"{ONE_STEP}: num_inference_steps={asked} changes nothing", stacklevel=2)
 
         # Cross-attention to the one token costs next to nothing, in networks that were assigned since, too.
         for network in (self.unet, self.control_network):

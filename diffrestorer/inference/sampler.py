@@ -31,18 +31,19 @@ def draw_noise(
     return torch.stack(noise).to(device)
 
 
-def check_steps(scheduler: SchedulerMixin, num_steps: int) -> None:
-    """Refuse a number of steps that a scheduler can't sample in.
+def check_steps(scheduler: SchedulerMixin, num_steps: int) -> int:
+    """Return the number of steps that a model samples in when it is asked for `num_steps`: a student's is always 1.
 
     Raises:
-        ValueError: there are no steps, a student is given more than one, or the scheduler's settings don't work out.
+        ValueError: there are no steps, or the scheduler's settings don't work out.
     """
     if num_steps < 1:
         raise ValueError(f"num_inference_steps must be at least 1, not {num_steps}")
     if isinstance(scheduler, OneStepScheduler):
-        scheduler.set_timesteps(num_steps)
+        return 1
     if has_table(scheduler):
         sampling_table(scheduler, num_steps)
+    return num_steps
 
 
 def sample_latents(
@@ -86,7 +87,7 @@ def run_scheduler(
     Raises:
         ValueError: the scheduler can't sample in `num_steps` steps.
     """
-    check_steps(scheduler, num_steps)
+    num_steps = check_steps(scheduler, num_steps)
     if not has_table(scheduler):
         return _run_steps(scheduler, num_steps, noise, predict, edit, generator)
 

@@ -74,12 +74,11 @@ def test_it_is_saved_and_loaded(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("steps", [2, 20])
-def test_other_numbers_of_steps_are_refused(steps: int) -> None:
-    with pytest.raises(
-        ValueError, match=f"restores in one step, not in {steps}: leave the steps out, or give 1"
-    ):
-        check_steps(OneStepScheduler(), steps)
+@pytest.mark.parametrize("steps", [1, 2, 20])
+def test_any_number_of_steps_is_one(steps: int) -> None:
+    assert check_steps(OneStepScheduler(), steps) == 1
+    with pytest.raises(ValueError, match="must be at least 1, not 0"):
+        check_steps(OneStepScheduler(), 0)
 
 
 def test_wrong_settings_are_refused() -> None:
