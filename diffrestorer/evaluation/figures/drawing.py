@@ -29,7 +29,7 @@ SHOWN = Synthesis(noise=Noise((15.0, 50.0)), blur=Blur(defocus_share=0.0), jpeg=
 
 TILE = 156  # px: the page stays below 1.5 MB
 GAP = 6
-LARGE_SIDE, LARGE_STEPS, SHOWN_SIDE = 2048, 8, 512  # of figure=tiles
+LARGE_SIDE, SHOWN_SIDE = 2048, 512  # of figure=tiles
 CAPTION_HEIGHT = 20
 
 
@@ -101,7 +101,7 @@ def draw_tiles(photo: str, model: str, seed: int) -> np.ndarray:
     lq = degrade(clean, "noise", counter_rng(seed, "figure/tiles"), SHOWN)
     pipe = DiffRestorerPipeline.from_pretrained(model)
     generator = torch.Generator().manual_seed(seed)
-    restored = pipe(lq, LARGE_STEPS, generator, output_type="np").images[0]
+    restored = pipe(lq, generator=generator, output_type="np").images[0]
     restored = (restored * 255).round().astype(np.uint8)
 
     # The centre, where four tiles meet, in full size.
