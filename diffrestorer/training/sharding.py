@@ -81,6 +81,7 @@ class ShardedOptimizer(ZeroRedundancyOptimizer):
 def shard(optimizers: Iterable[torch.optim.Optimizer]) -> list[torch.optim.Optimizer]:
     """Divide new optimisers among the processes. All processes call it at the same point."""
     hosts = distributed.new_group(backend="gloo")
+    assert isinstance(hosts, distributed.ProcessGroup), "every process belongs to it"
     return [ShardedOptimizer(optimizer, hosts) for optimizer in optimizers]
 
 
