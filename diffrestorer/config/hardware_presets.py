@@ -41,6 +41,8 @@ class HardwareConfig:
     """Compute cross-attention to a single token as the constant it is; false: queries, keys and a softmax over one."""
     fused_adamw: bool = False
     """Run AdamW in one kernel."""
+    shard_optimizer: bool = False
+    """Divide the optimiser's state among the processes of a run (ZeRO-1); with one process nothing changes."""
     compile_blocks: bool = False
     """Compile each repeated block by itself: once per shape rather than once per network."""
     checkpointing: str = option("none", choices=("none", "blocks"))

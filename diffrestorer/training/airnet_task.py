@@ -55,6 +55,11 @@ class AirNetEncoderTask(BaselineTask):
                 f"queue_length={config.queue_length} must be a multiple of train.global_batch_size="
                 f"{config.train.global_batch_size}"
             )
+        if config.train.hardware.shard_optimizer:
+            raise ValueError(
+                "train.hardware.shard_optimizer=true is not for AirNet, whose first phase hands its optimiser's state "
+                "to the second: leave it out"
+            )
         self.queue = KeyQueue(config.queue_length, model.config.embedding_dim)
         self._optimizer: torch.optim.Optimizer | None = None
         self._choose_what_trains()

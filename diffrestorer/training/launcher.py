@@ -6,7 +6,11 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    GradientAccumulationPlugin,
+    broadcast_object_list,
+)
 from torch import distributed
 
 UNUSED = {
@@ -33,11 +37,12 @@ def make_accelerator(mixed_precision: str) -> Accelerator:
     _meet_again()
 
     # Without `cpu=True` it ignores torchrun's ranks on a machine without a GPU. The plugin keeps it from dividing the
-    # losses a second time: the loop does that.
+    # losses a second time: the loop does that. Gradients lie in the buckets that are sent, instead of beside them.
     return Accelerator(
         cpu=not torch.accelerator.is_available(),
         mixed_precision=mixed_precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
     )
 
 

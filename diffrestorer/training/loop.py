@@ -3,6 +3,7 @@
 import atexit
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +17,19 @@ from diffrestorer.data.pairs import Pair, PairBatch, StepBatches, pair_loader
 from diffrestorer.data.prepared import open_pairs
 from diffrestorer.training.averaging import WeightAverage
 from diffrestorer.training.cache import open_cache
-from diffrestorer.training.checkpoint import (
-    CheckpointWriter,
-    copies_of,
-    take_snapshot,
-    trained_state,
-    write_folder,
-)
+from diffrestorer.training.checkpoint import copies_of, write_folder
 from diffrestorer.training.data_check import check_data
 from diffrestorer.training.exhibits import Exhibits
 from diffrestorer.training.failures import explain_data, explain_files, explain_lost_processes
 from diffrestorer.training.hardware import apply_hardware, check_precision
-from diffrestorer.training.kept_files import read_kept
 from diffrestorer.training.launcher import make_accelerator, on_main_process
 from diffrestorer.training.profiling import StepProfile
 from diffrestorer.training.progress import LossRecord, Speed, TimedBatches
 from diffrestorer.training.record import prepare_output, restore_records, run_log
 from diffrestorer.training.resuming import load_newest
+from diffrestorer.training.saving import Saver
 from diffrestorer.training.schedule import choose_micro_batch, set_learning_rates
+from diffrestorer.training.sharding import consolidate, shard
 from diffrestorer.training.step_memory import explain_out_of_memory, log_expected_memory, peak_memory
 from diffrestorer.training.stopping import StopSignal
 from diffrestorer.training.task import Losses, Task
@@ -151,6 +147,9 @@ class Run:
         self.task.to(accelerator.device)
         apply_hardware(self.task, settings.hardware, accelerator.device)
         self.optimizers = list(self.task.optimizers())
+        self.shards = accelerator.num_processes if settings.hardware.shard_optimizer else 1
+        if self.shards > 1:
+            self.optimizers = shard(self.optimizers)
         self.peak_rates = [
             group["lr"] for optimizer in self.optimizers for group in optimizer.param_groups
         ]
@@ -165,7 +164,6 @@ class Run:
         first_step = load_newest(
             checkpoints, self.task, self.optimizers, self.log, self.average, accelerator
         )
-        self.writer = CheckpointWriter(checkpoints, settings.keep_checkpoints)
         tracker = None
         if accelerator.is_main_process:
             copies = copies_of(checkpoints / f"step_{first_step}") if first_step else {}
@@ -176,16 +174,16 @@ class Run:
 
         # The rest of the steps.
         self.batches = StepBatches(first_step, settings.max_steps, *self.division)
-        self.done = first_step
         self.failure: Exception | None = None
-        self.model, *self.optimizers = accelerator.prepare(self.task, *self.optimizers)
+        self.model = accelerator.prepare(self.task)
         added = (accelerator, self.dataset, self.batches.accumulation, self.log)
         self.record = LossRecord(self.output_dir / "losses.csv", first_step, *added)
 
         # From here on a stop saves a checkpoint.
-        self.state = [*trained_state(self.task).values()]
-        self._mark_state()
-        self.stop.connect(accelerator, str(self.output_dir), self._save_last_step)
+        trained = (self.task, self.optimizers, self.average)
+        self.saver = Saver(self.output_dir, *trained, settings.keep_checkpoints, first_step)
+        save = partial(self.saver.save_last_step, self.record)
+        self.stop.connect(accelerator, str(self.output_dir), save)
 
     def to_the_end(self) -> float | None:
         """Step until the last step or until asked to stop; return the seconds per step, as `train` says."""
@@ -231,7 +229,7 @@ class Run:
         # Gradients are added up over processes once per step.
         with nullcontext() if synchronise else self.accelerator.no_sync(self.model):
             averages = self.average is not None
-            counting = (self.task, averages, self.batches.micro_batch_size, self.log)
+            counting = (self.task, averages, self.shards, self.batches.micro_batch_size, self.log)
             with log_expected_memory(*counting) if measure else nullcontext():
                 losses = self.model(batch.to(self.accelerator.device))
             self.accelerator.backward(losses.total / self.batches.accumulation)
@@ -239,17 +237,17 @@ class Run:
 
     def _update(self, step: int) -> None:
         """Step the optimisers and the average. Nothing is saved while they are between two steps."""
-        with self.stop.changing():
+        # Sharded optimisers wait for each other here, and nothing is saved of them from beside the loop.
+        with self.stop.changing() if self.shards == 1 else nullcontext():
             set_learning_rates(self.optimizers, self.peak_rates, self.settings, step)
             if self.settings.max_grad_norm is not None:
                 self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm)
             for optimizer in self.optimizers:
                 optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
+                optimizer.zero_grad(set_to_none=self.shards == 1)
             if self.average is not None:
                 self.average.update()
-            self.done = step + 1
-            self._mark_state()
+            self.saver.mark(step + 1)
 
     def _after_step(self, done: int) -> None:
         """Log, samples, validation and checkpoint at their intervals and at the end; a checkpoint when stopping."""
@@ -269,13 +267,15 @@ class Run:
                 self.exhibits.save_samples(device, done)
             if self.validation is not None and (last or done % (settings.validate_every or 1) == 0):
                 self.exhibits.validate(self.validation, device, done)
+        if saves:
+            consolidate(self.optimizers)
         if self.accelerator.is_main_process:
-            self.writer.check()
+            self.saver.writer.check()
             with self.stop.changing():
                 if saves:
-                    self._save_checkpoint(done)
+                    self.saver.save()
             if stopping or last:
-                self.writer.wait()
+                self.saver.writer.wait()
 
         # Every process leaves after the same step.
         if stopping and not last:
@@ -293,42 +293,12 @@ class Run:
             usage = self.record.log_progress(done, self.settings.max_steps, self.timed.waited, losses)
             self.exhibits.send_progress({**losses, **usage}, self.optimizers, done)
 
-    def _save_checkpoint(self, done: int) -> None:
-        copies = read_kept(self.output_dir)
-        self.writer.save(take_snapshot(done, self.task, self.optimizers, self.average, copies))
-
     def _note_failure(self, error: Exception, num_batches: int) -> None:
         """Note that the batch after `num_batches` could not be made, and ask all processes to stop."""
         step = self.batches.steps.start + num_batches // self.batches.accumulation
         sources = [self.dataset.source(step, position)[0] for position in self.batches.positions]
         self.failure = explain_data(error, sources, self.settings.num_workers > 0) or error
         self.stop.tell("the training data")
-
-    def _mark_state(self) -> None:
-        """Note the state after a step, to tell later whether it is still that."""
-        self.marked = [tensor._version for tensor in self.state]
-
-    def _save_last_step(self) -> int | None:
-        """Save the last finished step while the loop is stuck in the next one; None if that can't be done.
-
-        A network with statistics (BatchNorm) changes in the forward pass: its state after the step is gone by then.
-        And losses that were not yet averaged over processes can't be any more.
-        """
-        if self.marked != [tensor._version for tensor in self.state]:
-            return None
-        waiting = any(step < self.done for step, _, _ in self.record.pending)
-        if waiting and self.accelerator.num_processes > 1:
-            return None
-        if self.done == self.batches.steps.start:
-            return self.done
-
-        # On a GPU what is copied must not wait for the stuck work.
-        device = self.accelerator.device
-        with torch.cuda.stream(torch.cuda.Stream(device)) if device.type == "cuda" else nullcontext():
-            self.record.flush(self.done)
-            self._save_checkpoint(self.done)
-        self.writer.wait()
-        return self.done
 
     def _finish(self) -> None:
         """Write `model/` and let trackers and process group go."""

@@ -79,19 +79,20 @@ class MemoryCount:
         return f"{' + '.join(parts)} = {self.total / GIB:.2f} GiB"
 
 
-def count_memory(task: nn.Module, averages: bool, activations: int) -> MemoryCount:
-    """Count what a step with AdamW holds. AdamW's two moments are as large as the trainable weights.
+def count_memory(task: nn.Module, averages: bool, activations: int, shards: int = 1) -> MemoryCount:
+    """Count what a step with AdamW holds. AdamW's two moments are each as large as the trainable weights.
 
     Args:
         task: its parameters and buffers.
         averages: whether an average of the weights is kept.
         activations: bytes that the forward pass keeps.
+        shards: processes among which the optimiser's state is divided.
     """
     trained = _num_bytes(parameter for parameter in task.parameters() if parameter.requires_grad)
     return MemoryCount(
         weights=_num_bytes((*task.parameters(), *task.buffers())),
         gradients=trained,
-        optimizer=2 * trained,
+        optimizer=2 * trained // shards,
         average=trained if averages else 0,
         activations=activations,
     )
@@ -99,19 +100,20 @@ def count_memory(task: nn.Module, averages: bool, activations: int) -> MemoryCou
 
 @contextmanager
 def log_expected_memory(
-    task: nn.Module, averages: bool, micro_batch_size: int, log: logging.Logger
+    task: nn.Module, averages: bool, shards: int, micro_batch_size: int, log: logging.Logger
 ) -> Iterator[None]:
     """Log the memory of a step by purpose, counted in the forward pass that runs while the context lasts.
 
     Args:
         task: that trains.
         averages: whether an average of the weights is kept.
+        shards: processes among which the optimiser's state is divided.
         micro_batch_size: samples of that forward pass.
         log: of the run.
     """
     with count_saved_bytes(task) as saved:
         yield
-    expected = count_memory(task, averages, saved.total)
+    expected = count_memory(task, averages, saved.total, shards)
     log.info(
         "memory expected for micro batches of %d: %s, and the libraries", micro_batch_size, expected
     )
@@ -155,7 +157,7 @@ def explain_out_of_memory(
         ):
             raise
 
-        advice = " or ".join(_smaller(hardware, micro_batch_size))
+        advice = " or ".join(_smaller(hardware, micro_batch_size, processes))
         if not advice:
             advice = f"more processes (now {processes}), a smaller data.size or a larger device"
 
@@ -164,7 +166,7 @@ def explain_out_of_memory(
         raise ValueError(f"out of memory ({reason}): take {advice}; the losses stay the same") from None
 
 
-def _smaller(hardware: HardwareConfig, micro_batch_size: int) -> Sequence[str]:
+def _smaller(hardware: HardwareConfig, micro_batch_size: int, processes: int) -> Sequence[str]:
     """Return the settings, as on the command line, that need less memory."""
     advice = []
     smaller_presets = dict(pairwise(NEEDED))
@@ -172,6 +174,8 @@ def _smaller(hardware: HardwareConfig, micro_batch_size: int) -> Sequence[str]:
         advice.append(f"hardware={smaller_presets[hardware.name]}")
     elif hardware.checkpointing == "none":
         advice.append("train.hardware.checkpointing=blocks")
+    if processes > 1 and not hardware.shard_optimizer:
+        advice.append("train.hardware.shard_optimizer=true")
     if micro_batch_size > 1:
         smaller = max(n for n in range(1, micro_batch_size) if micro_batch_size % n == 0)
         advice.append(f"train.micro_batch_size={smaller} (now {micro_batch_size})")

@@ -149,6 +149,10 @@ def test_da_clip_of_mini_starts_from_minis_image_encoder() -> None:
         (["method=airnet", "window_size=31"], "patch_size=32 must fit into the window, window_size=31"),
         (["method=airnet", "queue_length=15"], "queue_length=15 must be a multiple"),
         (
+            ["method=airnet", "train.hardware.shard_optimizer=true"],
+            "shard_optimizer=true is not for AirNet",
+        ),
+        (
             ["method=transweather", "perceptual=vgg16", "perceptual_weights=nowhere.pth"],
             "is no file; it is torchvision's",
         ),

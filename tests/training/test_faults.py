@@ -4,6 +4,7 @@ import csv
 import re
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -161,6 +162,8 @@ def test_memory_is_counted() -> None:
         4 * 8 * 16 + trained, trained, 2 * trained, trained,
     )  # fmt: skip
     assert counted.total == sum(vars(counted).values())
+    sharded = count_memory(linear, averages=True, activations=saved.total, shards=4)
+    assert sharded == replace(counted, optimizer=2 * trained // 4)
 
 
 @pytest.mark.parametrize(
@@ -169,13 +172,22 @@ def test_memory_is_counted() -> None:
         (
             HardwareConfig("gpu80"),
             8,
-            "take hardware=gpu40 or train.micro_batch_size=4 (now 8); the losses stay the same",
+            "take hardware=gpu40 or train.hardware.shard_optimizer=true or train.micro_batch_size=4 (now 8); the "
+            "losses stay the same",
         ),
-        (HardwareConfig("gpu40"), 1, "take hardware=gpu24; the losses"),
-        (HardwareConfig("cpu"), 1, "take train.hardware.checkpointing=blocks; the losses"),
-        (HardwareConfig("gpu24", checkpointing="blocks"), 9, "take train.micro_batch_size=3 (now 9)"),
+        (HardwareConfig("gpu40", shard_optimizer=True), 1, "take hardware=gpu24; the losses"),
         (
-            HardwareConfig("gpu24", checkpointing="blocks"),
+            HardwareConfig("cpu", shard_optimizer=True),
+            1,
+            "take train.hardware.checkpointing=blocks; the losses",
+        ),
+        (
+            HardwareConfig("gpu24", checkpointing="blocks", shard_optimizer=True),
+            9,
+            "take train.micro_batch_size=3 (now 9)",
+        ),
+        (
+            HardwareConfig("gpu24", checkpointing="blocks", shard_optimizer=True),
             1,
             "take more processes (now 2), a smaller data.size",
         ),

@@ -81,6 +81,22 @@ def test_a_preset_is_chosen_by_free_memory_and_precision(
     assert choose_preset(int(free_gib * GIB), has_bf16) == expected
 
 
+def test_a_trained_unet_fits_on_four_small_gpus_that_share_the_optimizer() -> None:
+    """At gpu24's micro batch, which is then the whole share of the paper's batch of 16; not on two of them."""
+    path = ROOT / "benchmarks" / "results" / "sharded_memory.json"
+    counts = {counted["samples"]: counted for counted in json.loads(path.read_text())}
+    config = load("train_stage1", Stage1Config, ["hardware=gpu24", "model.train_unet=all"]).train
+    samples = config.global_batch_size // 4
+    assert samples == config.hardware.max_micro_batch
+
+    # On two GPUs the gradients of the first micro batch lie beside the buckets.
+    counted = counts[samples]
+    fixed = counted["weights"] + counted["gradients"] + LIBRARIES
+    assert fixed + counted["made"] + counted["optimizer"] / 4 <= 22.5 * GIB
+    least = fixed + counted["gradients"] + counts[1]["made"] + counted["optimizer"] / 2
+    assert least > 23.5 * GIB
+
+
 def test_a_trained_unet_fits_too() -> None:
     """`model.train_unet=all` at gpu80's and gpu40's micro batches."""
     for name, free in (("gpu80", 79), ("gpu40", 39)):
