@@ -249,8 +249,8 @@ def _compose(root: str, schema: type[Any], overrides: Sequence[str]) -> DictConf
 def _register(root: str, schema: type[Any]) -> str | None:
     """Put the dataclass where Hydra finds it, and return the folder of the root file.
 
-    Hydra takes `size=256` for a group wherever it sees a folder of that name. A script with such a key is shown its root
-    file and its own groups, and no folder.
+    Hydra takes `size=256` for a group wherever it sees a folder of that name. A script with such a key is shown its
+    root file and its own groups, and no folder.
     """
     store = ConfigStore.instance()
     groups = groups_of(root)

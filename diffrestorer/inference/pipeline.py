@@ -141,10 +141,7 @@ class DiffRestorerPipeline(ComponentPipeline):
         # Refuse what can't be done.
         height, width = size or lq.shape[-2:]
         side = self._tile_side(tile, height, width, len(lq))
-        asked = self.default_steps if num_inference_steps is None else num_inference_steps
-        steps = check_steps(self.scheduler, asked)
-        if steps != asked:
-            warnings.warn(f"{ONE_STEP}: num_inference_steps={asked} changes nothing", stacklevel=2)
+        steps = self._steps(num_inference_steps)
 
         # Cross-attention to the one token costs next to nothing, in networks that were assigned since, too.
         for network in (self.unet, self.control_network):
@@ -202,6 +199,14 @@ class DiffRestorerPipeline(ComponentPipeline):
         for index in indices:
             images[index] = None
         return pad_to_multiple(batch, self._multiple), batch.shape[-2:]
+
+    def _steps(self, asked: int | None) -> int:
+        """Return the number of steps: as asked for, or the model's own; a student's is 1, with a warning."""
+        wanted = self.default_steps if asked is None else asked
+        steps = check_steps(self.scheduler, wanted)
+        if steps != wanted:
+            warnings.warn(f"{ONE_STEP}: num_inference_steps={asked} changes nothing", stacklevel=4)
+        return steps
 
     def _after_step(
         self, steps: int, count: Callable[[], object], callback: StepCallback | None
