@@ -145,15 +145,14 @@ def load_clip_weights(
     Args:
         image_encoder: gets the weights.
         architecture: open_clip's name of it.
-        weights: see `find_clip`, or `mini`: the bundled image encoder.
+        weights: see `find_clip`, or `mini`: the bundled image encoder, of which another class takes the tower.
         key: name of the setting that gave `weights`, for the error.
 
     Raises:
         ValueError: they are not there or do not fit.
     """
     if weights == "mini":
-        bundled = load_component(BUNDLED / "mini" / "image_encoder")
-        image_encoder.load_state_dict(bundled.state_dict())
+        _load_bundled(image_encoder)
         return
 
     # The text tower is let go.
@@ -165,3 +164,14 @@ def load_clip_weights(
             f"no CLIP weights for {key}={weights} ({error.reason}): fetch {architecture.removesuffix('-quickgelu')} "
             f"as OpenAI, open_clip or transformers have it and give {key}=FILE or FOLDER"
         ) from None
+
+
+def _load_bundled(image_encoder: ImageEncoder) -> None:
+    """Load mini's image encoder into one of its class, or its ImageNet tower into open_clip's form of that network."""
+    bundled = load_component(BUNDLED / "mini" / "image_encoder")
+    assert isinstance(bundled, ImageEncoder)
+    if isinstance(image_encoder, type(bundled)):
+        image_encoder.load_state_dict(bundled.state_dict())
+        return
+    trunk: torch.nn.Module = image_encoder.visual.trunk
+    trunk.load_state_dict(bundled.visual.tower.state_dict())

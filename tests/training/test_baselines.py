@@ -132,14 +132,19 @@ def test_airnets_first_phase_moves_the_encoder_its_copy_and_the_queue() -> None:
     assert int(task.queue.position) == 4  # type: ignore[union-attr]
 
 
-def test_da_clip_of_mini_starts_from_minis_image_encoder() -> None:
+def test_da_clip_of_mini_starts_from_minis_tower() -> None:
     config = load("train_baseline", BaselineConfig, ["method=da_clip", "size=mini", "data=photos"])
     controller = ControllerTask(config).model.controller
     clip = DiffRestorerPipeline.from_pretrained("mini").image_encoder
-    images = to_unit(batch().lq)
+    images = clip.prepare(to_unit(batch().lq))
     with torch.no_grad():
-        own = clip(images)
-        assert all(torch.equal(embedding, own) for embedding in controller(images))
+        stages = clip.visual.statistics(images)
+        own = controller.clip.visual.trunk.forward_features(images)
+        tower = clip.visual.tower
+        torch.testing.assert_close(own, tower.forward_features(images))
+        assert stages.isfinite().all()
+        content, degradation = controller(to_unit(batch().lq))
+    assert torch.equal(content, degradation), "the controls start at zero, the copy at the tower"
 
 
 @pytest.mark.parametrize(
