@@ -3,6 +3,7 @@
 import logging
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -173,5 +174,5 @@ def _load_bundled(image_encoder: ImageEncoder) -> None:
     if isinstance(image_encoder, type(bundled)):
         image_encoder.load_state_dict(bundled.state_dict())
         return
-    trunk: torch.nn.Module = image_encoder.visual.trunk
-    trunk.load_state_dict(bundled.visual.tower.state_dict())
+    visual: Any = image_encoder.visual
+    visual.trunk.load_state_dict(bundled.visual.tower.state_dict())
