@@ -138,11 +138,9 @@ def test_da_clip_of_mini_starts_from_minis_tower() -> None:
     clip = DiffRestorerPipeline.from_pretrained("mini").image_encoder
     images = clip.prepare(to_unit(batch().lq))
     with torch.no_grad():
-        stages = clip.visual.statistics(images)
         own = controller.clip.visual.trunk.forward_features(images)
         tower = clip.visual.tower
         torch.testing.assert_close(own, tower.forward_features(images))
-        assert stages.isfinite().all()
         content, degradation = controller(to_unit(batch().lq))
     assert torch.equal(content, degradation), "the controls start at zero, the copy at the tower"
 
