@@ -190,7 +190,7 @@ def _caption(suite: Suite, config: EvaluateConfig) -> str:
     degraded = ""
     if stands_on_open_photos(config):
         images = f"{len(suite.images)} photos of {config.size} x {config.size} pixels"
-        degraded = f" of the synthesis `{config.synthesis}`"
+        degraded = f" of the synthesis {config.synthesis}"
     steps = "each model's own number of" if config.steps is None else config.steps
     return (
         f"Suite {suite.name}: {images} under {len(suite.degradations)} degradations{degraded}; means over the photos. "

@@ -17,6 +17,7 @@ from diffrestorer.inference.model_folder import (
     write_model_card,
 )
 from diffrestorer.inference.one_step import OneStepScheduler
+from diffrestorer.inference.sampler import check_steps
 from diffrestorer.models.backbones import PATCH, ImageEncoder
 from diffrestorer.models.components import (
     COMPONENTS,
@@ -93,6 +94,14 @@ class ComponentPipeline(DiffusionPipeline):
     def default_steps(self) -> int:
         """Denoising steps unless told otherwise: 1 for a one-step student, else the paper's 20 (section IV-A)."""
         return 1 if isinstance(self.scheduler, OneStepScheduler) else 20
+
+    def choose_steps(self, asked: int | None) -> int:
+        """Return the number of steps that the model samples in: as asked for, or its own; a student's is always 1.
+
+        Raises:
+            ValueError: there are no steps, or the scheduler's settings don't work out.
+        """
+        return check_steps(self.scheduler, self.default_steps if asked is None else asked)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path = "mini", **kwargs: Any) -> Any:

@@ -84,10 +84,7 @@ def check_options(pipe: Any, options: Options) -> Options:
         ValueError: `options.degradation` is none of the model's classes, the model holds no prototype of it, or its
             scheduler can't sample in `options.steps` steps.
     """
-    from diffrestorer.inference.sampler import check_steps
-
-    asked = pipe.default_steps if options.steps is None else options.steps
-    steps = check_steps(pipe.scheduler, asked)
+    steps = pipe.choose_steps(options.steps)
     if options.degradation is not None:
         pipe.prompt_processor.prototype(options.degradation)
     return replace(options, steps=steps)

@@ -20,7 +20,7 @@ from diffrestorer.inference.choices import (
 )
 from diffrestorer.inference.component_pipeline import ComponentPipeline
 from diffrestorer.inference.results import DiffRestorerOutput, SampledLatents
-from diffrestorer.inference.sampler import Generator, check_steps, draw_noise, run_scheduler
+from diffrestorer.inference.sampler import Generator, draw_noise, run_scheduler
 from diffrestorer.inference.stages import Stages
 from diffrestorer.inference.tiling import group_images, smaller_sides, tile_side, until_it_fits
 from diffrestorer.inference.unipc_table import Edit
@@ -201,10 +201,9 @@ class DiffRestorerPipeline(ComponentPipeline):
         return pad_to_multiple(batch, self._multiple), batch.shape[-2:]
 
     def _steps(self, asked: int | None) -> int:
-        """Return the number of steps: as asked for, or the model's own; a student's is 1, with a warning."""
-        wanted = self.default_steps if asked is None else asked
-        steps = check_steps(self.scheduler, wanted)
-        if steps != wanted:
+        """Return the number of steps, with a warning where another one was asked for."""
+        steps = self.choose_steps(asked)
+        if asked not in (None, steps):
             warnings.warn(f"{ONE_STEP}: num_inference_steps={asked} changes nothing", stacklevel=4)
         return steps
 

@@ -20,7 +20,6 @@ from diffrestorer.evaluation.restoring.identity import check_ablation, weights_d
 from diffrestorer.evaluation.restoring.outputs import NOISE, Restored, noise_seed
 from diffrestorer.evaluation.restoring.precision import DTYPES, place_network, precision_of
 from diffrestorer.inference.pipeline import DiffRestorerPipeline
-from diffrestorer.inference.sampler import check_steps
 from diffrestorer.inference.tiling import WHOLE_PIXELS
 
 
@@ -97,8 +96,7 @@ class PipelineRunner:
         place_network(self.pipe.restorer, device)
         self.pipe.set_progress_bar_config(disable=True)
         self.sampling = sampling
-        asked = self.pipe.default_steps if sampling.steps is None else sampling.steps
-        self.steps = check_steps(self.pipe.scheduler, asked)
+        self.steps = self.pipe.choose_steps(sampling.steps)
 
         # It must be what its rows claim, and have the decoders that they ask for.
         for method in methods:
