@@ -109,8 +109,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
             help="one JSON object per file on stdout (default: text for people)",
         )
         threshold_help = (
-            f"probability from which a degradation is clear, below it the answer is {NOT_CLEAR!r} (default: "
-            f"{THRESHOLD:g})"
+            f"probability from which a degradation is clear; below it the answer is {NOT_CLEAR!r}, and the photo is "
+            f"restored as a clean one by models that have learned clean photos (default: {THRESHOLD:g})"
         )
         add("--threshold", type=_number(float, 0, 1), default=THRESHOLD, help=threshold_help)
         _add_model(command)

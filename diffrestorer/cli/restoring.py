@@ -67,7 +67,7 @@ def _check_output(run: Run) -> None:
 
 def _options(arguments: argparse.Namespace) -> Options:
     """Return the arguments that say how to restore."""
-    names = ("steps", "seed", "decoder", "fidelity", "degradation", "tile")
+    names = ("steps", "seed", "decoder", "fidelity", "degradation", "tile", "threshold")
     return Options(**{name: getattr(arguments, name) for name in names})
 
 

@@ -11,6 +11,7 @@ from diffusers import SchedulerMixin
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from diffrestorer.inference.choices import THRESHOLD
 from diffrestorer.inference.one_step import OneStepScheduler
 from diffrestorer.models.attention import install_one_token_attention
 from diffrestorer.models.restorer import Restorer
@@ -63,6 +64,7 @@ class OneStepCall(nn.Module):
         small = resize_as_clip(image, size, encoder.image_size)
         embedding = encoder.visual((small - self.mean) / self.std)
         prompts = networks.prompt_processor(embedding.float())
+        prompts = networks.prompt_processor.restrain(prompts, THRESHOLD)
 
         # One step from the degraded image's latents.
         condition = networks.condition(image, prompts)

@@ -10,7 +10,7 @@ import numpy as np
 
 from diffrestorer.config.degradations import CLEAN
 from diffrestorer.data.images import ImageError, Photo, read_photo
-from diffrestorer.inference.choices import Decoder, Precision, Tile
+from diffrestorer.inference.choices import THRESHOLD, Decoder, Precision, Tile
 from diffrestorer.inference.memory import free_memory
 
 LARGEST_PHOTO = 200_000_000  # pixels, width x height; a larger one is refused by its header
@@ -33,6 +33,7 @@ class Options:
     fidelity: float = 1.0
     degradation: str | None = None
     tile: Tile = "auto"
+    threshold: float = THRESHOLD
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,7 @@ def restore(
         fidelity=options.fidelity,
         output_type="np",
         degradation=options.degradation,
+        threshold=options.threshold,
         tile=tile,
         tile_batch_size=tile_batch_size,
         on_step=on_step,

@@ -12,11 +12,13 @@ from torch import Tensor
 from diffrestorer.data.tensors import ImageInput, as_tensors, from_tensor
 from diffrestorer.inference.choices import (
     ONE_STEP,
+    THRESHOLD,
     Decoder,
     OutputType,
     Tile,
     check_decoder,
     check_option,
+    check_threshold,
 )
 from diffrestorer.inference.component_pipeline import ComponentPipeline
 from diffrestorer.inference.results import DiffRestorerOutput, SampledLatents
@@ -55,6 +57,7 @@ class DiffRestorerPipeline(ComponentPipeline):
         on_step: Callable[[int], object] | None = None,
         return_dict: bool = True,
         callback_on_step_end: StepCallback | None = None,
+        threshold: float = THRESHOLD,
     ) -> DiffRestorerOutput | tuple[list[Any], Float[Tensor, "b k"]]:
         """Restore one image or a list of images of any size; those of one size run as one batch.
 
@@ -69,6 +72,8 @@ class DiffRestorerPipeline(ComponentPipeline):
             degradation: one of `classes`, to be removed in place of what the model detects.
             tile, tile_batch_size, on_step, callback_on_step_end: see `sample`.
             return_dict: False returns a tuple of images and probabilities.
+            threshold: probability, from 0 to 1, from which a degradation is clear. An image without one is restored as
+                a clean one if `clean` is among the classes; 0 leaves it to the networks.
 
         Raises:
             ValueError: an image or an option is not usable; nothing has been restored.
@@ -79,6 +84,7 @@ class DiffRestorerPipeline(ComponentPipeline):
             raise ValueError(f"{len(generator)} generators were given for {len(images)} images")
         check_decoder(decoder, fidelity)
         check_option("output_type", output_type, OutputType)
+        check_threshold(threshold)
 
         restored: list[Any] = [None] * len(images)
         probabilities = torch.empty(len(images), len(self.classes))
@@ -86,7 +92,15 @@ class DiffRestorerPipeline(ComponentPipeline):
             # Restore the images of one size together.
             own = [generator[i] for i in indices] if isinstance(generator, Sequence) else generator
             lq, size = self._take_batch(images, indices)
-            options = (degradation, tile, tile_batch_size, on_step, size, callback_on_step_end)
+            options = (
+                degradation,
+                tile,
+                tile_batch_size,
+                on_step,
+                size,
+                callback_on_step_end,
+                threshold,
+            )
             sampled = self.sample(lq, num_inference_steps, own, *options)
             sampled = _ready_to_decode(sampled)
             logits = sampled.condition.prompts.degradation_logits.float()
@@ -122,12 +136,14 @@ class DiffRestorerPipeline(ComponentPipeline):
         on_step: Callable[[int], object] | None = None,
         size: Sequence[int] | None = None,
         callback_on_step_end: StepCallback | None = None,
+        threshold: float = THRESHOLD,
     ) -> SampledLatents:
         """Sample the latents of restored images; `decode` turns them into pixels.
 
         Args:
             lq: degraded images in [0, 1], one size. They are padded by reflection to what the UNet needs.
             num_inference_steps: None: `default_steps`.
+            degradation, threshold: see `__call__`.
             tile: `auto` restores more than 1024x1024 pixels by tiles, smaller ones where memory falls short; `none`
                 takes any image whole; a number is the side of the largest tile.
             tile_batch_size: tiles at a time; None: as many as make 1024x1024 pixels.
@@ -150,7 +166,7 @@ class DiffRestorerPipeline(ComponentPipeline):
         # The noise is copied before the device is busy: the host waits for the copy.
         padded = pad_to_multiple(self._to_device(lq), self._multiple)
         noise = self._noise(padded, generator)
-        prompts = self._read_prompts(padded[..., :height, :width], degradation)
+        prompts = self._read_prompts(padded[..., :height, :width], degradation, threshold)
 
         def run(side: int | None, batch_size: int | None) -> SampledLatents:
             stages = Stages.over(self.restorer, padded, self._multiple, side, batch_size)
@@ -236,10 +252,13 @@ class DiffRestorerPipeline(ComponentPipeline):
         decoded = self.decode(sampled, decoder, fidelity).float().cpu()
         return [from_tensor(image, output_type) for image in decoded]
 
-    def _read_prompts(self, lq: Float[Tensor, "b 3 h w"], degradation: str | None) -> VisualPrompts:
+    def _read_prompts(
+        self, lq: Float[Tensor, "b 3 h w"], degradation: str | None, threshold: float
+    ) -> VisualPrompts:
+        """Return the prompts of images, with the P_D of a named degradation, or of clean images where none is clear."""
         prompts = self.restorer.read_prompts(lq)
         if degradation is None:
-            return prompts
+            return self.prompt_processor.restrain(prompts, threshold)
         own = self.prompt_processor.prototype(degradation).expand(len(lq), -1)
         return replace(prompts, degradation_embedding=own)
 

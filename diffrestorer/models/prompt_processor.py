@@ -1,7 +1,7 @@
 """The Prompt Processor (section III-B): CLIP's embedding, split into a semantic and a degradation embedding."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -9,7 +9,7 @@ from diffusers.configuration_utils import register_to_config
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from diffrestorer.config.degradations import DEGRADATIONS, check_class_names, nearest
+from diffrestorer.config.degradations import CLEAN, DEGRADATIONS, check_class_names, nearest
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,29 @@ class PromptProcessor(ModelMixin, ConfigMixin):
             degradation_embedding=degradation_embedding,
             degradation_logits=self.classifier(degradation_embedding),
         )
+
+    def restrain(self, prompts: VisualPrompts, threshold: float) -> VisualPrompts:
+        """Take images without a clear degradation for clean ones: their P_D becomes the mean P_D of clean images.
+
+        Beyond the paper. A model without the class `clean`, or without its prototype, reads every image as it is.
+
+        Args:
+            threshold: probability, from 0 to 1, from which a degradation is clear; 0 leaves all prompts as they are.
+        """
+        if CLEAN not in self.classes or not self.config.prototypes:
+            return prompts
+
+        # The probability of the image's most probable degradation.
+        clean = self.classes.index(CLEAN)
+        probabilities = prompts.degradation_logits.float().softmax(dim=-1)
+        degraded = torch.cat([probabilities[:, :clean], probabilities[:, clean + 1 :]], dim=1)
+        clear = degraded.amax(dim=1, keepdim=True) >= threshold
+
+        # Decided on the device, so that nothing waits for it. A prototype that was never learned is zero.
+        prototype = self.class_prototypes[clean]
+        keep = clear | ~prototype.any()
+        restrained = torch.where(keep, prompts.degradation_embedding, prototype)
+        return replace(prompts, degradation_embedding=restrained)
 
     def record_prototypes(
         self, clip_embeddings: Float[Tensor, "n d"], labels: Int[Tensor, " n"]

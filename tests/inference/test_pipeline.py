@@ -262,6 +262,29 @@ def test_a_given_degradation_replaces_the_detected_one(
         restore(loaded, lq, 0, degradation="fog")
 
 
+def test_a_photo_without_a_clear_degradation_is_restored_as_a_clean_one() -> None:
+    """Each photo by itself, whatever else is in its batch; a degradation that the caller names is clear."""
+    mini = DiffRestorerPipeline.from_pretrained("mini")
+    photos = [image(64, 64, seed) for seed in (0, 1)]
+    assert "clean" in mini.classes
+    probable = mini.detect(photos)[:, : mini.classes.index("clean")].amax(dim=1)
+    least, most = probable.argmin(), probable.argmax()
+    threshold = float(probable.mean())
+
+    def restored(threshold: float, degradation: str | None = None) -> list[torch.Tensor]:
+        found = mini(photos, output_type="pt", threshold=threshold, degradation=degradation)
+        return list(found.images)
+
+    read, clean, mixed = restored(0.0), restored(0.0, "clean"), restored(threshold)
+    torch.testing.assert_close(mixed[least], clean[least], atol=1e-5, rtol=0)
+    torch.testing.assert_close(mixed[most], read[most], atol=1e-5, rtol=0)
+    assert (read[least] - clean[least]).abs().max() > 1e-3
+    torch.testing.assert_close(restored(1.0, "haze"), restored(0.0, "haze"), atol=0, rtol=0)
+    for wrong in (-0.1, 1.5, float("nan")):
+        with pytest.raises(ValueError, match="threshold must be from 0 to 1"):
+            restored(wrong)
+
+
 def test_every_step_is_reported(trained: DiffRestorerPipeline) -> None:
     reported: list[int] = []
     restore(trained, [image(20, 28), image(8, 8), image(20, 28, 1)], 0, 1, 2, on_step=reported.append)

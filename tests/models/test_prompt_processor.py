@@ -82,6 +82,45 @@ def test_batched_embeddings_only() -> None:
         PromptProcessor(12, 10, 9, 6)(torch.randn(12))
 
 
+def test_what_has_no_clear_degradation_is_taken_for_clean() -> None:
+    """P_D alone is replaced, of the images alone whose degradations are all below the threshold."""
+    processor = PromptProcessor(12, 10, 9, 6, classes=["noise", "clean", "haze"]).requires_grad_(False)
+    embeddings = torch.randn(16, 12, generator=torch.Generator().manual_seed(0))
+    processor.record_prototypes(embeddings[:3], torch.tensor([0, 1, 2]))
+    prompts = processor(embeddings)
+    probable = prompts.degradation_logits.softmax(dim=-1)[:, [0, 2]].amax(dim=1)
+    threshold = float(probable.median()) + 1e-6
+
+    restrained = processor.restrain(prompts, threshold)
+    clear = probable >= threshold
+    assert 0 < clear.sum() < 16
+    rows = restrained.degradation_embedding
+    assert torch.equal(rows[clear], prompts.degradation_embedding[clear])
+    assert torch.equal(rows[~clear], processor.prototype("clean").expand(int((~clear).sum()), -1))
+    assert restrained.degradation_logits is prompts.degradation_logits
+    assert restrained.semantic_embedding is prompts.semantic_embedding
+    assert torch.equal(
+        processor.restrain(prompts, 0.0).degradation_embedding, prompts.degradation_embedding
+    )
+    assert (
+        processor.restrain(prompts, 1.0).degradation_embedding == processor.prototype("clean")
+    ).all()
+
+
+@pytest.mark.parametrize("lacks", ["the class", "prototypes", "the class's prototype"])
+def test_a_model_that_knows_no_clean_photos_reads_all_as_they_are(lacks: str) -> None:
+    classes = ["noise", "haze", "rain" if lacks == "the class" else "clean"]
+    processor = PromptProcessor(12, 10, 9, 6, classes=classes).requires_grad_(False)
+    embeddings = torch.randn(4, 12)
+    if lacks != "prototypes":
+        labels = torch.tensor([0, 1, 2, 2] if lacks == "the class" else [0, 1, 1, 0])
+        processor.record_prototypes(embeddings, labels)
+    prompts = processor(embeddings)
+    assert torch.equal(
+        processor.restrain(prompts, 1.0).degradation_embedding, prompts.degradation_embedding
+    )
+
+
 def test_prototypes_are_means_of_the_degradation_embedding() -> None:
     processor = PromptProcessor(12, 10, 9, 6)
     embeddings = torch.randn(5, 12)
