@@ -43,6 +43,13 @@ class BaseConfig(RunConfig):
     """Steps of the VAE; null: train.max_steps."""
     image_encoder_batches: int = option(200, ge=1)
     """Batches of 16 degraded crops that the image encoder's projection is fitted to."""
+    image_encoder_steps: int = option(0, ge=0)
+    """Steps in which the image encoder then learns to tell degradations; 0: it stays ImageNet's."""
+    teacher: str | None = None
+    """With part=image_encoder: a finished model that gets the tuned image encoder, `mini` or a folder. Its prompt
+    processor learns too, so that the model's other networks read what they read before."""
+    lambda_prompts: float = option(1.0, ge=0)
+    """Weight of the squared distance to the teacher's P_S and P_D."""
     unet_steps: int | None = option(None, ge=1)
     """Steps of the UNet; null: train.max_steps."""
     lambda_kl: float = option(1e-6, ge=0)

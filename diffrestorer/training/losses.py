@@ -20,9 +20,14 @@ def diffusion_loss(
 def degradation_loss(
     logits: Float[Tensor, "b k"],
     label: Int[Tensor, "b"],
+    label_smoothing: float = 0.0,
 ) -> Float[Tensor, ""]:
-    """Return L_deg, the cross-entropy of the degradation classifier (section III-B)."""
-    return F.cross_entropy(logits.float(), label)
+    """Return L_deg, the cross-entropy of the degradation classifier (section III-B).
+
+    Args:
+        label_smoothing: share of the probability that every class gets; the paper names none.
+    """
+    return F.cross_entropy(logits.float(), label, label_smoothing=label_smoothing)
 
 
 def reconstruction_loss(

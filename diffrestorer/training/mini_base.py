@@ -17,10 +17,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from diffrestorer.config.classes import follow_classes
 from diffrestorer.config.schema import BaseConfig
 from diffrestorer.data.counter import counter_normal, to_device
 from diffrestorer.data.pairs import PairBatch, collate_pairs
 from diffrestorer.data.prepared import open_pairs
+from diffrestorer.inference.model_folder import find_model
 from diffrestorer.models.backbones import ImageEncoder, decode_latents, encode_image, encode_posterior
 from diffrestorer.models.components import (
     build_image_encoder,
@@ -28,12 +30,14 @@ from diffrestorer.models.components import (
     build_vae,
     load_component,
     load_weights,
+    read_classes,
     save_component,
 )
 from diffrestorer.models.mini import StageStatistics
 from diffrestorer.models.pretrained import find_base, load_imagenet_tower
 from diffrestorer.training.checkpoint import write_folder
 from diffrestorer.training.diffusion import add_noise
+from diffrestorer.training.encoder_tuning import ImageEncoderTask, fitted_folder
 from diffrestorer.training.loop import train
 from diffrestorer.training.losses import diffusion_loss
 from diffrestorer.training.task import Losses, Task, adamw, to_unit
@@ -187,6 +191,16 @@ class UNetTask(Task):
         return [gt, before, after]
 
 
+def _follow_teacher(config: BaseConfig, teacher: str) -> BaseConfig:
+    """Return the configuration with the classes of the model that gets the image encoder."""
+    if config.part != "image_encoder" or not config.image_encoder_steps:
+        raise ValueError(
+            "teacher= is for the tuning of an image encoder: part=image_encoder image_encoder_steps=STEPS"
+        )
+    known = read_classes(find_model(teacher))
+    return replace(config, data=follow_classes(config.data, known, f"teacher={teacher}"))
+
+
 AnyPart = TypeVar("AnyPart", bound=ModelMixin)
 
 
@@ -207,23 +221,32 @@ def _finished_part(config: BaseConfig, name: str) -> ModelMixin:
     return load_component(folder).requires_grad_(False)
 
 
-TASKS: dict[str, type[VAETask] | type[UNetTask]] = {"vae": VAETask, "unet": UNetTask}
-"""The parts that are trained. The UNet needs the VAE and the image encoder, which is fitted."""
+TASKS: dict[str, type[VAETask] | type[ImageEncoderTask] | type[UNetTask]] = {
+    "vae": VAETask,
+    "image_encoder": ImageEncoderTask,
+    "unet": UNetTask,
+}
+"""The parts that are trained: the image encoder with `image_encoder_steps` alone. The UNet needs the two others."""
 
 
 def train_base(config: BaseConfig) -> None:
     """Train the parts into `output_dir/PART/`, then gather them in `output_dir/model/`.
 
     Raises:
-        ValueError: as `train`; or a part is asked for before those it needs are finished.
+        ValueError: as `train`; or a part is asked for before those it needs are finished, or `teacher` for other parts
+            than the image encoder.
     """
+    if config.teacher is not None:
+        config = _follow_teacher(config, config.teacher)
     output_dir = Path(config.output_dir)
     for name in ("vae", "image_encoder", "unet"):
         if config.part not in ("all", name):
             continue
-        if name == "image_encoder":
+        if name == "image_encoder" and not config.image_encoder_steps:
             fit_image_encoder(replace(config, part=name), output_dir / name)
             continue
+        if name == "image_encoder" and config.teacher is None:
+            fit_image_encoder(replace(config, part=name), fitted_folder(config))
 
         # Each part may have a number of steps of its own.
         steps = getattr(config, f"{name}_steps") or config.train.max_steps

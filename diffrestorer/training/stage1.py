@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from diffrestorer.config.classes import model_classes
-from diffrestorer.config.schema import Stage1Config, StudentConfig
+from diffrestorer.config.schema import RunConfig, Stage1Config
 from diffrestorer.data.counter import counter_normal
 from diffrestorer.data.pairs import PairBatch, collate_pairs
 from diffrestorer.data.prepared import open_pairs
@@ -38,7 +38,7 @@ PROTOTYPE_BATCHES, PROTOTYPE_BATCH = 8, 16
 
 
 @torch.no_grad()
-def record_prototypes(restorer: Restorer, config: Stage1Config | StudentConfig) -> None:
+def record_prototypes(restorer: Restorer, config: RunConfig) -> None:
     """Store each class's mean P_D over training pairs: see `PromptProcessor.prototype`. Processes share the pairs."""
     pairs = open_pairs(config.data, config.seed, PROTOTYPE_BATCH)
     device = restorer.prompt_processor.device
