@@ -168,8 +168,8 @@ def load_clip_weights(
 
 
 def _load_bundled(image_encoder: ImageEncoder) -> None:
-    """Load mini's image encoder into one of its class, or its ImageNet tower into open_clip's form of that network."""
-    bundled = load_component(BUNDLED / "mini" / "image_encoder")
+    """Load the image encoder of mini's base into one of its class, or its ImageNet tower into open_clip's form of it."""
+    bundled = load_component(BUNDLED / "mini_base" / "image_encoder")
     assert isinstance(bundled, ImageEncoder)
     if isinstance(image_encoder, type(bundled)):
         image_encoder.load_state_dict(bundled.state_dict())

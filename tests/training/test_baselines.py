@@ -14,9 +14,9 @@ from fake_device import CUDA, DeviceTraffic, fake_cuda
 from torch import Tensor
 
 from diffrestorer.config.composition import load
-from diffrestorer.config.schema import BaselineConfig
+from diffrestorer.config.schema import BaselineConfig, Stage1Config
 from diffrestorer.data.pairs import PairBatch, SynthesisedPairs, collate_pairs
-from diffrestorer.inference.pipeline import DiffRestorerPipeline
+from diffrestorer.models.pretrained import load_base
 from diffrestorer.training.baseline import FIRST_PHASES, PHASES
 from diffrestorer.training.baseline_task import BaselineTask, RegressionTask
 from diffrestorer.training.da_clip_task import ControllerTask
@@ -132,10 +132,11 @@ def test_airnets_first_phase_moves_the_encoder_its_copy_and_the_queue() -> None:
     assert int(task.queue.position) == 4  # type: ignore[union-attr]
 
 
-def test_da_clip_of_mini_starts_from_minis_tower() -> None:
+def test_da_clip_of_mini_starts_from_the_tower_of_minis_base() -> None:
+    """That is ImageNet's, where the tower of `mini` itself has learned degradations."""
     config = load("train_baseline", BaselineConfig, ["method=da_clip", "size=mini", "data=photos"])
     controller = ControllerTask(config).model.controller
-    clip = DiffRestorerPipeline.from_pretrained("mini").image_encoder
+    _, clip, _ = load_base(load("train_stage1", Stage1Config, ["model=mini"]).model)
     images = clip.prepare(to_unit(batch().lq))
     with torch.no_grad():
         own = controller.clip.visual.trunk.forward_features(images)

@@ -70,7 +70,7 @@ def test_a_part_begins_with_the_bundled_base() -> None:
 def test_weights_that_are_missing_or_do_not_fit_are_refused(
     tiny_overrides: list[str], tmp_path: Path
 ) -> None:
-    assert list(TASKS) == ["vae", "unet"]
+    assert list(TASKS) == ["vae", "image_encoder", "unet"]
     with pytest.raises(ValueError, match=f"{tmp_path} holds no vae to begin with"):
         VAETask(config(*tiny_overrides, f"init={tmp_path}"))
     other = VAETask(config(*tiny_overrides, "model.vae.latent_channels=3"))
