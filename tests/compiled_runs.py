@@ -32,7 +32,9 @@ NARROW_SD15 = [
 ]
 """sd15's depth and the proportions of its widths, at a fortieth of them."""
 
-MOMENTS = ("step 1", "step 2", "samples", "step after samples", "validation", "step after validation")
+MOMENTS = (
+    "operations", "step 1", "step 2", "samples", "step after samples", "validation", "step after validation",
+)  # fmt: skip
 Counts = dict[str, dict[str, int]]
 
 
@@ -90,6 +92,7 @@ def _count(stage: str, checkpointing: str, distributed: bool, photos: Path, fold
     from diffrestorer.config.hardware_presets import HardwareConfig
     from diffrestorer.data.pairs import SynthesisedPairs, collate_pairs
     from diffrestorer.training import hardware
+    from diffrestorer.training.throughput import count_operations
     from diffrestorer.training.validation import Validation
 
     # The task as the loop sets it up for a GPU, but with a backend that counts.
@@ -139,6 +142,8 @@ def _count(stage: str, checkpointing: str, distributed: bool, photos: Path, fold
     for moment in MOMENTS:
         if moment.startswith("step"):
             step()
+        elif moment == "operations":
+            count_operations(task, batch)
         elif moment == "samples":
             sample()
         else:

@@ -33,6 +33,7 @@ from diffrestorer.training.sharding import consolidate, shard
 from diffrestorer.training.step_memory import explain_out_of_memory, log_expected_memory, peak_memory
 from diffrestorer.training.stopping import StopSignal
 from diffrestorer.training.task import Losses, Task
+from diffrestorer.training.throughput import measure_throughput
 from diffrestorer.training.trackers import check_tracker, open_tracker
 from diffrestorer.training.validation import Validation
 
@@ -224,14 +225,19 @@ class Run:
         Args:
             batch: one micro batch.
             synchronise: whether processes add their gradients up, at the last micro batch of a step.
-            measure: whether to count and log what the forward pass keeps for the backward pass.
+            measure: whether to count and log operations, and what the forward pass keeps for the backward pass.
         """
+        batch = batch.to(self.accelerator.device)
+        if measure:
+            task, accelerator = self.task, self.accelerator
+            self.record.throughput = measure_throughput(task, batch, accelerator, self.log)
+
         # Gradients are added up over processes once per step.
         with nullcontext() if synchronise else self.accelerator.no_sync(self.model):
             averages = self.average is not None
             counting = (self.task, averages, self.shards, self.batches.micro_batch_size, self.log)
             with log_expected_memory(*counting) if measure else nullcontext():
-                losses = self.model(batch.to(self.accelerator.device))
+                losses = self.model(batch)
             self.accelerator.backward(losses.total / self.batches.accumulation)
         return losses
 

@@ -136,6 +136,9 @@ class LossRecord:
         dataset: names the photos of a batch whose loss is not finite.
         accumulation: times that `add` is called per step.
         log: of the run.
+
+    Attributes:
+        throughput: `measure_throughput`'s values; empty until operations are counted, and where they are not.
     """
 
     def __init__(
@@ -152,6 +155,7 @@ class LossRecord:
         self.dataset = dataset
         self.accumulation = accumulation
         self.log = log
+        self.throughput: dict[str, float] = {}
         self.pending: list[tuple[int, Float[Tensor, ""], dict[str, Tensor]]] = []
         self.flushed = (first_step, time.monotonic(), 0.0)
         log.info(
@@ -226,7 +230,8 @@ class LossRecord:
             losses: means since the line before.
 
         Returns:
-            `samples_per_second`, `peak_memory_gib` and `data_wait_percent` by name; empty: there were no steps.
+            `samples_per_second`, `peak_memory_gib`, `data_wait_percent` and, where operations are counted, the names
+            of `throughput`; empty: there were no steps.
         """
         now = time.monotonic()
         step, started, waited_before = self.flushed
@@ -242,15 +247,27 @@ class LossRecord:
             "data_wait_percent": 100 * (waited - waited_before) / seconds,
         }
 
+        for name, value in self.throughput.items():
+            usage[name] = value * usage["samples_per_second"]
+
         shown = " ".join(f"{name} {value:.4f}" for name, value in losses.items())
         self.log.info(
-            "step %d/%d  %s  %.2f samples/s  %s left  %.2f GiB peak  %.1f%% of the time waiting for data",
+            "step %d/%d  %s  %s  %s left  %.2f GiB peak  %.1f%% of the time waiting for data",
             done,
             max_steps,
             shown,
-            usage["samples_per_second"],
+            _describe_speed(usage),
             left,
             usage["peak_memory_gib"],
             usage["data_wait_percent"],
         )
         return usage if rate else {}
+
+
+def _describe_speed(usage: dict[str, float]) -> str:
+    text = f"{usage['samples_per_second']:.2f} samples/s"
+    if "tflops_per_gpu" in usage:
+        text += f"  {usage['tflops_per_gpu']:.3g} TFLOP/s per GPU"
+    if "mfu_percent" in usage:
+        text += f" ({usage['mfu_percent']:.1f}% of its peak)"
+    return text

@@ -13,6 +13,7 @@ from diffrestorer.config.hardware_presets import HardwareConfig
 from diffrestorer.data.pairs import PairBatch
 from diffrestorer.training.hardware import apply_hardware
 from diffrestorer.training.task import Task
+from diffrestorer.training.throughput import count_operations
 
 FLOAT32_BOUND = 1e-3
 """Relative, of losses and of the gradient as one vector."""
@@ -129,3 +130,19 @@ def test_fused_adamw_steps_as_the_cpu_s(
     found = fourth_loss(on_device(tasks[stage]), batch.to(device), True)
     assert abs(expected - start) > 1e-5, "the steps moved something"
     assert found == pytest.approx(expected, rel=1e-2)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.usefixtures("unchecked")
+def test_operations_are_those_of_the_cpu(
+    stage: str, tasks: dict[str, Task], batch: PairBatch, on_device: Callable, device: torch.device
+) -> None:
+    """Attention has other kernels there. Blocks that are compiled and recomputed count once, and compile later."""
+    expected = count_operations(copy.deepcopy(tasks[stage]), batch)
+    task = on_device(tasks[stage])
+    compiled = device.type != "cpu"
+    apply_hardware(task, HardwareConfig(compile_blocks=compiled, checkpointing="blocks"), device)
+    before = torch.get_rng_state(), [parameter.grad for parameter in task.parameters()]
+    assert count_operations(task, batch.to(device)) == pytest.approx(expected, rel=0.02)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert [parameter.grad for parameter in task.parameters()] == before[1]

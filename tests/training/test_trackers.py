@@ -14,6 +14,7 @@ from tiny_runs import arguments as tiny_arguments
 from tiny_runs import train_stage1
 from training_runs import ROOT
 
+from diffrestorer.training import throughput
 from diffrestorer.training.kept_files import read_sealed
 from diffrestorer.training.trackers import check_tracker
 
@@ -22,6 +23,13 @@ from diffrestorer.training.trackers import check_tracker
 def arguments(tiny_overrides: list[str], photos_dir: Path) -> list[str]:
     every_four = ["train.log_every=4", "train.sample_every=4", "train.checkpoint_every=4"]
     return tiny_arguments(tiny_overrides, photos_dir, *every_four, "train.warmup_steps=8")
+
+
+@pytest.fixture(autouse=True)
+def counts_operations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Count as on a GPU whose peak is known."""
+    monkeypatch.setattr(throughput, "COUNTED_ON", ("cpu",))
+    monkeypatch.setitem(throughput.PEAKS, "cpu", (0.1, 0.1, 0.1))
 
 
 def without_keys(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
@@ -106,11 +114,19 @@ def test_tensorboard_gets_all_of_it(arguments: list[str], photos_dir: Path, tmp_
 
     # The log line has the same speed and memory, and validation.csv the same score.
     line = re.search(
-        r"step 8/8 .* ([\d.]+) samples/s .* ([\d.]+) GiB peak", (output / "train.log").read_text()
+        r"step 8/8 .* (\S+) samples/s  (\S+) TFLOP/s per GPU \((\S+)% of its peak\) .* (\S+) GiB peak",
+        (output / "train.log").read_text(),
     )
     assert line
-    assert events.Scalars("samples_per_second")[-1].value == pytest.approx(float(line[1]), abs=0.006)
-    assert events.Scalars("peak_memory_gib")[-1].value == pytest.approx(float(line[2]), abs=0.006)
+    names = ("samples_per_second", "tflops_per_gpu", "mfu_percent", "peak_memory_gib")
+    last = [events.Scalars(name)[-1].value for name in names]
+    logged = [float(group) for group in line.groups()]
+    assert last == [
+        pytest.approx(logged[0], abs=0.006),
+        pytest.approx(logged[1], rel=0.01),
+        pytest.approx(logged[2], abs=0.06),
+        pytest.approx(logged[3], abs=0.006),
+    ]
     with (output / "validation.csv").open(newline="") as file:
         scores = [float(row["psnr"]) for row in csv.DictReader(file)]
     assert [event.value for event in events.Scalars("validation/psnr")] == pytest.approx(scores)
