@@ -168,7 +168,7 @@ def load_clip_weights(
 
 
 def _load_bundled(image_encoder: ImageEncoder) -> None:
-    """Load the image encoder of mini's base into one of its class, or its ImageNet tower into open_clip's form of it."""
+    """Load the image encoder of mini's base, or its ImageNet tower into open_clip's form of that network."""
     bundled = load_component(BUNDLED / "mini_base" / "image_encoder")
     assert isinstance(bundled, ImageEncoder)
     if isinstance(image_encoder, type(bundled)):

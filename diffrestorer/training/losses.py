@@ -1,5 +1,7 @@
 """The paper's losses as functions of tensors. Batches are averaged, so that equal shards average to the whole."""
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -100,5 +102,9 @@ def pixel_loss(
     gt: Float[Tensor, "b 3 h w"],
 ) -> Float[Tensor, ""]:
     """Return the pixel loss named `mse`, `psnr` or `l1` of images in [0, 1]."""
-    losses = {"mse": F.mse_loss, "psnr": psnr_loss, "l1": F.l1_loss}
+    losses: dict[str, Callable[..., Tensor]] = {
+        "mse": F.mse_loss,
+        "psnr": psnr_loss,
+        "l1": F.l1_loss,
+    }
     return losses[name](restored, gt)
