@@ -4,6 +4,7 @@ A folder of links to the installed packages stands in for a new environment, so 
 """
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -184,3 +185,43 @@ def test_a_missing_extra_is_one_sentence(tmp_path: Path) -> None:
     for line, extra, sentence in zip(lines, lines.values(), sentences, strict=True):
         assert f"[{extra}]" in sentence, (line, sentence)
         assert "pip install" in sentence
+
+
+@pytest.mark.slow
+def test_a_library_that_can_t_be_loaded_is_one_sentence(photos_dir: Path, tmp_path: Path) -> None:
+    """PyTorch's CPU build beside torchvision of PyPI; an OpenCV for screens on a machine without one."""
+    packages = link_packages(["train", "eval", "app", "onnx"], tmp_path / "packages")
+    broken = {
+        "torchvision": "RuntimeError('operator torchvision::nms does not exist')",
+        "cv2": "ImportError('libGL.so.1: cannot open shared object file: No such file or directory')",
+    }
+    for name, error in broken.items():
+        (packages / name).unlink()
+        (packages / name).mkdir()
+        (packages / name / "__init__.py").write_text(f"raise {error}\n")
+
+    # All that load networks refuse the torchvision.
+    lines = [
+        f"restore {photos_dir} -o restored",
+        f"detect {photos_dir}",
+        f"app --port {free_port()}",
+        "export mini -o exported",
+        "push nothing user/name",
+        f"train stage1 model=mini data=photos data.root={photos_dir}",
+        "evaluate",
+    ]
+    statuses, out, said = run_lines(lines, packages, tmp_path)
+    assert statuses == [2] * len(lines), said
+    assert out == ""
+    sentences = [line for line in said.splitlines() if "does not fit PyTorch" in line]
+    assert len(sentences) == len(lines), said
+    assert "Traceback" not in said
+
+    # With the right one, what degrades photos names the missing library of the system.
+    shutil.rmtree(packages / "torchvision")
+    (packages / "torchvision").symlink_to(str(distribution("torchvision").locate_file("torchvision")))
+    lines = [lines[5], "evaluate", f"prepare set=photos root={photos_dir} out=prepared"]
+    statuses, _, said = run_lines(lines, packages, tmp_path)
+    assert statuses == [2, 2, 2], said
+    assert said.count("libGL.so.1 is missing; apt-get install libgl1") == 3, said
+    assert "Traceback" not in said
