@@ -19,5 +19,6 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 def __getattr__(name: str) -> Any:
     if name == "DiffRestorerPipeline":  # imported on first use: it needs torch, which takes seconds
+        import_module("diffrestorer.config.installation").check_torchvision()
         return import_module("diffrestorer.inference.pipeline").DiffRestorerPipeline
     raise AttributeError(f"module 'diffrestorer' has no attribute {name!r}")

@@ -12,6 +12,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from diffrestorer.config.installation import check_torchvision, explain_import_error
+
 
 @dataclass(frozen=True)
 class Command:
@@ -214,14 +216,16 @@ def run_command(name: str) -> None:
     try:
         from diffrestorer.config.composition import run
     except ModuleNotFoundError as error:
-        sys.stderr.write(f"{Path(sys.argv[0]).name}: {_missing(error, command.extra)}\n")
+        sentence = explain_import_error(error, command.extra)
+        sys.stderr.write(f"{Path(sys.argv[0]).name}: {sentence}\n")
         sys.exit(2)
 
     def act(config: Any) -> None:
+        check_torchvision()
         try:
             _check_data(config) if checks and config.check else command.main(config)
-        except ModuleNotFoundError as error:
-            raise ValueError(_missing(error, command.extra)) from error
+        except ImportError as error:
+            raise ValueError(explain_import_error(error, command.extra)) from error
 
     run(
         command.root,
@@ -231,11 +235,3 @@ def run_command(name: str) -> None:
         command.switch,
         command.describe,
     )
-
-
-def _missing(error: ModuleNotFoundError, extra: str) -> str:
-    """Return a sentence about a package that is not installed; a missing module of ours is raised again."""
-    package = (error.name or "").partition(".")[0]
-    if package in ("", "diffrestorer"):
-        raise error
-    return f"this needs {package}, which is not installed: pip install 'diffrestorer[{extra}]'"

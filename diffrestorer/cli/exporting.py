@@ -8,14 +8,14 @@ def main(run: Run) -> int:
     arguments = run.arguments
     try:
         import onnxscript  # noqa: F401 # torch.onnx needs it, and would say so in a traceback
-
-        from diffrestorer.inference.onnx_export import check_student, export_student
     except ModuleNotFoundError as error:
         needed = f"export needs {error.name}, which is not installed: pip install 'diffrestorer[onnx]'"
         raise StopError(needed, EXIT_USAGE) from error
 
     # A teacher is refused before the minute that tracing takes.
     pipeline = run.load()
+    from diffrestorer.inference.onnx_export import check_student, export_student
+
     try:
         check_student(pipeline.scheduler)
     except ValueError as error:

@@ -3,10 +3,16 @@
 from pathlib import Path
 
 from diffrestorer.cli.job import EXIT_FAILURES, EXIT_USAGE, Run, StopError
+from diffrestorer.config.installation import check_torchvision
 
 
 def main(run: Run) -> int:
     """Upload the folder as one commit, or show what would be uploaded; return the exit status."""
+    try:
+        check_torchvision()
+    except ValueError as error:
+        raise StopError(str(error), EXIT_USAGE) from error
+
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     from diffrestorer.inference.hub_card import full_card

@@ -32,7 +32,7 @@ from diffrestorer.config.help_page import flatten, help_page
 from diffrestorer.config.options import check_limits
 from diffrestorer.config.overrides import CommandLine, parse, read_command_line, take_as_typed
 from diffrestorer.config.refusals import explain
-from diffrestorer.config.scale import check_scale
+from diffrestorer.config.scaled_keys import check_scale
 from diffrestorer.config.schema import DataConfig, TrainConfig
 
 CONFIG_DIR = (Path(__file__).resolve().parents[1] / "configs").resolve()

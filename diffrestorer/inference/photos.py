@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from diffrestorer.config.degradations import CLEAN
+from diffrestorer.config.installation import check_torchvision
 from diffrestorer.data.images import ImageError, Photo, read_photo
 from diffrestorer.inference.choices import THRESHOLD, Decoder, Precision, Tile
 from diffrestorer.inference.memory import free_memory
@@ -52,8 +53,10 @@ def load_pipeline(model: str, device: str, precision: Precision = "auto", compil
         compile: whether the denoising networks run through torch.compile.
 
     Raises:
-        ValueError: the device can't be used, or the model can't be loaded.
+        ValueError: the device can't be used, the model can't be loaded, or torchvision is another PyTorch's.
     """
+    check_torchvision()
+
     import torch
     from diffusers.utils import logging as diffusers_logging
 

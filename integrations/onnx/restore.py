@@ -48,7 +48,12 @@ def main() -> int:
         "-o", "--output", type=Path, required=True, help="folder for the restored photos"
     )
     arguments = parser.parse_args()
-    session = onnxruntime.InferenceSession(arguments.model)
+
+    # ONNX Runtime's errors have no class in common.
+    try:
+        session = onnxruntime.InferenceSession(arguments.model)
+    except Exception as error:
+        parser.error(f"{arguments.model} can't be loaded: {str(error).splitlines()[0]}")
     arguments.output.mkdir(parents=True, exist_ok=True)
 
     status = 0

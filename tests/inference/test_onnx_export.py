@@ -145,6 +145,19 @@ def test_the_runner_needs_neither_pytorch_nor_this_package(
         assert np.abs(found - expected).max() <= 1, name
 
 
+@pytest.mark.parametrize("content", [None, "no graph"])
+def test_the_runner_refuses_a_bad_file_in_a_sentence(content: str | None, tmp_path: Path) -> None:
+    model = tmp_path / "restorer.onnx"
+    if content is not None:
+        model.write_text(content)
+    words = [sys.executable, str(RUNNER), str(model), "photo.png", "-o", str(tmp_path / "out")]
+    answer = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert answer.returncode == 2
+    assert answer.stderr.splitlines()[-1].startswith(f"restore.py: error: {model} can't be loaded: ")
+    assert "Traceback" not in answer.stderr
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(("height", "width"), [(20, 70), (32, 32), (300, 145)])
 def test_the_image_encoder_sees_the_same(
     mini_student: DiffRestorerPipeline, height: int, width: int
