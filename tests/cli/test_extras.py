@@ -106,7 +106,7 @@ def test_restoring_needs_no_extra(photos_dir: Path, tmp_path: Path) -> None:
     assert "low_light" in out
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_training_needs_its_extra_alone(
     photos_dir: Path, tiny_overrides: list[str], tmp_path: Path
 ) -> None:
@@ -126,7 +126,7 @@ def test_training_needs_its_extra_alone(
     assert list((tmp_path / "two").rglob("*.wandb"))
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_evaluating_needs_its_extra_alone(photos_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "dark").mkdir()
     for photo in photos_dir.iterdir():
@@ -143,7 +143,7 @@ def test_evaluating_needs_its_extra_alone(photos_dir: Path, tmp_path: Path) -> N
     assert (tmp_path / "study/page/index.html").is_file()
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_the_page_needs_its_extra_alone(tmp_path: Path) -> None:
     packages = link_packages(["app"], tmp_path / "packages")
     page = subprocess.Popen(
@@ -190,7 +190,7 @@ def test_a_missing_extra_is_one_sentence(tmp_path: Path) -> None:
         assert "pip install" in sentence
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_library_that_can_t_be_loaded_is_one_sentence(photos_dir: Path, tmp_path: Path) -> None:
     """PyTorch's CPU build beside torchvision of PyPI; an OpenCV for screens on a machine without one."""
     packages = link_packages(["train", "eval", "app", "onnx"], tmp_path / "packages")
