@@ -47,13 +47,3 @@ def check_decoder(decoder: str, fidelity: float) -> None:
     check_option("decoder", decoder, Decoder)
     if not 0 <= fidelity <= 1:
         raise ValueError(f"fidelity must be from 0 to 1, not {fidelity}")
-
-
-def check_threshold(threshold: float) -> None:
-    """Refuse a threshold that is no probability.
-
-    Raises:
-        ValueError: says what it may be.
-    """
-    if not 0 <= threshold <= 1:
-        raise ValueError(f"threshold must be from 0 to 1, not {threshold}")

@@ -18,7 +18,6 @@ from diffrestorer.inference.choices import (
     Tile,
     check_decoder,
     check_option,
-    check_threshold,
 )
 from diffrestorer.inference.component_pipeline import ComponentPipeline
 from diffrestorer.inference.results import DiffRestorerOutput, SampledLatents
@@ -62,8 +61,7 @@ class DiffRestorerPipeline(ComponentPipeline):
         """Restore one image or a list of images of any size; those of one size run as one batch.
 
         Args:
-            image: RGB; PIL, an array (h, w, 3) of uint8, uint16 or floats in [0, 1], or a float tensor (3, h, w) in
-                [0, 1] or (b, 3, h, w).
+            image: RGB; PIL, array (h, w, 3) of uint8, uint16 or floats in [0, 1], tensor (3, h, w) or (b, 3, h, w).
             num_inference_steps: denoising steps; None: `default_steps`. A student takes one, whatever is asked.
             generator: of the starting noise (a one-step student draws none); a list gives each image its own.
             decoder: `refined` (the Degradation-aware Decoder) or `sd` (the VAE's own).
@@ -72,8 +70,7 @@ class DiffRestorerPipeline(ComponentPipeline):
             degradation: one of `classes`, to be removed in place of what the model detects.
             tile, tile_batch_size, on_step, callback_on_step_end: see `sample`.
             return_dict: False returns a tuple of images and probabilities.
-            threshold: probability, from 0 to 1, from which a degradation is clear. An image without one is restored as
-                a clean one if `clean` is among the classes; 0 leaves it to the networks.
+            threshold: probability from which a degradation is clear: see `PromptProcessor.restrain`. 0: any is.
 
         Raises:
             ValueError: an image or an option is not usable; nothing has been restored.
@@ -84,7 +81,6 @@ class DiffRestorerPipeline(ComponentPipeline):
             raise ValueError(f"{len(generator)} generators were given for {len(images)} images")
         check_decoder(decoder, fidelity)
         check_option("output_type", output_type, OutputType)
-        check_threshold(threshold)
 
         restored: list[Any] = [None] * len(images)
         probabilities = torch.empty(len(images), len(self.classes))
@@ -92,19 +88,10 @@ class DiffRestorerPipeline(ComponentPipeline):
             # Restore the images of one size together.
             own = [generator[i] for i in indices] if isinstance(generator, Sequence) else generator
             lq, size = self._take_batch(images, indices)
-            options = (
-                degradation,
-                tile,
-                tile_batch_size,
-                on_step,
-                size,
-                callback_on_step_end,
-                threshold,
-            )
-            sampled = self.sample(lq, num_inference_steps, own, *options)
+            options = (degradation, tile, tile_batch_size, on_step, size, callback_on_step_end)
+            sampled = self.sample(lq, num_inference_steps, own, *options, threshold=threshold)
             sampled = _ready_to_decode(sampled)
-            logits = sampled.condition.prompts.degradation_logits.float()
-            probabilities[indices] = logits.softmax(dim=-1).cpu()
+            probabilities[indices] = sampled.condition.prompts.probabilities.cpu()
             outputs = self._outputs(sampled, decoder, fidelity, output_type)
             for output, index in zip(outputs, indices, strict=True):
                 restored[index] = output
@@ -120,9 +107,9 @@ class DiffRestorerPipeline(ComponentPipeline):
     def detect(self, image: ImageInput | Sequence[ImageInput]) -> Float[Tensor, "b k"]:
         """Return the degradation probabilities of each image, in the order of `classes`; restore nothing."""
         rows = [self._to_device(tensor[None]) for tensor in as_tensors(image)]
-        logits = torch.cat([self.restorer.read_prompts(row).degradation_logits for row in rows])
+        probabilities = torch.cat([self.restorer.read_prompts(row).probabilities for row in rows])
         self.maybe_free_model_hooks()
-        return logits.float().softmax(dim=-1).cpu()
+        return probabilities.cpu()
 
     @torch.no_grad()
     def sample(
@@ -143,7 +130,6 @@ class DiffRestorerPipeline(ComponentPipeline):
         Args:
             lq: degraded images in [0, 1], one size. They are padded by reflection to what the UNet needs.
             num_inference_steps: None: `default_steps`.
-            degradation, threshold: see `__call__`.
             tile: `auto` restores more than 1024x1024 pixels by tiles, smaller ones where memory falls short; `none`
                 takes any image whole; a number is the side of the largest tile.
             tile_batch_size: tiles at a time; None: as many as make 1024x1024 pixels.

@@ -28,6 +28,11 @@ class VisualPrompts:
     degradation_embedding: Float[Tensor, "b g"]
     degradation_logits: Float[Tensor, "b k"]
 
+    @property
+    def probabilities(self) -> Float[Tensor, "b k"]:
+        """Probability of each class, in float32."""
+        return self.degradation_logits.float().softmax(dim=-1)
+
 
 def _mlp(*dims: int) -> nn.Sequential:
     """Return linear layers of these widths, each but the last followed by LayerNorm and LeakyReLU."""
@@ -113,13 +118,18 @@ class PromptProcessor(ModelMixin, ConfigMixin):
 
         Args:
             threshold: probability, from 0 to 1, from which a degradation is clear; 0 leaves all prompts as they are.
+
+        Raises:
+            ValueError: it is no probability.
         """
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"threshold must be from 0 to 1, not {threshold}")
         if CLEAN not in self.classes or not self.config.prototypes:
             return prompts
 
         # The probability of the image's most probable degradation.
         clean = self.classes.index(CLEAN)
-        probabilities = prompts.degradation_logits.float().softmax(dim=-1)
+        probabilities = prompts.probabilities
         degraded = torch.cat([probabilities[:, :clean], probabilities[:, clean + 1 :]], dim=1)
         clear = degraded.amax(dim=1, keepdim=True) >= threshold
 

@@ -102,7 +102,7 @@ def pixel_loss(
     gt: Float[Tensor, "b 3 h w"],
 ) -> Float[Tensor, ""]:
     """Return the pixel loss named `mse`, `psnr` or `l1` of images in [0, 1]."""
-    losses: dict[str, Callable[..., Tensor]] = {
+    losses: dict[str, Callable[..., Float[Tensor, ""]]] = {
         "mse": F.mse_loss,
         "psnr": psnr_loss,
         "l1": F.l1_loss,
