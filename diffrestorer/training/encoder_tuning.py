@@ -110,6 +110,7 @@ class ImageEncoderTask(Task):
     ) -> Float[Tensor, ""]:
         """Return how far P_S and P_D are from what the model's other networks have learned to read."""
         encoder, processor = (part.to(batch.lq.device) for part in self._teacher)
+        assert isinstance(processor, PromptProcessor)
         with torch.no_grad():
             told = processor(encoder(to_unit(batch.lq)))
             right = told.degradation_logits.argmax(dim=-1) == labels
