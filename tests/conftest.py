@@ -92,6 +92,8 @@ LONG_FILES = (
     "training/test_faults.py",
     "app/test_page.py",
     "training/test_baselines.py",
+    "training/test_throughput.py",
+    "cli/test_extras.py",
     "training/test_resume.py",
     "training/test_own_classes.py",
     "training/test_compiled_blocks.py",
@@ -101,7 +103,7 @@ LONG_FILES = (
     "training/test_launcher.py",
     "training/test_kills.py",
 )
-"""The files that take longest, which come first: two workers that take file after file then end together."""
+"""The files that take longest, which come first: workers that take file after file then end together."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -115,6 +115,7 @@ def test_a_finished_model_gets_the_encoder_and_keeps_its_other_networks(
     )
 
 
+@pytest.mark.soak
 def test_a_base_gets_an_encoder_that_its_unet_takes(
     tiny_overrides: list[str], photos_dir: Path, tmp_path: Path
 ) -> None:

@@ -226,7 +226,7 @@ def assert_logged(log: str, processes: int) -> None:
         assert float(percent) == pytest.approx(100 * expected / 0.1, rel=0.03, abs=0.06)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_the_stages_learn_the_same_while_they_are_counted(
     tiny_overrides: list[str], photos_dir: Path, tmp_path: Path
 ) -> None:
