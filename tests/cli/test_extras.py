@@ -153,9 +153,9 @@ def test_the_page_needs_its_extra_alone(tmp_path: Path) -> None:
     assert page.stderr is not None
     said = ""
     for line in page.stderr:
-        said += line
-        if "DiffRestorer is at http://" in line:
+        if "DiffRestorer is at http://" in line and not said:
             page.send_signal(signal.SIGTERM)
+        said += line
     assert page.wait() == 0, said
     assert "DiffRestorer is at http://" in said
 
