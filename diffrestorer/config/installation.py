@@ -16,9 +16,8 @@ def check_torchvision() -> None:
         import torchvision  # noqa: F401
     except ModuleNotFoundError:
         raise
-    except (
-        Exception
-    ) as error:  # RuntimeError of a missing operator, ImportError or OSError of a missing symbol
+    # RuntimeError of a missing operator, ImportError or OSError of a missing symbol.
+    except Exception as error:
         raise ValueError(
             f"torchvision {version('torchvision')} does not fit PyTorch {version('torch')}, beside which it is "
             "installed: reinstall both together, by the command that https://pytorch.org/get-started/locally/ shows"

@@ -75,7 +75,9 @@ def test_everything_that_is_read_learns_and_nothing_else(
     semantic = {name for name in trained if "semantic_branch" in name}
     assert learning == trained - semantic
     assert {name for name, _ in task.named_parameters()} - trained == unused
-    assert sum(map(len, task.optimizers()[0].param_groups[0]["params"])) > 0
+    (optimizer,) = task.optimizers()
+    changed = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert changed == {id(p) for p in task.parameters() if p.requires_grad}
 
 
 def test_batchnorms_keep_their_statistics(task: ImageEncoderTask, batch: PairBatch) -> None:
@@ -91,8 +93,7 @@ def test_what_nobody_could_see_is_clean(task: ImageEncoderTask, batch: PairBatch
     noise[:, :, ::2] = 2  # a mean squared error of 2: 45 dB
     slight = replace(batch, gt=batch.lq.clamp(2, 253), lq=batch.lq.clamp(2, 253) + noise)
     assert task._labels(slight).tolist() == [8] * 9
-    strong = replace(slight, lq=slight.gt + 2 * noise.clamp(max=1))
-    strong = replace(strong, lq=(slight.gt.float() + 3).clamp(max=255).byte())  # 9: 38.6 dB
+    strong = replace(slight, lq=(slight.gt.float() + 3).clamp(max=255).byte())  # up to 9: 38.6 dB
     assert task._labels(strong).tolist() == batch.label.tolist()
 
 
