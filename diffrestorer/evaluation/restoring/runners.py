@@ -19,6 +19,7 @@ from diffrestorer.evaluation.restoring.consistency_decoder import (
 from diffrestorer.evaluation.restoring.identity import check_ablation, weights_digest
 from diffrestorer.evaluation.restoring.outputs import NOISE, Restored, noise_seed
 from diffrestorer.evaluation.restoring.precision import DTYPES, place_network, precision_of
+from diffrestorer.inference.choices import THRESHOLD
 from diffrestorer.inference.pipeline import DiffRestorerPipeline
 from diffrestorer.inference.tiling import WHOLE_PIXELS
 
@@ -110,7 +111,7 @@ class PipelineRunner:
         return weights_digest(self.pipe.components)
 
     def settings(self, method: Method) -> dict[str, Any]:
-        """Return weights, decoder, steps, seed, noise, sampler and dtype."""
+        """Return weights, decoder, steps, seed, noise, sampler, dtype and threshold."""
         weights = self._weights
         if method.decoder == "consistency":
             weights += "+" + weights_digest({"consistency_decoder": self.consistency_decoder})
@@ -122,6 +123,7 @@ class PipelineRunner:
             "noise": NOISE,
             "sampler": type(self.pipe.scheduler).__name__,
             "dtype": precision_of(self.sampling.dtype, self.pipe.dtype),
+            "threshold": THRESHOLD,
         }
 
     @torch.no_grad()
@@ -140,7 +142,7 @@ class PipelineRunner:
         started = time.perf_counter()
         seeds = [noise_seed(self.sampling.seed, name) for name in names]
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        sampled = self.pipe.sample(lq, self.steps, generators)
+        sampled = self.pipe.sample(lq, self.steps, generators, threshold=THRESHOLD)
         sampling_seconds = time.perf_counter() - started
 
         # All decoders read the same latents.
