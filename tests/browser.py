@@ -4,6 +4,7 @@ python tests/browser.py outputs/evaluate/index.html docs/report.png     # takes 
 """
 
 import base64
+import fcntl
 import io
 import itertools
 import json
@@ -40,10 +41,10 @@ class Browser:
         ]  # fmt: skip
 
         def rearrange() -> None:
-            os.dup2(theirs_in, 103)
-            os.dup2(theirs_out, 104)
-            os.dup2(103, 3)
-            os.dup2(104, 4)
+            # Copies that nothing else uses first: either end may itself be number 3 or 4.
+            read, write = (fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 5) for end in (theirs_in, theirs_out))
+            os.dup2(read, 3)
+            os.dup2(write, 4)
 
         self._process = subprocess.Popen(
             command,
