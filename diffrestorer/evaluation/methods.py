@@ -69,7 +69,7 @@ class Method:
         """Return whether its outputs depend on the seed."""
         if self.kind == "model":
             return self.decoder == "consistency" or starts_from_noise(self.source)
-        return self.kind == "baseline" and self.base in SAMPLED_BASELINES
+        return self.kind == "baseline" and (_held(self.source) or self.base) in SAMPLED_BASELINES
 
     def output(self, item: Item, output_dir: Path) -> Path:
         """The PNG file that is scored."""
@@ -156,12 +156,13 @@ def choose_methods(
 
 def _parse(entry: str, model: str, trained: str) -> Method:
     name, equals, folder = entry.partition("=")
-    decoder: Decoder = "sd" if name.endswith("_sd") else "refined"
+    base = name.partition("@")[0]
+    decoder: Decoder = "sd" if base.endswith("_sd") else "refined"
     if not equals:
         return _named(name, model, Path(trained), decoder)
 
     # The name becomes a folder's.
-    if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*(@[\w.+-]+)?", name) or name in (
+    if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*(@[\w.+-]+)?", name) or base in (
         "degraded",
         "all",
         "clean",
@@ -171,8 +172,8 @@ def _parse(entry: str, model: str, trained: str) -> Method:
         )
 
     # The folder's content shows what it is.
-    if name in ABLATIONS:
-        decoder = ABLATIONS[name].decoder
+    if base in ABLATIONS:
+        decoder = ABLATIONS[base].decoder
     if folder == "mini" or is_model(Path(folder)):
         return Method(name, "model", folder, decoder)
     if Path(folder).is_file():
@@ -180,7 +181,7 @@ def _parse(entry: str, model: str, trained: str) -> Method:
     if not Path(folder).is_dir():
         raise ValueError(f"method={entry}: there is no folder {folder}")
     if _holds(Path(folder), "config.json"):
-        _check_baseline(name, folder)
+        _check_baseline(base, folder)
         return Method(name, "baseline", folder)
     if not any(Path(folder).glob("*/*.png")):
         raise ValueError(
@@ -245,11 +246,15 @@ def _holds(folder: Path, file: str) -> bool:
     return any((folder / inner / file).is_file() for inner in ("", "model"))
 
 
-def _check_baseline(name: str, folder: str) -> None:
+def _held(folder: str) -> str | None:
+    """Return the compared method that a folder holds, or a training run's model/ in it."""
     from diffrestorer.baselines.registry import find_baseline  # brings the networks, which take seconds
 
-    # The folder itself, or a training run's model/ in it.
-    found = find_baseline(Path(folder)) or find_baseline(Path(folder) / "model")
+    return find_baseline(Path(folder)) or find_baseline(Path(folder) / "model")
+
+
+def _check_baseline(name: str, folder: str) -> None:
+    found = _held(folder)
     if found is None or (name in BASELINES and name != found):
         holds = found or f"none of the compared methods {', '.join(BASELINES)}"
         raise ValueError(f"method={name}={folder}: {folder} holds {holds}")

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,13 @@ from PIL import Image
 
 from diffrestorer.baselines.registry import build_baseline
 from diffrestorer.config.degradations import DEGRADATIONS, MIXTURES
+from diffrestorer.evaluation.ablations import ABLATIONS
 from diffrestorer.evaluation.methods import Method, parse_methods
 from diffrestorer.evaluation.report.sentences import summary_sentences
 from diffrestorer.evaluation.report.table_text import markdown
 from diffrestorer.evaluation.report.tables import Standings, build_tables, find_standings, table_rows
 from diffrestorer.evaluation.restoring import runners
+from diffrestorer.evaluation.restoring.identity import check_ablation
 from diffrestorer.evaluation.restoring.outputs import made_by
 from diffrestorer.evaluation.run import evaluate
 from diffrestorer.evaluation.scoring.metrics import METRICS, Metric
@@ -284,6 +287,37 @@ def test_what_draws_no_noise_runs_once(model: Path, tmp_path: Path) -> None:
     assert Method("da_clip", "baseline").sampled
     assert not Method("nafnet", "baseline").sampled
     assert Method("decoded", "model", student, "consistency").sampled, "OpenAI's decoder draws noise"
+
+
+def test_a_further_run_is_what_its_method_is(model: Path, tmp_path: Path) -> None:
+    """The same decoder, the same checks of its folder, the same noise."""
+    for name in ("diff_restorer_sd", "theirs_sd", "theirs", *ABLATIONS):
+        method, further = parse_methods(
+            [f"{name}={model}", f"{name}@b={model}"], "demo", "mini", "outputs"
+        )
+        assert further == replace(method, name=f"{name}@b")
+
+    pipe = DiffRestorerPipeline.from_pretrained(model)
+    for name in ("no_semantic", "no_semantic@b"):
+        with pytest.raises(ValueError, match="was not trained with ablation=no_semantic: "):
+            check_ablation(Method(name, "model", str(model)), pipe)
+
+    vit = {
+        "vision_cfg": {"image_size": 32, "layers": 1, "width": 16, "head_width": 16, "patch_size": 8},
+        "embed_dim": 8,
+    }
+    tiny = {"image_encoder": vit, "features": 8, "multipliers": [1, 2], "attention_level": 1}
+    save_component(build_baseline("da_clip", tiny), tmp_path, torch.float32)
+    entries = [f"sampled={tmp_path}"]
+    assert [m.name for m in parse_methods(entries, "demo", "mini", "outputs", 2)] == [
+        "sampled",
+        "sampled@1",
+    ]
+    for name in ("nafnet", "nafnet@b"):
+        with pytest.raises(ValueError, match="holds da_clip"):
+            parse_methods([f"{name}={tmp_path}"], "demo", "mini", "outputs")
+    with pytest.raises(ValueError, match="can't be the name of a method"):
+        parse_methods(["degraded", f"degraded@b={model}"], "demo", "mini", "outputs")
 
 
 def test_a_run_without_its_method_is_refused(finished: Path, tmp_path: Path) -> None:

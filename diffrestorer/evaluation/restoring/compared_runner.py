@@ -30,7 +30,7 @@ class BaselineRunner:
         device: torch.device,
     ) -> None:
         source = Path(method.source)
-        self.network = load_baseline(source, method.name if source.is_file() else None).eval()
+        self.network = load_baseline(source, method.base if source.is_file() else None).eval()
         place_network(self.network, device)
         self.seed, self.dtype = seed, dtype
 

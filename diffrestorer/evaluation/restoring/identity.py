@@ -17,14 +17,14 @@ def check_ablation(method: Method, pipe: DiffRestorerPipeline) -> None:
     Raises:
         ValueError: the model was not trained so.
     """
-    ablation = ABLATIONS.get(method.name)
+    ablation = ABLATIONS.get(method.base)
     if ablation is None or not ablation.component:
         return
     found = getattr(pipe, ablation.component).config[ablation.key]
     if found != ablation.value:
         raise ValueError(
-            f"{method.source} was not trained with ablation={method.name}: its {ablation.component} says "
-            f"{ablation.key}={found}; train it: {ablation.command(method.name, 'outputs')}"
+            f"{method.source} was not trained with ablation={method.base}: its {ablation.component} says "
+            f"{ablation.key}={found}; train it: {ablation.command(method.base, 'outputs')}"
         )
 
 
