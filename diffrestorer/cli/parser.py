@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from diffrestorer import __version__
 from diffrestorer.cli.commands import COMMANDS
-from diffrestorer.config.degradations import DEGRADATIONS
+from diffrestorer.config.degradations import CLEAN, DEGRADATIONS
 from diffrestorer.data.images import FORMATS
 from diffrestorer.inference.choices import NOT_CLEAR, THRESHOLD, Precision
 
@@ -73,7 +73,7 @@ examples:
   diffrestorer detect old.jpg scans/
   diffrestorer detect scans/ --json > detected.jsonl
 
-A model that was trained without the class clean, like mini, is often sure of a degradation where there is none.
+A model that was trained without the class clean (mini has it) is often sure of a degradation where there is none.
 """
 
 
@@ -251,7 +251,7 @@ def _add_restoring(parser: argparse.ArgumentParser) -> None:
         "how much the refined decoder takes from the degraded photo, from 0 to 1 (default: 1.0)"
     )
     add("--fidelity", type=_number(float, 0, 1), default=1.0, help=fidelity_help)
-    names = ", ".join(DEGRADATIONS)
+    names = ", ".join((*DEGRADATIONS, CLEAN))
     degradation_help = (
         f"what to remove, one of the model's classes (mini's: {names}; default: what it detects)"
     )

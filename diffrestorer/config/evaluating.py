@@ -80,7 +80,7 @@ class FiguresConfig:
     """`scripts/make_figures.py`: a picture for the documentation."""
 
     figure: str = "degradations"
-    """Name of the picture: degradations, tiles, training, or the number of one of the paper's figures."""
+    """Name of the picture: degradations, variants, tiles, training, or the number of one of the paper's figures."""
     output_dir: str = "docs"
     """The picture is OUTPUT_DIR/FIGURE.png; the paper's are OUTPUT_DIR/figureN.png and .pdf."""
     seed: int = option(0, ge=0)
