@@ -42,7 +42,9 @@ class Browser:
 
         def rearrange() -> None:
             # Copies that nothing else uses first: either end may itself be number 3 or 4.
-            read, write = (fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 5) for end in (theirs_in, theirs_out))
+            read, write = (
+                fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 5) for end in (theirs_in, theirs_out)
+            )
             os.dup2(read, 3)
             os.dup2(write, 4)
 

@@ -687,16 +687,29 @@ def test_a_sweep_goes_over_groups_texts_and_lists(command: Any) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("script", "jobs", "message"),
+    [
+        ("train_stage1", "seed=1,-2", "seed=-2 is not possible: it has to be at least 0"),
+        ("train_stage1", "data.degradations=[noise],[nois]", "data.degradations=nois is not valid"),
+        ("train_baseline", "data.classes=[noise],[noise,noise]", "data.classes names noise twice"),
+        ("train_base", "data.classes=[noise,clean],[clean]", "data.classes names clean alone"),
+        ("train_student", "train.scale=paper,8gpu", "train.scale="),
+    ],
+)
 def test_no_job_of_a_sweep_runs_where_one_is_wrong(
-    command: Any, capsys: pytest.CaptureFixture[str]
+    script: str, jobs: str, message: str, command: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seen: list[Any] = []
     with pytest.raises(SystemExit) as end:
-        seen = command("train_stage1", "-m", "seed=1,-2")
+        seen = command(script, "-m", jobs)
     assert (end.value.code, seen) == (2, [])
-    assert (
-        capsys.readouterr().err == "train_stage1.py: seed=-2 is not possible: it has to be at least 0\n"
-    )
+    assert capsys.readouterr().err.startswith(f"{script}.py: {message}")
+
+
+def test_a_sweep_of_later_stages_leaves_the_classes_to_their_models(command: Any) -> None:
+    jobs = command("train_decoder", "-m", "stage1=a", "data.degradations=[sandstorm],[rain]")
+    assert [job.data.degradations for job in jobs] == [["sandstorm"], ["rain"]]
 
 
 def test_cfg_prints_the_configuration_and_runs_nothing(

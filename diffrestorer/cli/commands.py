@@ -42,41 +42,39 @@ class Command:
 
 def _train_base(config: Any) -> None:
     from diffrestorer.training.mini_base import train_base
-    from diffrestorer.training.model_classes import follow_folders
 
-    train_base(follow_folders(config))
+    train_base(config)
 
 
 def _train_stage1(config: Any) -> None:
     from diffrestorer.training.loop import train
-    from diffrestorer.training.model_classes import follow_folders
+    from diffrestorer.training.model_classes import with_classes
     from diffrestorer.training.stage1 import Stage1Task
 
-    train(Stage1Task, follow_folders(config), Path(config.output_dir))
+    train(Stage1Task, with_classes(config), Path(config.output_dir))
 
 
 def _train_decoder(config: Any) -> None:
-    """Train with the classes of the model at `stage1`."""
     from diffrestorer.training.decoder_stage import DecoderTask
     from diffrestorer.training.loop import train
-    from diffrestorer.training.model_classes import follow_stage1
+    from diffrestorer.training.model_classes import with_classes
 
-    train(DecoderTask, follow_stage1(config), Path(config.output_dir))
+    train(DecoderTask, with_classes(config), Path(config.output_dir))
 
 
 def _train_student(config: Any) -> None:
     from diffrestorer.training.loop import train
-    from diffrestorer.training.model_classes import follow_teacher
+    from diffrestorer.training.model_classes import with_classes
     from diffrestorer.training.student import StudentTask
 
-    train(StudentTask, follow_teacher(config), Path(config.output_dir))
+    train(StudentTask, with_classes(config), Path(config.output_dir))
 
 
 def _train_baseline(config: Any) -> None:
     from diffrestorer.training.baseline import train_baseline
-    from diffrestorer.training.model_classes import follow_folders
+    from diffrestorer.training.model_classes import with_classes
 
-    train_baseline(follow_folders(config))
+    train_baseline(with_classes(config))
 
 
 def _train_mini(config: Any) -> None:
@@ -106,14 +104,10 @@ def _prepare(config: Any) -> None:
 def _check_data(config: Any) -> None:
     """Read the data that a training would have, and print the number of pairs of each class."""
     from diffrestorer.training.data_check import count_pairs
-    from diffrestorer.training.model_classes import follow_folders, follow_stage1, follow_teacher
+    from diffrestorer.training.model_classes import with_classes
 
     # The classes are those that the run itself would have.
-    if hasattr(config, "teacher"):
-        config = follow_teacher(config)
-    else:
-        config = follow_stage1(config) if hasattr(config, "stage1") else follow_folders(config)
-    counts = count_pairs(config, logging.getLogger(__name__))
+    counts = count_pairs(with_classes(config), logging.getLogger(__name__))
     for name, number in counts.items():
         print(f"{name:16} {number:9,} pairs")
     print("every file can be read, and nothing was trained")

@@ -2,9 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
 
 from diffrestorer.config.degradations import DEGRADATIONS, check_class_names, nearest
-from diffrestorer.config.schema import DataConfig
+from diffrestorer.config.schema import BaseConfig, DataConfig, DecoderConfig, RunConfig, StudentConfig
 
 
 def model_classes(data: DataConfig) -> tuple[str, ...]:
@@ -15,6 +18,12 @@ def model_classes(data: DataConfig) -> tuple[str, ...]:
 def trained_classes(data: DataConfig) -> tuple[str, ...]:
     """Return the classes that are trained on, as often as they are named: all where `data.degradations` is null."""
     return model_classes(data) if data.degradations is None else tuple(data.degradations)
+
+
+def follows_a_model(config: RunConfig) -> bool:
+    """Return whether a run takes its classes from a finished model: decoder, student, an encoder tuned in a model."""
+    tunes = isinstance(config, BaseConfig) and config.teacher is not None
+    return tunes or isinstance(config, DecoderConfig | StudentConfig)
 
 
 def check_classes(data: DataConfig) -> None:
@@ -49,6 +58,39 @@ def resolve_classes(data: DataConfig) -> DataConfig:
     """
     check_classes(data)
     return replace(data, degradations=list(trained_classes(data)))
+
+
+def settle_classes(config: Any) -> None:
+    """Check `data.classes` and `data.degradations`, and name the degradations that null stands for.
+
+    A run that goes on from a model takes its classes, and a user's own pairs bring theirs along
+    (`training.model_classes`). Neither is read here.
+    """
+    data = getattr(config, "data", None)
+    if not isinstance(data, DataConfig):
+        return
+    if data.name == "pairs" and data.classes is None:
+        return  # the folders tell them, which are not read here either
+    if not follows_a_model(config):
+        config.data = resolve_classes(data)
+    elif data.classes is not None:
+        check_classes(data)
+
+
+def check_job_classes(schema: type[Any], job: DictConfig) -> None:
+    """Check the names of classes that a job of a sweep gives itself, and resolve nothing.
+
+    Args:
+        schema: dataclass of the job's script.
+        job: tree of the schema.
+    """
+    data: Any = job.get("data")
+    if data is None or OmegaConf.get_type(data) is not DataConfig:
+        return
+    names: Any = OmegaConf.to_container(data)
+    follows = issubclass(schema, DecoderConfig | StudentConfig) or job.get("teacher") is not None
+    if names["classes"] is not None or not (follows or names["name"] == "pairs"):
+        check_classes(DataConfig(classes=names["classes"], degradations=names["degradations"]))
 
 
 def follow_classes(data: DataConfig, known: Sequence[str], model: str) -> DataConfig:

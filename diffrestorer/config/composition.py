@@ -25,7 +25,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from diffrestorer.config.classes import check_classes, resolve_classes
+from diffrestorer.config.classes import check_job_classes, settle_classes
 from diffrestorer.config.constructors import check_arguments
 from diffrestorer.config.hardware_presets import detect_hardware
 from diffrestorer.config.help_page import flatten, help_page
@@ -33,7 +33,7 @@ from diffrestorer.config.options import check_limits
 from diffrestorer.config.overrides import CommandLine, parse, read_command_line, take_as_typed
 from diffrestorer.config.refusals import explain
 from diffrestorer.config.scaled_keys import check_scale
-from diffrestorer.config.schema import DataConfig, TrainConfig
+from diffrestorer.config.schema import TrainConfig
 
 CONFIG_DIR = (Path(__file__).resolve().parents[1] / "configs").resolve()
 """In a clone `diffrestorer/configs` is a link to configs/; a wheel holds the files themselves."""
@@ -226,7 +226,9 @@ def _check_jobs(root: str, schema: type[Any], line: CommandLine) -> None:
     with _sentences(root, schema, line.overrides):
         jobs = BasicSweeper.split_arguments(parse(line.overrides), max_batch_size=None)[0]
     for overrides in jobs:
-        _check(schema, _compose(root, schema, overrides))
+        composed = _compose(root, schema, overrides)
+        check_scale(composed)
+        check_job_classes(schema, _check(schema, composed))
 
 
 def _compose(root: str, schema: type[Any], overrides: Sequence[str]) -> DictConfig:
@@ -299,7 +301,7 @@ def _finish(schema: type[Config], composed: DictConfig) -> Config:
         config = _instantiate(_check(schema, composed))
     except OmegaConfBaseException as error:
         raise ValueError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
-    _settle_classes(config)
+    settle_classes(config)
     return config
 
 
@@ -330,21 +332,3 @@ def _instantiate(node: Any, hint: Any = None) -> Any:
         hints = get_type_hints(schema)
         return schema(**{str(key): _instantiate(node[key], hints[str(key)]) for key in node})
     return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
-
-
-def _settle_classes(config: Any) -> None:
-    """Check `data.classes` and `data.degradations`, and name the degradations that null stands for.
-
-    A stage that goes on from another one takes the classes from that one's model, and a user's own pairs bring theirs
-    along (`training.model_classes`). Neither is read here.
-    """
-    data = getattr(config, "data", None)
-    if not isinstance(data, DataConfig):
-        return
-    later_stage = hasattr(config, "stage1") or hasattr(config, "teacher")
-    if data.name == "pairs" and data.classes is None:
-        return  # the folders tell them, which are not read here either
-    if not later_stage:
-        config.data = resolve_classes(data)
-    elif data.classes is not None:
-        check_classes(data)

@@ -146,10 +146,12 @@ class PromptProcessor(ModelMixin, ConfigMixin):
 
         Args:
             clip_embeddings: of example images.
-            labels: class indices of the examples. The prototype of a class without examples stays zero.
+            labels: class indices of the examples. A class without examples keeps its prototype, zero if it has none.
         """
         embeddings = self(clip_embeddings).degradation_embedding
         prototypes = torch.zeros(len(self.classes), embeddings.shape[1], device=embeddings.device)
+        if self.config.prototypes:
+            prototypes.copy_(self.class_prototypes)
         for label in labels.unique():
             prototypes[label] = embeddings[labels == label].mean(dim=0)
         self.register_to_config(prototypes=True)

@@ -126,7 +126,7 @@ class ImageEncoderTask(Task):
     def conclude(self) -> None:
         """Measure the classes' prototypes of a finished model again."""
         for pipeline in self._pipeline:
-            record_prototypes(pipeline.restorer, self.config)
+            record_prototypes(pipeline.restorer, self.config, self._labels)
 
     def save_model(self, folder: Path, dtype: torch.dtype) -> None:
         """Save the image encoder, or with a teacher the whole model."""

@@ -3,11 +3,13 @@
 Each replaces a download of sd15: Stable Diffusion's VAE, CLIP's image encoder, Stable Diffusion's UNet.
 """
 
+import json
+import logging
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,12 +19,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from diffrestorer.config.classes import follow_classes
 from diffrestorer.config.schema import BaseConfig
 from diffrestorer.data.counter import counter_normal, to_device
 from diffrestorer.data.pairs import PairBatch, collate_pairs
 from diffrestorer.data.prepared import open_pairs
-from diffrestorer.inference.model_folder import find_model
 from diffrestorer.models.backbones import ImageEncoder, decode_latents, encode_image, encode_posterior
 from diffrestorer.models.components import (
     build_image_encoder,
@@ -30,7 +30,6 @@ from diffrestorer.models.components import (
     build_vae,
     load_component,
     load_weights,
-    read_classes,
     save_component,
 )
 from diffrestorer.models.mini import StageStatistics
@@ -38,12 +37,22 @@ from diffrestorer.models.pretrained import find_base, load_imagenet_tower
 from diffrestorer.training.checkpoint import write_folder
 from diffrestorer.training.diffusion import add_noise
 from diffrestorer.training.encoder_tuning import ImageEncoderTask, fitted_folder
+from diffrestorer.training.kept_files import DamagedFileError, read_sealed, write_sealed
 from diffrestorer.training.loop import train
 from diffrestorer.training.losses import diffusion_loss
+from diffrestorer.training.model_classes import with_classes
 from diffrestorer.training.task import Losses, Task, adamw, to_unit
+
+LOG = logging.getLogger("diffrestorer.training")
 
 CROPS_PER_BATCH = 16
 """Crops of which the image encoder is fitted at a time."""
+
+FIT = "fitted.json"
+"""File beside a fitted image encoder that says what it was fitted with."""
+
+FIT_FREE = ("root", "validation_root", "lq", "gt", "cache_gb", "cache_dir", "skip_unreadable")
+"""Keys of `data` that a fit does not depend on, or that say only where the data lie."""
 
 
 class VAETask(Task):
@@ -115,10 +124,15 @@ def fit_image_encoder(config: BaseConfig, output_dir: Path) -> None:
         output_dir: where it goes. A finished one stays as it is.
 
     Raises:
-        ValueError: the ImageNet weights are not installed, or there are too few crops.
+        ValueError: the ImageNet weights are not installed, there are too few crops, or the finished one was fitted with
+            other settings.
     """
     folder = output_dir / "model"
     state = PartialState()
+    settings = _fit_settings(config)
+    if folder.is_dir():
+        _check_fit(output_dir, settings)
+    state.wait_for_everyone()
     if state.is_main_process and not folder.is_dir():
         image_encoder = _begin(config.init, "image_encoder", build_image_encoder(config.model))
         visual = image_encoder.visual
@@ -127,10 +141,42 @@ def fit_image_encoder(config: BaseConfig, output_dir: Path) -> None:
             load_imagenet_tower(visual)
             image_encoder.to(state.device).eval()
             visual.fit(_crops_statistics(config, image_encoder, visual))
+        output_dir.mkdir(parents=True, exist_ok=True)
+        write_sealed(output_dir / FIT, settings)
         write_folder(
             folder, lambda part: save_component(image_encoder, part / "image_encoder", torch.float32)
         )
     state.wait_for_everyone()
+
+
+def _fit_settings(config: BaseConfig) -> dict[str, Any]:
+    """Return what a fitted image encoder depends on, besides the contents of the photos."""
+    data = {f"data.{key}": value for key, value in asdict(config.data).items() if key not in FIT_FREE}
+    counts = {key: getattr(config, key) for key in ("seed", "init", "image_encoder_batches")}
+    settings = {**counts, "model.image_encoder": config.model.image_encoder, **data}
+    return {"root": config.data.root, "settings": json.loads(json.dumps(settings))}
+
+
+def _check_fit(output_dir: Path, fit: dict[str, Any]) -> None:
+    """Refuse a finished image encoder of other settings, and say so where it saw another folder of photos."""
+    try:
+        known = read_sealed(output_dir / FIT)
+    except (FileNotFoundError, DamagedFileError):
+        return  # earlier versions kept none
+
+    changed = sorted(
+        key for key, value in fit["settings"].items() if known["settings"].get(key) != value
+    )
+    if changed:
+        raise ValueError(
+            f"{output_dir} holds an image encoder fitted with another {', '.join(changed)}: give another output_dir"
+        )
+    if known["root"] != fit["root"]:
+        LOG.warning(
+            "the image encoder in %s stays: it was fitted to the photos of %s",
+            output_dir,
+            known["root"],
+        )
 
 
 def _crops_statistics(
@@ -191,16 +237,6 @@ class UNetTask(Task):
         return [gt, before, after]
 
 
-def _follow_teacher(config: BaseConfig, teacher: str) -> BaseConfig:
-    """Return the configuration with the classes of the model that gets the image encoder."""
-    if config.part != "image_encoder" or not config.image_encoder_steps:
-        raise ValueError(
-            "teacher= is for the tuning of an image encoder: part=image_encoder image_encoder_steps=STEPS"
-        )
-    known = read_classes(find_model(teacher))
-    return replace(config, data=follow_classes(config.data, known, f"teacher={teacher}"))
-
-
 AnyPart = TypeVar("AnyPart", bound=ModelMixin)
 
 
@@ -236,8 +272,7 @@ def train_base(config: BaseConfig) -> None:
         ValueError: as `train`; or a part is asked for before those it needs are finished, or `teacher` for other parts
             than the image encoder.
     """
-    if config.teacher is not None:
-        config = _follow_teacher(config, config.teacher)
+    config = with_classes(config)
     output_dir = Path(config.output_dir)
     for name in ("vae", "image_encoder", "unet"):
         if config.part not in ("all", name):

@@ -23,7 +23,7 @@ from diffrestorer.training.checkpoint import newest_copies
 from diffrestorer.training.decoder_stage import DecoderTask
 from diffrestorer.training.kept_files import DamagedFileError, read_sealed, write_sealed
 from diffrestorer.training.loop import train
-from diffrestorer.training.model_classes import follow_stage1
+from diffrestorer.training.model_classes import with_classes
 from diffrestorer.training.stage1 import Stage1Task
 from diffrestorer.training.student import StudentTask
 from diffrestorer.training.task import Task
@@ -155,4 +155,4 @@ def _stage_config(
     run.output_dir, run.data.root = str(output_dir), config.root
     if key is not None:
         setattr(run, key, before)
-    return follow_stage1(run) if isinstance(run, DecoderConfig) else run
+    return with_classes(run) if isinstance(run, DecoderConfig) else run

@@ -1,6 +1,8 @@
 """Stage 1: prompt processor, classifier and control module, trained on top of a frozen base (section III-E)."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ from diffusers import DDPMScheduler, UniPCMultistepScheduler
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from diffrestorer.config.classes import model_classes
+from diffrestorer.config.classes import model_classes, trained_classes
 from diffrestorer.config.schema import RunConfig, Stage1Config
 from diffrestorer.data.counter import counter_normal
 from diffrestorer.data.pairs import PairBatch, collate_pairs
@@ -30,27 +32,49 @@ from diffrestorer.training.losses import (
 from diffrestorer.training.shared_work import share_out
 from diffrestorer.training.task import Losses, Task, adamw, select_unet, to_unit
 
+LOG = logging.getLogger("diffrestorer.training")
+
 SAMPLE_STEPS = 10
 """Denoising steps of the sample sheets."""
 
-PROTOTYPE_BATCHES, PROTOTYPE_BATCH = 8, 16
-"""Batches of training pairs, and pairs in each, whose mean degradation embeddings become the prototypes."""
+PROTOTYPE_BATCHES, PROTOTYPE_BATCH, PROTOTYPE_TURNS = 8, 16, 8
+"""Batches of training pairs, and pairs in each, whose mean degradation embeddings become the prototypes; and how often
+so many are read at most while a class that trains is missing among them."""
 
 
 @torch.no_grad()
-def record_prototypes(restorer: Restorer, config: RunConfig) -> None:
-    """Store each class's mean P_D over training pairs: see `PromptProcessor.prototype`. Processes share the pairs."""
+def record_prototypes(
+    restorer: Restorer, config: RunConfig, label: Callable[[PairBatch], Int[Tensor, "b"]] | None = None
+) -> None:
+    """Store each class's mean P_D over training pairs: see `PromptProcessor.prototype`. Processes share the pairs.
+
+    Args:
+        label: returns the classes that the prompt processor was taught; null: those of the pairs.
+    """
     pairs = open_pairs(config.data, config.seed, PROTOTYPE_BATCH)
-    device = restorer.prompt_processor.device
+    processor = restorer.prompt_processor
+    trained = set(trained_classes(config.data)) & set(processor.classes)
 
-    def encode(step: int) -> tuple[Float[Tensor, "b d"], Int[Tensor, "b"]]:
-        batch = collate_pairs([pairs[step, position] for position in range(PROTOTYPE_BATCH)])
-        return restorer.image_encoder(to_unit(batch.to(device).lq)).cpu(), batch.label.cpu()
+    def encode(start: int, step: int) -> tuple[Float[Tensor, "b d"], Int[Tensor, "b"]]:
+        batch = collate_pairs([pairs[start + step, position] for position in range(PROTOTYPE_BATCH)])
+        labels = batch.label if label is None else label(batch)
+        return restorer.image_encoder(to_unit(batch.to(processor.device).lq)).cpu(), labels.cpu()
 
-    embeddings, labels = zip(*share_out(encode, PROTOTYPE_BATCHES), strict=True)
-    restorer.prompt_processor.record_prototypes(
-        torch.cat(embeddings).to(device), torch.cat(labels).to(device)
-    )
+    # More pairs are looked at while a class that trains is still missing.
+    found: list[tuple[Tensor, Tensor]] = []
+    for turn in range(PROTOTYPE_TURNS):
+        found += share_out(partial(encode, turn * PROTOTYPE_BATCHES), PROTOTYPE_BATCHES)
+        embeddings, labels = (
+            torch.cat(parts).to(processor.device) for parts in zip(*found, strict=True)
+        )
+        missing = trained - {processor.classes[index] for index in labels.unique().tolist()}
+        if not missing:
+            break
+    processor.record_prototypes(embeddings, labels)
+    for name in sorted(missing):
+        LOG.warning(
+            "none of %d training pairs is of %s: its prototype stays as it was", len(labels), name
+        )
 
 
 class Stage1Task(Task):

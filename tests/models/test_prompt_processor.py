@@ -132,6 +132,12 @@ def test_prototypes_are_means_of_the_degradation_embedding() -> None:
     with pytest.raises(ValueError, match="no prototype of rain"):
         processor.prototype("rain")
 
+    # A class that a later run sees no example of keeps its own.
+    noise = processor.prototype("noise").clone()
+    processor.record_prototypes(embeddings, torch.tensor([2, 7, 7, 2, 7]))
+    assert torch.equal(processor.prototype("noise"), noise)
+    assert processor.prototype("haze").any()
+
 
 def test_classes_are_the_model_s_own() -> None:
     processor = PromptProcessor(12, 10, 9, 6, classes=["noise", "sandstorm", "clean"])
@@ -163,8 +169,9 @@ def test_a_folder_keeps_its_classes(tmp_path: Path) -> None:
     path = tmp_path / "prompt_processor" / "config.json"
     config = json.loads(path.read_text())
     for classes, message in (
-        (["clean"], "does not fit its config.json"),
-        (["clean", "clean"], "classes names clean twice"),
+        (["noise"], "does not fit its config.json"),
+        (["clean"], "classes names clean alone"),
+        (["noise", "noise"], "classes names noise twice"),
         (["clean", "Sand Storm"], "classes=Sand Storm is not valid"),
         ([], "classes is empty"),
     ):

@@ -8,6 +8,7 @@ import torch
 import training_runs as runs
 
 from diffrestorer.config.composition import load
+from diffrestorer.config.degradations import DEGRADATIONS
 from diffrestorer.config.schema import BaseConfig
 from diffrestorer.data.pairs import PairBatch, collate_pairs
 from diffrestorer.data.prepared import open_pairs
@@ -17,6 +18,7 @@ from diffrestorer.training import stage1
 from diffrestorer.training.encoder_tuning import LABEL_SMOOTHING, NOT_USED, ImageEncoderTask
 from diffrestorer.training.losses import degradation_loss
 from diffrestorer.training.mini_base import train_base
+from diffrestorer.training.model_classes import with_classes
 from diffrestorer.training.task import to_unit
 
 CHANGED = ("image_encoder", "prompt_processor")
@@ -114,6 +116,43 @@ def test_a_finished_model_gets_the_encoder_and_keeps_its_other_networks(
     assert not torch.equal(
         tuned.prompt_processor.class_prototypes, mini.prompt_processor.class_prototypes
     )
+
+
+def test_prototypes_are_of_every_class_that_trains_and_others_stay(
+    task: ImageEncoderTask, settings: BaseConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of the classes that the encoder was taught; as many pairs are read as it takes to meet each of them."""
+    processor = task.prompt_processor
+    before = processor.class_prototypes.clone()
+    data = replace(settings.data, degradations=[*["noise"] * 40, "haze"])
+    task.config = replace(settings, data=data)
+    task.conclude()
+    changed = (processor.class_prototypes != before).any(dim=1)
+    assert [name for name, row in zip(processor.classes, changed, strict=True) if row] == [
+        "noise",
+        "haze",
+    ]
+    assert not caplog.records
+
+    # Noise that nobody can see was taught as clean.
+    sigma = replace(data.synthesis.noise, sigma=(0.5, 0.6))
+    faint = replace(data, degradations=["noise"], synthesis=replace(data.synthesis, noise=sigma))
+    task.config = replace(settings, data=faint)
+    kept = processor.class_prototypes.clone()
+    task.conclude()
+    changed = (processor.class_prototypes != kept).any(dim=1)
+    assert [name for name, row in zip(processor.classes, changed, strict=True) if row] == ["clean"]
+    assert "training pairs is of noise: its prototype stays" in caplog.text
+
+
+def test_the_tuned_model_s_classes_are_settled_like_a_base_s_own(settings: BaseConfig) -> None:
+    keys = ["part=image_encoder", "image_encoder_steps=2"]
+    assert load("train_base", BaseConfig, keys).data.degradations == list(DEGRADATIONS)
+    assert load("train_base", BaseConfig, [*keys, "teacher=mini"]).data.degradations is None
+    follows = with_classes(load("train_base", BaseConfig, [*keys, "teacher=mini"]))
+    assert follows.data.classes == follows.data.degradations == [*DEGRADATIONS, "clean"]
+    with pytest.raises(ValueError, match=r"data\.degradations=foo is not valid"):
+        load("train_base", BaseConfig, ["data.degradations=[foo]"])
 
 
 @pytest.mark.soak

@@ -23,7 +23,7 @@ def config(*overrides: str) -> BaseConfig:
 
 
 def test_the_image_encoder_is_fitted_or_begins_with_another(
-    tiny_overrides: list[str], photos_dir: Path, tmp_path: Path
+    tiny_overrides: list[str], photos_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Fitted: 9 components of unit variance and no correlation, over the crops it was fitted to. `init=`: a copy."""
     data = [f"data.root={photos_dir}", "data.size=64", "part=image_encoder", "image_encoder_batches=2"]
@@ -44,6 +44,14 @@ def test_the_image_encoder_is_fitted_or_begins_with_another(
     before = written.stat().st_mtime_ns
     fit_image_encoder(first, tmp_path / "first")
     assert written.stat().st_mtime_ns == before
+    for key, other in (("seed", "seed=1"), ("data.degradations", "data.degradations=[rain]")):
+        with pytest.raises(
+            ValueError, match=f"holds an image encoder fitted with another {key}: give another"
+        ):
+            fit_image_encoder(config(*tiny_overrides, *data, *sizes, other), tmp_path / "first")
+    moved = [*data, *sizes, f"data.root={tmp_path}"]
+    fit_image_encoder(config(*tiny_overrides, *moved), tmp_path / "first")
+    assert f"it was fitted to the photos of {photos_dir}" in caplog.text
     init = f"init={tmp_path / 'first' / 'model'}"
     fit_image_encoder(config(*tiny_overrides, *data, *sizes, init), tmp_path / "second")
     copy = load_component(tmp_path / "second" / "model" / "image_encoder")

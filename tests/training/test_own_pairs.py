@@ -70,11 +70,18 @@ def test_pairs_are_validated_on_pairs(tiny_overrides: list[str], root: Path, tmp
     assert (tmp_path / "run" / "validation.csv").read_text().count("\n") == 2
 
 
+@pytest.mark.parametrize("stage", ["base", "stage1"])
 def test_check_counts_the_pairs_and_trains_nothing(
-    tiny_overrides: list[str], root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    stage: str,
+    tiny_overrides: list[str],
+    root: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     words = command(tiny_overrides, root, tmp_path / "run")
-    main(["train", "stage1", *words, "--check"])
+    if stage == "base":
+        words = [word for word in words if not word.startswith(("base=", "model.base="))]
+    main(["train", stage, *words, "--check"])
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[:2] == [["noise", "5", "pairs"], ["sandstorm", "3", "pairs"]]
     assert not (tmp_path / "run").exists()
