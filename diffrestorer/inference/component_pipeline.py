@@ -36,7 +36,7 @@ from diffrestorer.models.mini import (
 )
 from diffrestorer.models.prompt_processor import PromptProcessor
 from diffrestorer.models.restorer import Restorer
-from diffrestorer.models.weight_files import share_like_new_files
+from diffrestorer.models.weight_files import find_variant, remove_older_form, share_like_new_files
 
 
 class ComponentPipeline(DiffusionPipeline):
@@ -110,7 +110,8 @@ class ComponentPipeline(DiffusionPipeline):
         Args:
             pretrained_model_name_or_path: `mini` (bundled), a model folder, the output folder of a training run, or a
                 hub id.
-            kwargs: diffusers' own, such as `dtype` (float32 by default, whatever the files hold).
+            kwargs: diffusers' own, such as `dtype` (float32 by default, whatever the files hold) or `variant`, which
+                may be left out where a folder holds that one alone.
 
         Raises:
             ModelFolderError: nothing is there, or a file is missing, truncated or does not fit, or holds a NaN.
@@ -118,7 +119,8 @@ class ComponentPipeline(DiffusionPipeline):
         if kwargs.get("use_safetensors") is False:
             raise ModelFolderError("weights are read from safetensors alone: leave use_safetensors out")
         folder = find_model(pretrained_model_name_or_path)
-        check_model_folder(folder)
+        variant = kwargs.pop("variant", None) or find_variant(folder / "unet")
+        check_model_folder(folder, variant)
 
         # An older folder's mini needs its components read by us.
         older = read_older_form(folder)
@@ -130,7 +132,9 @@ class ComponentPipeline(DiffusionPipeline):
             }
 
         with no_loading_bar():
-            pipeline = super().from_pretrained(folder, **{"use_safetensors": True, **older, **kwargs})
+            pipeline = super().from_pretrained(
+                folder, **{"use_safetensors": True, "variant": variant, **older, **kwargs}
+            )
         check_finite(folder, pipeline.restorer.components())
         return pipeline
 
@@ -140,27 +144,23 @@ class ComponentPipeline(DiffusionPipeline):
         LoRA adapters are added to the weights that are written; the pipeline's own stay as they are.
 
         Args:
-            kwargs: diffusers' own of `push_to_hub`.
+            kwargs: diffusers' own, such as `variant`, `max_shard_size`, `push_to_hub`.
 
         Raises:
             ValueError: an option asks for other files than `from_pretrained` reads.
         """
-        # A model folder has one form, which every reader checks file by file.
-        refused = {
-            "safe_serialization": True,
-            "use_flashpack": False,
-            "variant": None,
-            "max_shard_size": None,
-        }
-        for key, usual in refused.items():
+        # Every reader checks a model folder file by file, and reads safetensors alone.
+        for key, usual in {"safe_serialization": True, "use_flashpack": False}.items():
             if kwargs.get(key, usual) != usual:
                 raise ValueError(
-                    f"a model folder holds one safetensors file per network: leave {key}={kwargs[key]} out"
+                    f"a model folder holds its weights as safetensors: leave {key}={kwargs[key]} out"
                 )
 
         relative = self.config.relative_prediction
         written = type(self)(**plain_components(self.components), relative_prediction=relative)
         super(ComponentPipeline, written).save_pretrained(str(save_directory), **kwargs)
+        for name in COMPONENTS:
+            remove_older_form(Path(save_directory) / name)
         write_model_card(written.restorer, Path(save_directory))
 
     def save_config(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> None:

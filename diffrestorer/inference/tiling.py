@@ -25,7 +25,7 @@ from diffrestorer.inference.choices import Tile
 WHOLE_PIXELS = 1024 * 1024
 """Up to this many pixels `tile="auto"` takes an image whole."""
 
-AUTO_SIDE = 896
+AUTO_SIDE = 768
 """Side in pixels of the largest tile that `tile="auto"` makes."""
 
 CROPS = 4
@@ -261,7 +261,7 @@ def tile_side(tile: Tile, height: int, width: int, multiple: int) -> int | None:
     """Return the side in pixels of the largest tile for an image, or None to take it whole.
 
     Args:
-        tile: `auto` takes up to 1024x1024 pixels whole and larger images by tiles of at most 896; `none` takes any
+        tile: `auto` takes up to 1024x1024 pixels whole and larger images by tiles of at most 768; `none` takes any
             whole; a number is a tile's side, rounded to what the networks can take.
         multiple: pixels that a tile's sides are a multiple of.
 

@@ -25,8 +25,16 @@ from diffrestorer.models.mini import (
     MiniImageEncoder,
     PatchAutoencoderKL,
 )
+from diffrestorer.models.older_form import current_form
 from diffrestorer.models.prompt_processor import PromptProcessor
-from diffrestorer.models.weight_files import save_tensors
+from diffrestorer.models.weight_files import (
+    STEM,
+    WeightFileError,
+    find_variant,
+    find_weights,
+    list_shards,
+    save_tensors,
+)
 
 COMPONENTS: dict[str, tuple[type[ModelMixin], ...]] = {
     "vae": (AutoencoderKL, PatchAutoencoderKL),
@@ -51,7 +59,7 @@ EQUAL_WIDTHS: tuple[tuple[str, str], ...] = (
 )
 """Constructor arguments that must agree, since one network's output is another's input."""
 
-WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
+WEIGHTS_NAME = f"{STEM}.safetensors"
 
 
 class ModelFolderError(ValueError):
@@ -175,16 +183,21 @@ def load_folder(folder: Path, classes: Sequence[type[ModelMixin]]) -> ModelMixin
         ModelFolderError: what is missing, truncated or does not fit.
     """
     component = _empty_component(folder, classes)
-    path = folder / WEIGHTS_NAME
-    _check_weights(path, component.state_dict())
-    tensors = load_safetensors(path)
+    paths = _weights_of(folder, find_variant(folder))
+    _check_weights(paths, component.state_dict())
+    tensors: dict[str, Tensor] = {}
+    for path in paths:
+        tensors |= load_safetensors(path)
     component.to_empty(device="cpu")
     component.load_state_dict(tensors)  # copied into the component's own types
     return component.eval()
 
 
-def check_model_folder(folder: Path) -> None:
+def check_model_folder(folder: Path, variant: str | None = None) -> None:
     """Refuses a model folder in which anything is missing, truncated or mismatched; reads no weights.
+
+    Args:
+        variant: of the weights, such as `fp16`.
 
     Raises:
         ModelFolderError: the first thing that is wrong, with the file's path.
@@ -202,7 +215,7 @@ def check_model_folder(folder: Path) -> None:
         name: _empty_component(folder / name, classes) for name, classes in COMPONENTS.items()
     }
     for name, component in components.items():
-        _check_weights(folder / name / WEIGHTS_NAME, component.state_dict())
+        _check_weights(_weights_of(folder / name, variant), component.state_dict())
     try:
         check_networks(components, "its networks do not fit")
     except ValueError as error:
@@ -231,7 +244,7 @@ def read_older_form(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in ("control_encoder", "decoder"):
         config = _read_json(folder / name / "config.json")
-        if _current_form(config) != config:
+        if current_form(config) != config:
             found[name] = load_component(folder / name)
     if isinstance(found.get("control_encoder"), MiniControlEncoder):
         found["relative_prediction"] = True
@@ -283,7 +296,7 @@ def _check_entry(path: Path, name: str, entry: Any, classes: Sequence[type[Model
 def _empty_component(folder: Path, classes: Sequence[type[ModelMixin]]) -> ModelMixin:
     """The network a folder describes, one of `classes`, without weights."""
     path = folder / "config.json"
-    config = _current_form(_read_json(path))
+    config = current_form(_read_json(path))
     by_name = {cls.__name__: cls for cls in classes}
     if config.get("_class_name") not in by_name:
         raise ModelFolderError(
@@ -299,32 +312,27 @@ def _empty_component(folder: Path, classes: Sequence[type[ModelMixin]]) -> Model
         ) from None
 
 
-def _current_form(config: dict[str, Any]) -> dict[str, Any]:
-    """Return a component's configuration as today's classes take it.
-
-    Before `models.mini` existed, mini's additions were arguments of the paper's own classes.
-    """
-    config = dict(config)
-    if config.get("_class_name") == "DegradationAwareDecoder" and "patch_shortcut" in config:
-        detail = config.pop("detail", False)
-        if config.pop("patch_shortcut"):
-            config |= {"_class_name": "MiniDecoder", "detail": detail}
-    if config.get("_class_name") == "ControlEncoder" and "latent_channels" in config:
-        if config["latent_channels"] is None:
-            del config["latent_channels"]
-        else:
-            config["_class_name"] = "MiniControlEncoder"
-    return config
-
-
-def _check_weights(path: Path, expected: Mapping[str, Tensor]) -> None:
+def _weights_of(folder: Path, variant: str | None) -> list[Path]:
+    """Return the files of a network's weights."""
+    usual = ".".join(word for word in (STEM, variant, "safetensors") if word)
+    path = find_weights(folder).get(variant, folder / usual)
     try:
-        with safe_open(path, framework="pt") as file:
-            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        raise ModelFolderError(f"{path} is missing") from None
-    except (OSError, SafetensorError) as error:
-        raise ModelFolderError(f"{path} is damaged or truncated ({error})") from None
+        return list_shards(path)
+    except WeightFileError as error:
+        raise ModelFolderError(f"{path} is {error}") from None
+
+
+def _check_weights(paths: Sequence[Path], expected: Mapping[str, Tensor]) -> None:
+    found: dict[str, tuple[int, ...]] = {}
+    for path in paths:
+        try:
+            with safe_open(path, framework="pt") as file:
+                found |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        except FileNotFoundError:
+            raise ModelFolderError(f"{path} is missing") from None
+        except (OSError, SafetensorError) as error:
+            raise ModelFolderError(f"{path} is damaged or truncated ({error})") from None
+    path = paths[0]
     wanted = {name: tuple(value.shape) for name, value in expected.items()}
     differing = [name for name in sorted({*found, *wanted}) if found.get(name) != wanted.get(name)]
     if differing:

@@ -13,13 +13,13 @@ from safetensors import SafetensorError, safe_open
 
 from diffrestorer.config.schema import ModelConfig
 from diffrestorer.models.hub_files import HubError, find_hub_file
+from diffrestorer.models.weight_files import STEM, find_variant, find_weights
 
 SINGLE_FILE = "v1-5-pruned-emaonly.safetensors"
 """The original file's name where it is published."""
 
-_STEM = "diffusion_pytorch_model"
 
-_NAMES = (f"{_STEM}.safetensors", f"{_STEM}.fp16.safetensors")
+_NAMES = (f"{STEM}.safetensors", f"{STEM}.fp16.safetensors")
 """A component's weights in a repository, the best first."""
 
 _KINDS: dict[str, tuple[type[Any], str]] = {
@@ -114,18 +114,9 @@ def _in_folder(folder: Path) -> StableDiffusionFiles:
     for name in _KINDS:
         if not (folder / name / "config.json").is_file():
             missing.append(f"{name}/config.json")
-        found = sorted(file.name for file in (folder / name).glob(f"{_STEM}*.safetensors*"))
-        found = [file for file in found if "-of-" not in file]
-        if not found:
+        if not find_weights(folder / name):
             missing.append(f"{name}/{_NAMES[0]}")
-            continue
-
-        # Sharded weights have an index: diffusion_pytorch_model.safetensors.index.fp16.json.
-        plain = (_NAMES[0], f"{_NAMES[0]}.index.json")
-        best = next((file for file in plain if file in found), found[0])
-        middle = best.removeprefix(f"{_STEM}.").removesuffix(".json")
-        middle = middle.replace("safetensors", "").replace("index", "").strip(".")
-        variants[name] = middle or None
+        variants[name] = find_variant(folder / name)
 
     if missing:
         raise StableDiffusionError(_why_missing(folder), f"{', '.join(missing)} in {folder}")
@@ -134,7 +125,7 @@ def _in_folder(folder: Path) -> StableDiffusionFiles:
 
 def _why_missing(folder: Path) -> str:
     """Return what a folder has in place of the weights that are read."""
-    pickles = [file for name in _KINDS for file in (folder / name).glob(f"{_STEM}*.bin")]
+    pickles = [file for name in _KINDS for file in (folder / name).glob(f"{STEM}*.bin")]
     if pickles:
         return f"{pickles[0]} is a pickle, and none is read"
     singles = sorted(folder.glob("*.safetensors"))

@@ -4,6 +4,7 @@ Those forms are safetensors, PyTorch's files (`weights_only`), and TorchScript a
 reads the last only by making their program runnable. Here their tensors alone are read.
 """
 
+import json
 import pickle
 import secrets
 import zipfile
@@ -33,6 +34,9 @@ _STORAGES: dict[str, torch.dtype] = {
 """PyTorch's names of typed storages -> the type of their numbers."""
 
 
+STEM = "diffusion_pytorch_model"
+"""Beginning of the names of a diffusers network's files of weights."""
+
 DEEPEST = 50
 """Modules within modules that a network may have."""
 
@@ -59,6 +63,52 @@ def share_like_new_files(*paths: Path) -> None:
             path.chmod(probe.stat().st_mode & 0o777)
         finally:
             probe.unlink()
+
+
+def find_weights(folder: Path) -> dict[str | None, Path]:
+    """Return a diffusers network's weights by variant, such as `fp16`; those of no variant (None) come first.
+
+    Each is a safetensors file, or the index of several: `diffusion_pytorch_model.safetensors.index.fp16.json`.
+    """
+    found: dict[str | None, Path] = {}
+    for path in sorted(folder.glob(f"{STEM}.*safetensors*")):
+        words = path.name.removeprefix(f"{STEM}.").removesuffix(".json").split(".")
+        variant = ".".join(word for word in words if word not in ("safetensors", "index"))
+        if "-of-" not in path.name:
+            found.setdefault(variant or None, path)
+    return {variant: found[variant] for variant in sorted(found, key=lambda name: name or "")}
+
+
+def find_variant(folder: Path) -> str | None:
+    """Return the variant of a network's weights that is read unless another one is asked for."""
+    return next(iter(find_weights(folder)), None)
+
+
+def list_shards(path: Path) -> list[Path]:
+    """Return the safetensors files of an index, or the file itself if it is none.
+
+    Raises:
+        WeightFileError: the index is damaged, or names files elsewhere.
+    """
+    if path.suffix != ".json":
+        return [path]
+    try:
+        names = set(json.loads(path.read_text())["weight_map"].values())
+        if not names or any(Path(name).name != name for name in names):
+            raise ValueError("it names no files beside it")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WeightFileError(f"damaged, {explain_unreadable(error)}") from None
+    return [path.with_name(name) for name in sorted(names)]
+
+
+def remove_older_form(folder: Path) -> None:
+    """Where weights lie both in one file and in several, remove those that were there before the last save."""
+    for index in folder.glob(f"{STEM}.safetensors.index*.json"):
+        variant = index.name.removeprefix(f"{STEM}.safetensors.index").removesuffix(".json")
+        single = folder / f"{STEM}{variant}.safetensors"
+        if single.exists():
+            newer = index.stat().st_mtime_ns > single.stat().st_mtime_ns
+            (single if newer else index).unlink()
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

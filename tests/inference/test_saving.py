@@ -15,7 +15,7 @@ from diffrestorer.config.composition import load
 from diffrestorer.config.schema import Stage1Config
 from diffrestorer.inference.model_folder import save_model_folder
 from diffrestorer.inference.pipeline import DiffRestorerPipeline
-from diffrestorer.models.components import COMPONENTS, ModelFolderError
+from diffrestorer.models.components import COMPONENTS, WEIGHTS_NAME, ModelFolderError, load_component
 from diffrestorer.models.pretrained import load_base
 from diffrestorer.models.restorer import build_restorer
 
@@ -53,9 +53,6 @@ def either(
 @pytest.mark.parametrize(
     "options",
     [
-        {"variant": "fp16"},
-        {"max_shard_size": "1MB"},
-        {"max_shard_size": 1000},
         {"safe_serialization": False},
         {"use_flashpack": True},
         {"variant": "ema", "safe_serialization": False},
@@ -71,12 +68,69 @@ def test_files_that_would_not_be_read_are_not_written(
     assert not (tmp_path / "model").exists()
 
 
-@pytest.mark.parametrize("options", [{}, {"safe_serialization": True, "variant": None}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"safe_serialization": True, "variant": None},
+        {"variant": "fp16"},
+        {"max_shard_size": "20KB"},
+        {"variant": "own", "max_shard_size": "20KB"},
+    ],
+    ids=str,
+)
 def test_other_options_are_written_and_read(
-    options: dict[str, Any], pipe: DiffRestorerPipeline, tmp_path: Path
+    options: dict[str, Any], pipe: DiffRestorerPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pipe.save_pretrained(tmp_path, **options)
-    assert torch.equal(restore(DiffRestorerPipeline.from_pretrained(tmp_path)), restore(pipe))
+    """By the pipeline, with the variant or without; by diffusers alone; and as a training's model."""
+    cache = str(tmp_path / "cache")
+    monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", cache)
+    folder, variant = tmp_path / "model", options.get("variant")
+    pipe.save_pretrained(folder, **options)
+    assert (len(list((folder / "unet").glob("*.safetensors"))) > 1) == ("max_shard_size" in options)
+    expected = restore(pipe)
+    for found in (
+        DiffRestorerPipeline.from_pretrained(folder, variant=variant),
+        DiffRestorerPipeline.from_pretrained(folder),
+        DiffusionPipeline.from_pretrained(folder, variant=variant, trust_remote_code=True),
+    ):
+        assert torch.equal(restore(found), expected)
+    weights = load_component(folder / "unet").state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in pipe.unet.state_dict().items())
+
+    # The plain weights are read where both are, and a variant is named that is not there or is damaged.
+    (shard, *_) = sorted((folder / "vae").glob("*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:100])
+    with pytest.raises(ModelFolderError, match=f"{shard.name} is damaged or truncated"):
+        DiffRestorerPipeline.from_pretrained(folder)
+    with pytest.raises(
+        ModelFolderError, match=r"diffusion_pytorch_model\.absent\.safetensors is missing"
+    ):
+        DiffRestorerPipeline.from_pretrained(folder, variant="absent")
+    for again in ({}, {"max_shard_size": "20KB"}, {}):
+        pipe.save_pretrained(folder, **again)
+        assert torch.equal(restore(DiffRestorerPipeline.from_pretrained(folder)), expected)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"weight_map": {}}',
+        '{"weight_map": {"a": "../x.safetensors"}}',
+        '{"weight_map": {"a": 1}}',
+    ],
+)
+def test_an_index_that_leads_astray_is_refused(
+    content: str, pipe: DiffRestorerPipeline, tmp_path: Path
+) -> None:
+    pipe.save_pretrained(tmp_path, max_shard_size="20KB")
+    index = tmp_path / "unet" / f"{WEIGHTS_NAME}.index.json"
+    index.write_text(content)
+    with pytest.raises(ModelFolderError, match=rf"{index.name} is damaged") as refused:
+        DiffRestorerPipeline.from_pretrained(tmp_path)
+    assert "\n" not in str(refused.value)
 
 
 def test_pickles_are_not_read(pipe: DiffRestorerPipeline, tmp_path: Path) -> None:

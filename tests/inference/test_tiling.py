@@ -107,7 +107,7 @@ def test_pooled_moments_are_those_of_all_values() -> None:
         ("none", (5000, 5000), None),
         ("auto", (1024, 1024), None),
         ("auto", (512, 2048), None),
-        ("auto", (1024, 1025), 896),
+        ("auto", (1024, 1025), 768),
         (512, (512, 300), None),
         (512, (512, 600), 512),
         (540, (512, 600), 512),
