@@ -4,8 +4,11 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from diffrestorer.evaluation.scoring.metrics import METRICS
+from diffrestorer.evaluation.report.standing_text import hint, standing_numbers
+from diffrestorer.evaluation.scoring import uncertainty
+from diffrestorer.evaluation.scoring.metrics import METRICS, Metric
 from diffrestorer.evaluation.scoring.scores import Score, SetScore
 from diffrestorer.evaluation.scoring.set_standings import compare_sets
 from diffrestorer.evaluation.scoring.standings import compare_methods, image_scores
@@ -13,9 +16,9 @@ from diffrestorer.evaluation.scoring.standings import compare_methods, image_sco
 PSNR, NLPD = METRICS["psnr"], METRICS["nlpd"]
 
 
-def scores(values: dict[str, np.ndarray], task: str = "haze") -> list[Score]:
+def scores(values: dict[str, np.ndarray], task: str = "haze", metric: str = "psnr") -> list[Score]:
     return [
-        Score("single", task, f"{index}", method, {"psnr": float(value)})
+        Score("single", task, f"{index}", method, {metric: float(value)})
         for method, column in values.items()
         for index, value in enumerate(column)
     ]
@@ -38,6 +41,58 @@ def test_the_best_leads_and_who_is_not_significantly_worse() -> None:
     assert worse.mean == pytest.approx(-5)
     assert (worse.interval.low, worse.interval.high) == pytest.approx((-5, -5))
     assert worse.p < 0.001
+
+
+@pytest.mark.parametrize("metric", [PSNR, NLPD], ids=["higher is better", "lower is better"])
+@pytest.mark.parametrize("tasks", [["haze"], ["haze", "snow"]], ids=["task", "group"])
+def test_a_significant_gain_is_no_loss(metric: Metric, tasks: list[str]) -> None:
+    """It beats the best mean on 19 of 20 images and loses the mean on one: the test is significant in its favour."""
+    better = -1 if metric.lower_is_better else 1
+    gains = np.ones(20) + np.linspace(0, 0.1, 20)
+    gains[7] = -27
+    best = np.full(20, 25.0)
+    columns = {"best": best, "usual": best + better * gains, "poor": best - better * (gains + 27.5)}
+    rows = [row for task in tasks for row in scores(columns, task, metric.name)]
+    found = compare_methods(image_scores(rows), metric, tasks)
+
+    usual = found["usual"].to_best
+    assert usual is not None
+    assert (usual.mean * better < 0, usual.ranks * better > 0) == (True, True)
+    assert usual.p < 0.01
+    assert {name: standing.leads for name, standing in found.items()} == {
+        "best": True, "usual": True, "poor": False
+    }  # fmt: skip
+    assert "p < 0.001, ranks opposed" in hint(metric.name, found["usual"])
+    assert "opposed" not in hint(metric.name, found["poor"])
+    row = standing_numbers(found["usual"])
+    assert row["to_best_ranks"] == usual.ranks
+    assert row["leads"] is True
+
+
+def test_what_is_called_worse_is_worse_in_a_test_of_one_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random tables, some means decided by one image: SciPy's one-sided test agrees with all that is not in bold."""
+    monkeypatch.setattr(uncertainty, "DRAWS", 50)  # the intervals are not looked at
+    rng = np.random.default_rng(0)
+    opposed, plain = 0, 0
+    for table in range(24):
+        metric = (PSNR, NLPD)[table % 2]
+        loss = "greater" if metric.lower_is_better else "less"
+        columns = {}
+        for name in "abc":
+            shift = rng.normal(0, 1.5)
+            columns[name] = rng.standard_normal(25) + shift
+            columns[name][0] = -30 * shift * rng.integers(2)
+        found = compare_methods(image_scores(scores(columns, "haze", metric.name)), metric, ["haze"])
+        best = next(name for name, standing in found.items() if standing.to_best is None)
+        for name, standing in found.items():
+            if standing.to_best is not None:
+                p = stats.wilcoxon(columns[name] - columns[best], alternative=loss).pvalue
+                assert standing.leads or p < 0.025
+                assert standing.leads == (standing.to_best.p >= 0.05 or p > 0.5)
+                opposed += standing.leads and standing.to_best.p < 0.05
+                plain += not standing.leads
+    assert opposed > 3, "some that a test without its direction would call worse"
+    assert plain > 5
 
 
 def test_few_images_convict_nobody() -> None:
