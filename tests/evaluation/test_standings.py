@@ -1,15 +1,21 @@
 """Standings: runs pooled by image, worst cases and harm named, the best told apart only where the test allows it."""
 
 import math
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
-from diffrestorer.evaluation.report.standing_text import hint, standing_numbers
+from diffrestorer.evaluation.methods import Method
+from diffrestorer.evaluation.report.comparison import compare
+from diffrestorer.evaluation.report.paper import PAPER_TABLES
+from diffrestorer.evaluation.report.standing_text import hint, standing_numbers, write_standings
+from diffrestorer.evaluation.report.tables import build_tables, find_standings, table_rows
 from diffrestorer.evaluation.scoring import uncertainty
 from diffrestorer.evaluation.scoring.metrics import METRICS, Metric
-from diffrestorer.evaluation.scoring.scores import Score, SetScore
+from diffrestorer.evaluation.scoring.scores import Score, SetScore, summarise
 from diffrestorer.evaluation.scoring.set_standings import compare_sets
 from diffrestorer.evaluation.scoring.standings import compare_methods, image_scores
 
@@ -158,6 +164,79 @@ def test_sets_claim_nothing_below_the_advised_number() -> None:
         assert 27 < difference.interval.low < 30 < difference.interval.high < 33, (
             "paired, and without the draws' bias"
         )
+
+
+RUNS = {
+    "three and one": {"degraded": [60], "a": [10, 20, 30], "b": [15]},
+    "the first run is the worst": {"degraded": [60], "a": [30, 20, 10], "b": [15]},
+    "three and two": {"degraded": [60], "a": [10, 20, 30], "b": [10, 40]},
+}
+
+
+@pytest.mark.parametrize("fids", RUNS.values(), ids=RUNS.keys())
+def test_sets_of_several_runs_have_one_value_everywhere(
+    fids: dict[str, list[float]], tmp_path: Path
+) -> None:
+    """Table, summary, standings and the paper's table give the mean over the runs, and bold goes by it."""
+    metric, n, tasks = METRICS["fid"], 3000, ["haze", "snow"]
+    rng = np.random.default_rng(0)
+    images, sets = [], {}
+    for place, task in enumerate(tasks):
+        shared = rng.normal(0, 0.5, 100)
+        for name, values in fids.items():
+            for run, value in enumerate(values):
+                method = f"{name}@{run}" if run else name
+                images.append(Score("single", task, "0", method, {}))
+                own = shared + rng.normal(0, 0.1, 100)
+                sets[task, method, "fid"] = SetScore(n, float(value + place), value + place + 8 + own)
+    summaries = summarise(images, [metric], sets, {})
+    standings = find_standings(images, sets, [metric], table_rows(tasks))
+    methods = [Method(name, "model") for name in fids]
+    tables = build_tables(summaries, [metric], methods, standings)
+    write_standings(tmp_path, tables, standings)
+
+    numbers = pd.read_csv(tmp_path / "standings.csv").set_index(["degradation", "method"])
+    for row in tables[0].rows:
+        expected = {name: np.mean(values) for name, values in fids.items()}
+        best = min(expected, key=lambda name: expected[name])
+        place = {"haze": 0, "snow": 1}.get(row.label, 0.5)
+        assert [name for name, cell in row.cells.items() if cell.best] == [best]
+        for name, values in fids.items():
+            known = numbers.loc[row.label, name]
+            assert row.cells[name].mean == pytest.approx(expected[name] + place)
+            assert known["mean"] == pytest.approx(expected[name] + place)
+            assert known["runs"] == len(values)
+            spread = np.std(values, ddof=1) if len(values) > 1 else math.nan
+            assert known["run_spread"] == pytest.approx(spread, nan_ok=True)
+        gap = numbers.loc[row.label, "degraded"]
+        assert gap["to_best"] == pytest.approx(60 - expected[best])
+        assert gap["to_best_low"] < gap["to_best"] < gap["to_best_high"]
+        assert gap["to_best_high"] - gap["to_best_low"] < 0.6, "the draws are paired"
+
+    assert {name for _, name in numbers.index} == set(fids)
+    values = {(found.degradation, found.method): found.values["fid"] for found in summaries}
+    paper = compare(PAPER_TABLES[0], summaries, methods, tasks, [], standings)
+    for task in tasks:
+        lines = {line.method: line.cells["fid"] for line in paper.blocks[task]}
+        for name in fids:
+            assert lines[name].ours == values[task, name] == lines[name].standing.mean
+
+
+def test_a_set_that_one_run_lacks_has_no_value() -> None:
+    """The reason takes its place in the tables, and the method takes no part in the comparison."""
+    metric = METRICS["fid"]
+    images = [Score("single", "haze", "0", method, {}) for method in ("degraded", "a", "a@1")]
+    known = SetScore(3000, 5.0, np.full(100, 5.0))
+    sets = {
+        ("haze", "degraded", "fid"): known,
+        ("haze", "a", "fid"): known,
+        ("haze", "a@1", "fid"): "too few",
+    }
+    summary = summarise(images, [metric], sets, {})[1]
+    assert (summary.values, summary.reasons) == ({}, {"fid": "too few"})
+    assert set(find_standings(images, sets, [metric], {"haze": ["haze"]})["haze", "fid"]) == {
+        "degraded"
+    }
 
 
 def test_an_undefined_score_leaves_nobody_in_the_lead() -> None:
