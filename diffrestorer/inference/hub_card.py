@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def full_card(folder: Path, repo: str, licence: str, evaluation: Path | None = N
         evaluation: output folder of `diffrestorer evaluate`, whose means are given; None: no scores.
 
     Raises:
-        ValueError: the evaluation holds no scores of the model.
+        ValueError: the evaluation holds no scores of the model, or its file is damaged.
     """
     classes = read_classes(folder)
     scores = [] if evaluation is None else _read_scores(evaluation)
@@ -51,30 +52,68 @@ def full_card(folder: Path, repo: str, licence: str, evaluation: Path | None = N
 
 
 def _read_scores(evaluation: Path) -> list[EvalResult]:
-    """Return the means of an evaluation, one for each class and metric."""
-    try:
-        with (evaluation / "summary.csv").open(encoding="utf-8", newline="") as file:
-            rows = [row for row in csv.DictReader(file) if row["method"] == SCORED]
-    except (OSError, KeyError):
-        raise ValueError(
-            f"{evaluation} holds no summary.csv: give an output folder of diffrestorer evaluate"
-        ) from None
+    """Return the means of an evaluation, one for each class and metric that has a number."""
+    rows, metrics = _read_summary(evaluation / "summary.csv")
     if not rows:
         raise ValueError(
             f"{evaluation} has no scores of {SCORED}: evaluate with method={SCORED} model=THE FOLDER"
         )
 
-    # The columns of metrics stand between the number of images and that of undefined scores.
-    names = list(rows[0])
-    metrics = names[names.index("n") + 1 : names.index("undefined")]
+    # A metric may lack a number: unavailable, undefined, or not for such images.
     scores = []
     for row in rows:
         for metric in metrics:
-            if row[metric]:
-                scores.append(
-                    _result(row["suite"], row["degradation"], row["n"], metric, float(row[metric]))
-                )
+            value = _number(evaluation / "summary.csv", row[metric])
+            if math.isfinite(value):
+                scores.append(_result(row["suite"], row["degradation"], row["n"], metric, value))
+    if not scores:
+        raise ValueError(f"{evaluation} has no number for {SCORED}: evaluate with other metrics=[...]")
     return scores
+
+
+def _read_summary(file: Path) -> tuple[list[dict[str, str]], list[str]]:
+    """Return the rows of the model in a summary.csv, and the names of its metrics.
+
+    Raises:
+        ValueError: there is no such file, or `diffrestorer evaluate` did not write it so.
+    """
+    try:
+        with file.open(encoding="utf-8", newline="") as text:
+            table = csv.DictReader(text, strict=True)
+            rows = list(table)
+            names = list(table.fieldnames or [])
+    except OSError:
+        raise ValueError(
+            f"{file.parent} holds no summary.csv: give an output folder of diffrestorer evaluate"
+        ) from None
+    except (ValueError, csv.Error) as error:
+        raise ValueError(_damaged(file, str(error))) from None
+
+    # The columns of metrics stand between the number of images and that of undefined scores.
+    lacking = [
+        name for name in ("suite", "degradation", "method", "n", "undefined") if name not in names
+    ]
+    if lacking:
+        raise ValueError(_damaged(file, f"it has no column {lacking[0]}"))
+    for number, row in enumerate(rows, start=2):
+        if None in row or None in row.values():
+            raise ValueError(_damaged(file, f"row {number} has not {len(names)} cells"))
+    metrics = names[names.index("n") + 1 : names.index("undefined")]
+    return [row for row in rows if row["method"] == SCORED], metrics
+
+
+def _number(file: Path, cell: str) -> float:
+    """Return the number in a cell of a metric; NaN where evaluate wrote that there is none."""
+    if cell in ("", "unavailable"):
+        return math.nan
+    try:
+        return float(cell)
+    except ValueError:
+        raise ValueError(_damaged(file, f"{cell!r} is no score")) from None
+
+
+def _damaged(file: Path, why: str) -> str:
+    return f"{file} is damaged ({why}): run diffrestorer evaluate again on its folder"
 
 
 def _result(suite: str, degradation: str, count: str, metric: str, value: float) -> EvalResult:

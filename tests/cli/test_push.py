@@ -2,11 +2,12 @@
 
 import base64
 import json
+import math
 import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ import yaml
 
 from diffrestorer.cli import main
 from diffrestorer.config.degradations import DEGRADATIONS
+from diffrestorer.evaluation.scoring.metrics import METRICS
+from diffrestorer.evaluation.scoring.scores import Summary, write_summaries
+from diffrestorer.inference.hub_card import full_card
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -93,17 +97,32 @@ def metadata(card: str) -> dict[str, Any]:
     return dict(yaml.safe_load(card.split("---\n")[1]))
 
 
+SCORED = [METRICS[name] for name in ("psnr", "ssim", "ms_ssim", "vsi")]
+UNAVAILABLE = {"lpips": "no weights", "fid": "no weights; give metric_weights=FOLDER"}
+
+
+def summary(path: Path, suite: str, rows: dict[tuple[str, str], dict[str, float]]) -> Path:
+    """Write summary.csv as `evaluate` does: some metrics undefined, too large for the images, or unavailable."""
+    summaries = []
+    for (degradation, method), values in rows.items():
+        nans = {name: 1 for name, value in values.items() if math.isnan(value)}
+        reasons = {} if "ms_ssim" in values else {"ms_ssim": "not defined on 8 of 8 images, alas"}
+        made_with = {"weights": "a,b", "seed": "0"} if method == "diff_restorer" else {"seed": ""}
+        summaries.append(Summary(suite, degradation, method, 8, values, nans, reasons, made_with))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_summaries(path, summaries, SCORED, UNAVAILABLE)
+    return path
+
+
 @pytest.fixture
 def evaluation(tmp_path: Path) -> Path:
-    """The beginning of summary.csv as evaluate writes it."""
-    header = "suite,degradation,method,n,psnr,ssim,undefined,unavailable\n"
-    rows = (
-        "pairs,noise,degraded,8,16.3,0.18,,\npairs,noise,diff_restorer,8,19.01183,,,\n"
-        "pairs,sand,diff_restorer,4,15.5,0.5111,,\n"
-    )
-    (tmp_path / "evaluated").mkdir()
-    (tmp_path / "evaluated" / "summary.csv").write_text(header + rows)
-    return tmp_path / "evaluated"
+    """The folder of an evaluation, as far as `push` reads it."""
+    rows = {
+        ("noise", "degraded"): {"psnr": 16.3, "ssim": 0.18, "vsi": 0.5},
+        ("noise", "diff_restorer"): {"psnr": 19.01183, "ssim": math.nan, "vsi": 1.0},
+        ("sand", "diff_restorer"): {"psnr": 15.5, "ssim": 0.5111, "vsi": math.inf, "ms_ssim": 0.0},
+    }
+    return summary(tmp_path / "evaluated" / "summary.csv", "pairs", rows).parent
 
 
 def test_a_folder_is_one_commit_with_a_full_card(
@@ -134,7 +153,11 @@ def test_a_folder_is_one_commit_with_a_full_card(
     assert set(DEGRADATIONS) < set(data["tags"])
     results = data["model-index"][0]["results"]
     means = {r["dataset"]["config"]: {m["type"]: m["value"] for m in r["metrics"]} for r in results}
-    assert means == {"noise": {"psnr": 19.0118}, "sand": {"psnr": 15.5, "ssim": 0.5111}}
+    assert means == {
+        "noise": {"psnr": 19.0118, "vsi": 1.0},
+        "sand": {"psnr": 15.5, "ssim": 0.5111, "ms_ssim": 0.0},
+    }
+    assert "unavailable" not in card
     assert "--model me/sand" in card
     assert "| noise, 8 images | psnr | 19.0118 |" in card
 
@@ -170,6 +193,45 @@ def test_a_dry_run_shows_the_card_and_keeps_its_owner_s_text(
     shown = capsys.readouterr().out
     assert "# Mine\nAll about it.\n" in shown
     assert metadata(shown)["library_name"] == "diffusers"
+
+
+DAMAGE = {
+    "empty": (lambda text: "", "it has no column suite"),
+    "binary": (lambda text: "\x00\xff" + text, "is damaged"),
+    "cut in a row": (lambda text: text[: text.rindex("15.5")], r"row 4 has not \d+ cells"),
+    "cut in a quote": (lambda text: text[: text.rindex(", alas") + 3], "is damaged"),
+    "a cell too many": (lambda text: text.replace("8,19.0", "8,8,19.0"), r"row 3 has not \d+ cells"),
+    "no number": (lambda text: text.replace("19.01", "I9.01"), "'I9.011830' is no score"),
+    "another table": (lambda text: "name,n\nx,1\n", "it has no column suite"),
+    "no column of metrics": (
+        lambda text: text.replace(",undefined,", ",u,"),
+        "it has no column undefined",
+    ),
+    "no model": (
+        lambda text: text.replace("diff_restorer", "nafnet"),
+        "has no scores of diff_restorer",
+    ),
+}
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGE.values(), ids=DAMAGE.keys())
+def test_a_damaged_evaluation_is_one_sentence(
+    damage: Callable[[str], str], message: str, evaluation: Path, random_model: Path
+) -> None:
+    file = evaluation / "summary.csv"
+    assert "is damaged" not in full_card(random_model, "me/sand", "mit", evaluation)
+    file.write_bytes(damage(file.read_text()).encode("latin-1"))
+    with pytest.raises(ValueError, match=message) as error:
+        full_card(random_model, "me/sand", "mit", evaluation)
+    assert str(evaluation) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_an_evaluation_without_a_number_is_refused(random_model: Path, tmp_path: Path) -> None:
+    rows = {("noise", "diff_restorer"): {"psnr": math.nan}}
+    summary(tmp_path / "summary.csv", "pairs", rows)
+    with pytest.raises(ValueError, match="has no number for diff_restorer"):
+        full_card(random_model, "me/sand", "mit", tmp_path)
 
 
 @pytest.mark.parametrize(

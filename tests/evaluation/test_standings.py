@@ -1,21 +1,30 @@
 """Standings: runs pooled by image, worst cases and harm named, the best told apart only where the test allows it."""
 
 import math
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+from scipy import stats
 
-from diffrestorer.evaluation.scoring.metrics import METRICS
-from diffrestorer.evaluation.scoring.scores import Score, SetScore
+from diffrestorer.evaluation.methods import Method
+from diffrestorer.evaluation.report.comparison import compare
+from diffrestorer.evaluation.report.paper import PAPER_TABLES
+from diffrestorer.evaluation.report.standing_text import hint, standing_numbers, write_standings
+from diffrestorer.evaluation.report.tables import build_tables, find_standings, table_rows
+from diffrestorer.evaluation.scoring import uncertainty
+from diffrestorer.evaluation.scoring.metrics import METRICS, Metric
+from diffrestorer.evaluation.scoring.scores import Score, SetScore, summarise
 from diffrestorer.evaluation.scoring.set_standings import compare_sets
 from diffrestorer.evaluation.scoring.standings import compare_methods, image_scores
 
 PSNR, NLPD = METRICS["psnr"], METRICS["nlpd"]
 
 
-def scores(values: dict[str, np.ndarray], task: str = "haze") -> list[Score]:
+def scores(values: dict[str, np.ndarray], task: str = "haze", metric: str = "psnr") -> list[Score]:
     return [
-        Score("single", task, f"{index}", method, {"psnr": float(value)})
+        Score("single", task, f"{index}", method, {metric: float(value)})
         for method, column in values.items()
         for index, value in enumerate(column)
     ]
@@ -38,6 +47,58 @@ def test_the_best_leads_and_who_is_not_significantly_worse() -> None:
     assert worse.mean == pytest.approx(-5)
     assert (worse.interval.low, worse.interval.high) == pytest.approx((-5, -5))
     assert worse.p < 0.001
+
+
+@pytest.mark.parametrize("metric", [PSNR, NLPD], ids=["higher is better", "lower is better"])
+@pytest.mark.parametrize("tasks", [["haze"], ["haze", "snow"]], ids=["task", "group"])
+def test_a_significant_gain_is_no_loss(metric: Metric, tasks: list[str]) -> None:
+    """It beats the best mean on 19 of 20 images and loses the mean on one: the test is significant in its favour."""
+    better = -1 if metric.lower_is_better else 1
+    gains = np.ones(20) + np.linspace(0, 0.1, 20)
+    gains[7] = -27
+    best = np.full(20, 25.0)
+    columns = {"best": best, "usual": best + better * gains, "poor": best - better * (gains + 27.5)}
+    rows = [row for task in tasks for row in scores(columns, task, metric.name)]
+    found = compare_methods(image_scores(rows), metric, tasks)
+
+    usual = found["usual"].to_best
+    assert usual is not None
+    assert (usual.mean * better < 0, usual.ranks * better > 0) == (True, True)
+    assert usual.p < 0.01
+    assert {name: standing.leads for name, standing in found.items()} == {
+        "best": True, "usual": True, "poor": False
+    }  # fmt: skip
+    assert "p < 0.001, ranks opposed" in hint(metric.name, found["usual"])
+    assert "opposed" not in hint(metric.name, found["poor"])
+    row = standing_numbers(found["usual"])
+    assert row["to_best_ranks"] == usual.ranks
+    assert row["leads"] is True
+
+
+def test_what_is_called_worse_is_worse_in_a_test_of_one_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random tables, some means decided by one image: SciPy's one-sided test agrees with all that is not in bold."""
+    monkeypatch.setattr(uncertainty, "DRAWS", 50)  # the intervals are not looked at
+    rng = np.random.default_rng(0)
+    opposed, plain = 0, 0
+    for table in range(24):
+        metric = (PSNR, NLPD)[table % 2]
+        loss = "greater" if metric.lower_is_better else "less"
+        columns = {}
+        for name in "abc":
+            shift = rng.normal(0, 1.5)
+            columns[name] = rng.standard_normal(25) + shift
+            columns[name][0] = -30 * shift * rng.integers(2)
+        found = compare_methods(image_scores(scores(columns, "haze", metric.name)), metric, ["haze"])
+        best = next(name for name, standing in found.items() if standing.to_best is None)
+        for name, standing in found.items():
+            if standing.to_best is not None:
+                p = stats.wilcoxon(columns[name] - columns[best], alternative=loss).pvalue
+                assert standing.leads or p < 0.025
+                assert standing.leads == (standing.to_best.p >= 0.05 or p > 0.5)
+                opposed += standing.leads and standing.to_best.p < 0.05
+                plain += not standing.leads
+    assert opposed > 3, "some that a test without its direction would call worse"
+    assert plain > 5
 
 
 def test_few_images_convict_nobody() -> None:
@@ -103,6 +164,81 @@ def test_sets_claim_nothing_below_the_advised_number() -> None:
         assert 27 < difference.interval.low < 30 < difference.interval.high < 33, (
             "paired, and without the draws' bias"
         )
+
+
+RUNS = {
+    "three and one": {"degraded": [60], "a": [10, 20, 30], "b": [15]},
+    "the first run is the worst": {"degraded": [60], "a": [30, 20, 10], "b": [15]},
+    "three and two": {"degraded": [60], "a": [10, 20, 30], "b": [10, 40]},
+}
+
+
+@pytest.mark.parametrize("fids", RUNS.values(), ids=RUNS.keys())
+def test_sets_of_several_runs_have_one_value_everywhere(
+    fids: dict[str, list[float]], tmp_path: Path
+) -> None:
+    """Table, summary, standings and the paper's table give the mean over the runs, and bold goes by it."""
+    metric, n, tasks = METRICS["fid"], 3000, ["haze", "snow"]
+    rng = np.random.default_rng(0)
+    images, sets = [], {}
+    for place, task in enumerate(tasks):
+        shared = rng.normal(0, 0.5, 100)
+        for name, values in fids.items():
+            for run, value in enumerate(values):
+                method = f"{name}@{run}" if run else name
+                images.append(Score("single", task, "0", method, {}))
+                own = shared + rng.normal(0, 0.1, 100)
+                sets[task, method, "fid"] = SetScore(n, float(value + place), value + place + 8 + own)
+    summaries = summarise(images, [metric], sets, {})
+    standings = find_standings(images, sets, [metric], table_rows(tasks))
+    methods = [Method(name, "model") for name in fids]
+    runs = [Method(name, "model") for name in dict.fromkeys(score.method for score in images)]
+    tables = build_tables(summaries, [metric], methods, standings)
+    write_standings(tmp_path, tables, standings)
+
+    numbers = pd.read_csv(tmp_path / "standings.csv").set_index(["degradation", "method"])
+    for row in tables[0].rows:
+        expected = {name: np.mean(values) for name, values in fids.items()}
+        best = min(expected, key=lambda name: expected[name])
+        place = {"haze": 0, "snow": 1}.get(row.label, 0.5)
+        assert [name for name, cell in row.cells.items() if cell.best] == [best]
+        for name, values in fids.items():
+            known = numbers.loc[row.label, name]
+            assert row.cells[name].mean == pytest.approx(expected[name] + place)
+            assert known["mean"] == pytest.approx(expected[name] + place)
+            assert known["runs"] == len(values)
+            spread = np.std(values, ddof=1) if len(values) > 1 else math.nan
+            assert known["run_spread"] == pytest.approx(spread, nan_ok=True)
+        gap = numbers.loc[row.label, "degraded"]
+        assert gap["to_best"] == pytest.approx(60 - expected[best])
+        assert gap["to_best_low"] < gap["to_best"] < gap["to_best_high"]
+        assert gap["to_best_high"] - gap["to_best_low"] < 0.6, "the draws are paired"
+
+    assert {name for _, name in numbers.index} == set(fids)
+    values = {(found.degradation, found.method): found.values["fid"] for found in summaries}
+    paper = compare(PAPER_TABLES[0], summaries, runs, tasks, [], standings)
+    assert not any("@" in line.method for line in paper.lines)
+    for task in tasks:
+        lines = {line.method: line.cells["fid"] for line in paper.blocks[task]}
+        for name in fids:
+            assert lines[name].ours == values[task, name] == lines[name].standing.mean
+
+
+def test_a_set_that_one_run_lacks_has_no_value() -> None:
+    """The reason takes its place in the tables, and the method takes no part in the comparison."""
+    metric = METRICS["fid"]
+    images = [Score("single", "haze", "0", method, {}) for method in ("degraded", "a", "a@1")]
+    known = SetScore(3000, 5.0, np.full(100, 5.0))
+    sets = {
+        ("haze", "degraded", "fid"): known,
+        ("haze", "a", "fid"): known,
+        ("haze", "a@1", "fid"): "too few",
+    }
+    summary = summarise(images, [metric], sets, {})[1]
+    assert (summary.values, summary.reasons) == ({}, {"fid": "too few"})
+    assert set(find_standings(images, sets, [metric], {"haze": ["haze"]})["haze", "fid"]) == {
+        "degraded"
+    }
 
 
 def test_an_undefined_score_leaves_nobody_in_the_lead() -> None:

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from diffrestorer.evaluation.scoring import uncertainty
-from diffrestorer.evaluation.scoring.uncertainty import holm, mean_interval, wilcoxon_p
+from diffrestorer.evaluation.scoring.uncertainty import holm, mean_interval, rank_balance, wilcoxon_p
 
 TABLES = 1000
 
@@ -76,6 +76,11 @@ def test_wilcoxon_counts_the_signs_of_all_ranks() -> None:
         np.mean([abs(total - middle) >= found for total in sums])
     )
     assert wilcoxon_p(differences) == stats.wilcoxon(differences).pvalue
+    gap = ranks[differences > 0].sum() - ranks[differences < 0].sum()
+    assert rank_balance(differences) == pytest.approx(gap / ranks.sum())
+    assert rank_balance(-differences) == -rank_balance(differences)
+    assert (rank_balance(np.zeros(4)), rank_balance(np.array([0.0, 0.0, -2.0]))) == (0, -1)
+    assert math.isnan(rank_balance(np.array([1.0, math.nan])))
     assert wilcoxon_p(np.zeros(4)) == 1
     assert math.isnan(wilcoxon_p(np.array([1.0, math.nan])))
 

@@ -116,9 +116,10 @@ def compare(
         notes: sentences about the images and the metrics; the reasons of missing numbers are added.
         standings: of every task, and of `AVERAGE`.
     """
-    # Table I has a block per task; the others have one block of averages.
+    # Table I has a block per task; the others have one block of averages. Further runs stand in their method's row.
     one_task = paper.number == 1
-    others = [method.name for method in methods if method.name not in paper.methods]
+    plain = [method.name for method in methods if method.name == method.base]
+    others = [name for name in plain if name not in paper.methods]
     names = [*paper.methods, *(others if one_task else [])]
     found = {(s.degradation, s.method): s for s in summaries}
     averaged = [task for task in AVERAGED if any(s.degradation == task and s.n for s in summaries)]

@@ -133,7 +133,7 @@ def as_csv(comparison: Comparison) -> str:
 
 
 def _standing_columns(metric: str, cell: Cell) -> dict[str, str]:
-    """Return whether ours leads, and its differences to the input and to the best with intervals and p-values."""
+    """Return whether ours leads, and its differences to the input and to the best with intervals and tests."""
     columns = {f"{metric}_leads": "" if cell.standing is None else str(int(cell.standing.leads))}
     for name in ("to_input", "to_best"):
         difference = None if cell.standing is None else getattr(cell.standing, name)
@@ -174,7 +174,8 @@ def _printed(value: float, digits: int) -> str:
 def _key(best: str, second: str) -> str:
     return (
         f"Ours / the paper's number / the difference; n images of ours. Ours in {best}: not significantly worse than "
-        "the best of its column (Wilcoxon's signed-rank test over the images, Holm's correction over the methods, 5 %; "
+        "the best of its column (Wilcoxon's signed-rank test over the images, Holm's correction over the methods, 5 %, "
+        "worse by its ranks; "
         f"FID by its interval, from 2,048 images on). The paper's: best in {best}, second best in {second}, from the "
         "numbers shown. Intervals of ours are in the CSV file."
     )

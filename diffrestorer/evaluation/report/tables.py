@@ -10,7 +10,7 @@ from diffrestorer.config.degradations import DEGRADATIONS, MIXTURES
 from diffrestorer.evaluation.methods import Method
 from diffrestorer.evaluation.scoring.fid import ADVISED_IMAGES
 from diffrestorer.evaluation.scoring.metrics import Metric
-from diffrestorer.evaluation.scoring.scores import Score, SetScore, Summary
+from diffrestorer.evaluation.scoring.scores import Score, SetScore, Summary, pool_sets
 from diffrestorer.evaluation.scoring.set_standings import compare_sets
 from diffrestorer.evaluation.scoring.standings import Standing, compare_methods, image_scores
 from diffrestorer.evaluation.suites import REAL
@@ -127,30 +127,28 @@ def find_standings(
     """Compare the methods in every row and metric."""
     # Metrics of sets have no images to pair: they bring draws of their own.
     table = image_scores(scores)
+    pooled = pool_sets(set_scores)
     found = {}
     for label, tasks in rows.items():
         for metric in metrics:
             if metric.of_sets:
-                found[label, metric.name] = compare_sets(
-                    _sets(set_scores, metric, tasks), metric, ADVISED_IMAGES
-                )
+                sets = _sets(pooled, metric, tasks)
+                found[label, metric.name] = compare_sets(sets, metric, ADVISED_IMAGES)
             else:
                 found[label, metric.name] = compare_methods(table, metric, tasks)
     return found
 
 
 def _sets(
-    set_scores: Mapping[tuple[str, str, str], SetScore | str],
+    pooled: Mapping[tuple[str, str, str], SetScore | str],
     metric: Metric,
     tasks: Sequence[str],
 ) -> dict[str, list[SetScore]]:
-    """Return method -> its scores of some tasks, for methods that have all of them; of runs the first one's."""
-    methods = dict.fromkeys(
-        method for _, method, name in set_scores if name == metric.name and "@" not in method
-    )
+    """Return method -> its scores of some tasks, for methods that have all of them."""
+    methods = dict.fromkeys(method for _, method, name in pooled if name == metric.name)
     found = {}
     for method in methods:
-        scores = [set_scores[task, method, metric.name] for task in tasks]
+        scores = [pooled[task, method, metric.name] for task in tasks]
         known = [score for score in scores if isinstance(score, SetScore)]
         if len(known) == len(tasks):
             found[method] = known

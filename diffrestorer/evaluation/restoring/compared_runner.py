@@ -14,7 +14,7 @@ from diffrestorer.baselines.protocol import Pass, RegressionBaseline, whole
 from diffrestorer.baselines.registry import load_baseline
 from diffrestorer.evaluation.methods import Method
 from diffrestorer.evaluation.restoring.identity import weights_digest
-from diffrestorer.evaluation.restoring.outputs import NOISE, Restored, noise_seed
+from diffrestorer.evaluation.restoring.outputs import NOISE, Restored, mark_infinite, noise_seed
 from diffrestorer.evaluation.restoring.precision import place_network, precision_of
 from diffrestorer.inference.tiling import Grid, smaller_sides, tile_side, until_it_fits
 
@@ -74,13 +74,26 @@ class BaselineRunner:
             _: int | None,
         ) -> Float[Tensor, "b 3 h w"]:
             network_pass = whole if side is None else by_tiles(side, self.network.multiple)
-            return self.network.restore(lq.to(self.network.device), seed, network_pass).float().cpu()
+            lq_there = lq.to(self.network.device)
+            return self.network.restore(lq_there, seed, _marking(network_pass)).float().cpu()
 
         # Where memory runs out, smaller tiles are tried.
         sides = [side]
         if len(lq) == 1:
             sides += smaller_sides(side, lq.shape[-2:], self.network.multiple)
         return until_it_fits(run, sides)
+
+
+def _marking(network_pass: Pass) -> Pass:
+    """Return a pass whose infinities are NaN, which clamping does not hide."""
+
+    def run(
+        network: Callable[..., Float[Tensor, "b 3 _ _"]],
+        images: Sequence[Float[Tensor, "b 3 _ _"]],
+    ) -> Float[Tensor, "b 3 _ _"]:
+        return mark_infinite(network_pass(network, images))
+
+    return run
 
 
 def by_tiles(side: int, multiple: int) -> Pass:

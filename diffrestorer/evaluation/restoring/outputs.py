@@ -130,7 +130,14 @@ def noise_seed(seed: int, image: str) -> int:
     return int(counter_rng(seed, f"evaluation/{image}").integers(1 << 63))
 
 
-def as_pixels(images: Float[Tensor, "b 3 h w"]) -> np.ndarray:
-    """Convert RGB in [0, 1] to uint8 (b, h, w, 3), rounded to the nearest level."""
-    levels = (images * 255).round().to(torch.uint8)
-    return np.ascontiguousarray(levels.permute(0, 2, 3, 1).numpy())
+def as_pixels(image: Float[Tensor, "3 h w"]) -> np.ndarray | None:
+    """Convert RGB in [0, 1] to uint8 (h, w, 3), rounded to the nearest level; None where a number is not finite."""
+    if not image.isfinite().all():
+        return None
+    levels = (image * 255).round().to(torch.uint8)
+    return np.ascontiguousarray(levels.permute(1, 2, 0).numpy())
+
+
+def mark_infinite(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+    """Turn infinities into NaN, in place: clamping to [0, 1] makes white or black of them, and keeps NaN."""
+    return images.masked_fill_(images.isinf(), float("nan"))

@@ -46,7 +46,7 @@ def restore_suite(
         depend on, how many files were made now and before, seconds per image.
 
     Raises:
-        ValueError: a model can't be loaded.
+        ValueError: a model can't be loaded, or its output is not finite; the message names method and image.
     """
     batches = list(batches_of_one_size(suite.items, batch_size))
     mine = batches[state.process_index :: state.num_processes]
@@ -131,7 +131,11 @@ class _Work:
         self.counts: dict[str, list[int | float]] = {method.name: [0, 0, 0.0] for method in methods}
 
     def restore(self, batch: Sequence[Item]) -> None:
-        """Restore a batch where one of its outputs is missing; files that are there are left as they are."""
+        """Restore a batch where one of its outputs is missing; files that are there are left as they are.
+
+        Raises:
+            ValueError: a method gave numbers that are not finite. The rest of the batch is written before.
+        """
         lq = [read_pixels(item.lq) for item in batch]
         inputs = [digest(image) for image in lq]
 
@@ -151,15 +155,31 @@ class _Work:
         # The batch is restored whole, so that an image always has the same neighbours.
         names = [item.file for item in batch]
         restored = self.runner.restore(as_batch(lq), names, wanted)
+        invalid = []
         for method in wanted:
-            images = as_pixels(restored[method.name].images)
+            images = restored[method.name].images
             seconds = restored[method.name].seconds
             for index in missing[method.name]:
+                pixels = as_pixels(images[index])
+                if pixels is None:
+                    invalid.append(f"{method.name} turned {names[index]}")
+                    continue
                 made = dict(self.settings[method.name])
                 made |= {"lq": inputs[index], "seconds": round(seconds, 4)}
                 file = method.output(batch[index], self.output_dir)
-                write_output(file, images[index], made)
+                write_output(file, pixels, made)
                 self._count(method, 0, seconds)
+        if invalid:
+            raise ValueError(
+                f"{invalid[0]} into numbers that are not finite (NaN or infinity), and nothing was written for it: "
+                f"{self._remedy()}"
+            )
+
+    def _remedy(self) -> str:
+        """Return the advice for a method whose output is not finite."""
+        if any(settings.get("dtype") == "float16" for settings in self.settings.values()):
+            return "float16 ends at 65,504, so take dtype=bfloat16 or dtype=float32"
+        return "give other weights, or leave the method out"
 
     def _kept(
         self,

@@ -17,7 +17,7 @@ from diffrestorer.evaluation.restoring.consistency_decoder import (
     load_consistency_decoder,
 )
 from diffrestorer.evaluation.restoring.identity import check_ablation, weights_digest
-from diffrestorer.evaluation.restoring.outputs import NOISE, Restored, noise_seed
+from diffrestorer.evaluation.restoring.outputs import NOISE, Restored, mark_infinite, noise_seed
 from diffrestorer.evaluation.restoring.precision import DTYPES, place_network, precision_of
 from diffrestorer.inference.choices import THRESHOLD
 from diffrestorer.inference.pipeline import DiffRestorerPipeline
@@ -151,7 +151,7 @@ class PipelineRunner:
             started = time.perf_counter()
             if method.decoder == "consistency":
                 images = decode_consistently(self.consistency_decoder, sampled.latents, seeds)
-                images = images[..., : lq.shape[2], : lq.shape[3]].clamp(0, 1)
+                images = mark_infinite(images)[..., : lq.shape[2], : lq.shape[3]].clamp(0, 1)
             else:
                 images = self.pipe.decode(sampled, method.decoder)
             images = images.float().cpu()

@@ -40,12 +40,14 @@ class SetScore:
     Attributes:
         n: number of images.
         value: of the whole set.
-        draws: of sets drawn with replacement, the same draws for every method of a task.
+        draws: of sets drawn with replacement, the same draws for every method and run of a task.
+        runs: the value of each run that is pooled in this one; empty for a single run.
     """
 
     n: int
     value: float
     draws: np.ndarray
+    runs: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ def summarise(
         made_with: method name -> what its rows depend on.
     """
     # The scores of each row of the tables.
+    pooled = pool_sets(set_values)
     groups: dict[tuple[str, str, str], list[Score]] = {}
     for score in scores:
         groups.setdefault((score.suite, score.degradation, base_name(score.method)), []).append(score)
@@ -92,12 +95,12 @@ def summarise(
     # A value per metric, or the reason why there is none.
     summaries = []
     for (suite, degradation, method), rows in groups.items():
-        runs = list(dict.fromkeys(row.method for row in rows))
         values: dict[str, float] = {}
         reasons: dict[str, str] = {}
         for metric in metrics:
             if metric.of_sets:
-                value = _mean_of_runs([set_values[degradation, run, metric.name] for run in runs])
+                of_set = pooled[degradation, method, metric.name]
+                value = of_set.value if isinstance(of_set, SetScore) else of_set
             else:
                 value = _mean(rows, metric)
             if isinstance(value, str):
@@ -116,13 +119,28 @@ def base_name(method: str) -> str:
     return method.partition("@")[0]
 
 
-def _mean_of_runs(values: Sequence[SetScore | str]) -> float | str:
-    """Return the mean score of sets, or why a run has none."""
+def pool_sets(
+    set_values: Mapping[tuple[str, str, str], SetScore | str],
+) -> dict[tuple[str, str, str], SetScore | str]:
+    """Pool the scores of sets of each method's runs: (task, base name, metric) -> their mean, or why a run has none."""
+    groups: dict[tuple[str, str, str], list[SetScore | str]] = {}
+    for (task, method, metric), value in set_values.items():
+        groups.setdefault((task, base_name(method), metric), []).append(value)
+    return {key: _mean_of_runs(values) for key, values in groups.items()}
+
+
+def _mean_of_runs(values: Sequence[SetScore | str]) -> SetScore | str:
+    """Return the mean of the runs' values, and of each of their draws, or why a run has none."""
+    known = []
     for value in values:
         if isinstance(value, str):
             return value
-    known = [value.value for value in values if isinstance(value, SetScore)]
-    return sum(known) / len(known)
+        known.append(value)
+    if len(known) == 1:
+        return known[0]
+    runs = tuple(score.value for score in known)
+    draws = np.mean([score.draws for score in known], axis=0)
+    return SetScore(known[0].n, sum(runs) / len(runs), draws, runs)
 
 
 def _mean(rows: Sequence[Score], metric: Metric) -> float | str:

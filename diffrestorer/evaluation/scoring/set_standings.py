@@ -1,6 +1,7 @@
 """The standing of each method in a score of sets, such as FID."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -21,7 +22,7 @@ def compare_sets(
     fewer images than advised, where such a score claims nothing.
 
     Args:
-        found: method -> its score on each task of a row.
+        found: method -> its score on each task of a row, its runs pooled by `pool_sets`.
         metric: the metric.
         advised: number of images from which the score may be compared.
     """
@@ -40,6 +41,7 @@ def compare_sets(
         # Few images claim nothing, nor does a lone method.
         smallest = min(score.n for score in scores)
         claims = best != "" and len(found) > 1 and smallest >= advised
+        runs = _run_means(scores)
         level = to_best is None or to_best.interval.low <= 0 <= to_best.interval.high
         standings[name] = Standing(
             n=sum(score.n for score in scores),
@@ -48,13 +50,19 @@ def compare_sets(
             worst=math.nan,
             worst_image="",
             harmed=math.nan,
-            runs=1,
-            run_spread=math.nan,
+            runs=len(runs),
+            run_spread=float(np.std(runs, ddof=1)) if len(runs) > 1 else math.nan,
             to_input=to_input,
             to_best=to_best,
             leads=claims and level,
         )
     return standings
+
+
+def _run_means(scores: Sequence[SetScore]) -> np.ndarray:
+    """Return the mean over tasks of each run, (runs,)."""
+    runs = [score.runs or (score.value,) for score in scores]
+    return np.mean(runs, axis=0)
 
 
 def _set_difference(

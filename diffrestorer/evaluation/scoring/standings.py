@@ -13,7 +13,14 @@ import pandas as pd
 
 from diffrestorer.evaluation.scoring.metrics import Metric
 from diffrestorer.evaluation.scoring.scores import Score, base_name
-from diffrestorer.evaluation.scoring.uncertainty import LEVEL, Interval, holm, mean_interval, wilcoxon_p
+from diffrestorer.evaluation.scoring.uncertainty import (
+    LEVEL,
+    Interval,
+    holm,
+    mean_interval,
+    rank_balance,
+    wilcoxon_p,
+)
 
 INPUT = "degraded"
 """The method that is the input itself."""
@@ -28,12 +35,24 @@ class Difference:
 
     Attributes:
         interval: 95 %, by paired bootstrap.
-        p: of Wilcoxon's signed-rank test, corrected by Holm over the methods of the row.
+        p: of Wilcoxon's signed-rank test, corrected by Holm over the methods of the row. NaN without a test.
+        ranks: the test's direction, by `rank_balance`: above 0 where the method has the larger scores.
     """
 
     mean: float
     interval: Interval
     p: float
+    ranks: float = math.nan
+
+    @property
+    def opposed(self) -> bool:
+        """Return whether the mean and the ranks of the test point to different sides."""
+        return self.mean * self.ranks < 0
+
+    def worse(self, metric: Metric) -> bool:
+        """Return whether the test finds the method significantly worse: its ranks are, whatever its mean is."""
+        loss = self.ranks if metric.lower_is_better else -self.ranks
+        return self.p < 1 - LEVEL and loss > 0
 
 
 @dataclass(frozen=True)
@@ -111,9 +130,9 @@ def compare_methods(
 
     found = {}
     for name, column in values.items():
-        # Worse with certainty only where the test says so; a lone method leads nobody.
+        # Worse with certainty only where the test finds it so; a lone method leads nobody.
         difference = to_best.get(name)
-        worse = difference is not None and difference.p < 1 - LEVEL
+        worse = difference is not None and difference.worse(metric)
         leads = best != "" and len(means) > 1 and not worse
 
         worst = _worst(column, metric)
@@ -178,7 +197,8 @@ def _differences(values: pd.DataFrame, other: str) -> dict[str, Difference]:
     for name, p in zip(names, holm(p_values), strict=True):
         parts = [part.mean() for part in strata[name]]
         mean = float(sum(parts) / len(parts))
-        found[name] = Difference(mean, mean_interval(strata[name]), p)
+        ranks = rank_balance(np.concatenate(strata[name]))
+        found[name] = Difference(mean, mean_interval(strata[name]), p, ranks)
     return found
 
 
