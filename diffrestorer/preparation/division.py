@@ -1,8 +1,9 @@
 """A preparation divided among machines: which shards a part makes, who holds it, and what a merge still lacks.
 
 Machines share the prepared folder. Shards are dealt out to the parts in turn, and every shard has a record of its own,
-so that parts never write the same file. The folder `.parts` holds their locks and says how the work is divided. The
-merge checks that every shard is there; what it does then is what one machine does that finds all shards made.
+so that parts never write the same file. The folder `.parts` holds their locks and says how the work is divided. Parts
+hold the prepared folder together; a whole preparation and a merge hold it alone, from start to end. The merge checks
+that every shard is there; what it does then is what one machine does that finds all shards made.
 """
 
 import json
@@ -113,6 +114,24 @@ def claim(out: Path, groups: Sequence[Group], settings: Settings, shard: str | N
 
 
 @contextmanager
+def own_prepared(out: Path, part: Part | None) -> Iterator[None]:
+    """Hold the prepared folder while the context lasts: parts hold it together, anything else alone.
+
+    Whoever holds it alone may remove what was left there: unfinished files, unpacked archives, the parts' locks.
+
+    Args:
+        out: the prepared folder; is made if there is none.
+        part: None for a whole preparation and for a merge.
+
+    Raises:
+        ValueError: another process holds it; the message names that process.
+    """
+    shared = part is not None
+    with own_folder(out, instead="choose another out", shared=shared, remove=True):
+        yield
+
+
+@contextmanager
 def own_shards(out: Path, shards: Sequence[Group], part: Part | None) -> Iterator[list[Group]]:
     """Yield the shards that this process is to make, and hold them while the context lasts.
 
@@ -126,7 +145,7 @@ def own_shards(out: Path, shards: Sequence[Group], part: Part | None) -> Iterato
     Raises:
         ValueError: another process makes this part.
     """
-    # The only one at work removes whatever was left.
+    # The only one that holds the prepared folder removes whatever was left.
     if part is None:
         for pattern in ("pairs/*/*/*/.*.tmp", "pairs/*/*/*/*/.*.tmp", ".*.tmp"):
             for leftover in out.glob(pattern):

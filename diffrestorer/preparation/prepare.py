@@ -17,11 +17,11 @@ from diffrestorer.config.synthesis_presets import refuse_held_out
 from diffrestorer.data.compressed_shard import SUFFIX
 from diffrestorer.data.manifest import MANIFEST, clean_images, read_batches, verify, write_manifest
 from diffrestorer.data.remote import is_remote
-from diffrestorer.data.storage import free_bytes, whole_file
+from diffrestorer.data.storage import NO_SPACE, free_bytes, whole_file
 from diffrestorer.preparation import open_photos
 from diffrestorer.preparation.archives import list_files
 from diffrestorer.preparation.catalog import CATALOG, page, training_share
-from diffrestorer.preparation.division import PARTS, claim, own_shards, read_part
+from diffrestorer.preparation.division import PARTS, claim, own_prepared, own_shards, read_part
 from diffrestorer.preparation.inventory import (
     PAIRS,
     Found,
@@ -167,6 +167,25 @@ def _find(
 
 
 def _make(config: PrepareConfig, out: Path, console: Console) -> None:
+    """Make pairs in a folder that no other preparation works on."""
+    try:
+        with own_prepared(out, read_part(config.shard)):
+            _fill(config, out, console)
+    except OSError as error:
+        raise ValueError(_explain(error, out)) from None
+
+
+def _explain(error: OSError, out: Path) -> str:
+    """Return what kept a preparation from reading or writing a file, and what to do."""
+    name, reason = error.filename, error.strerror or error
+    if isinstance(name, str) and not Path(name).is_relative_to(out):
+        return f"{name} cannot be read or written ({reason}): repair it, and the same command goes on"
+    if error.errno in NO_SPACE:
+        return f"out={out} cannot be written ({reason}); nothing is lost: free some disk, and the same command goes on"
+    return f"out={out} cannot be written ({reason}); repair it or choose another out"
+
+
+def _fill(config: PrepareConfig, out: Path, console: Console) -> None:
     """Find the downloads, plan the pairs, make them, and write the manifest."""
     # Photos and pairs of any shape are cropped, the paper's sets are squeezed into the square.
     fit = (
@@ -177,7 +196,6 @@ def _make(config: PrepareConfig, out: Path, console: Console) -> None:
     settings = Settings(config.size, fit, config.seed, config.synthesis, config.compress)
 
     # Everything that can be refused is refused before anything is written.
-    out.mkdir(parents=True, exist_ok=True)
     found = _find(config, out / _UNPACKED, [out], console)
     groups = plan_groups(found, config)
     if not groups:
@@ -191,18 +209,12 @@ def _make(config: PrepareConfig, out: Path, console: Console) -> None:
     shards = [shard for group in groups for shard in group.shards(settings.size)]
 
     # Shards are made in parallel. A merge finds them made, and gathers them in the manifest as one machine does.
-    try:
-        with own_shards(out, shards, part) as own:
-            _make_shards(config, out, own, settings, console)
-        if part is not None:
-            console.print(f"part {part} is made; shard=merge writes the manifest when all are")
-            return
-        rows = write_manifest(out)
-    except OSError as error:
-        raise ValueError(
-            f"out={out} cannot be written ({error.strerror or error}); nothing is lost: free some disk, and the same "
-            "command goes on"
-        ) from None
+    with own_shards(out, shards, part) as own:
+        _make_shards(config, out, own, settings, console)
+    if part is not None:
+        console.print(f"part {part} is made; shard=merge writes the manifest when all are")
+        return
+    rows = write_manifest(out)
     for folder in (_UNPACKED, PARTS):
         shutil.rmtree(out / folder, ignore_errors=True)
     console.print(f"{rows:,} pairs in {out / MANIFEST}", soft_wrap=True)

@@ -5,6 +5,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
 import cv2
@@ -25,6 +26,7 @@ def run_all(
         advance: told the items of each task that ended.
 
     Raises:
+        ValueError: a process was killed, for lack of memory for instance.
         Exception: the first that a task raised; tasks that have not begun are dropped.
     """
     workers = min(num_workers or os.cpu_count() or 1, len(tasks))
@@ -43,11 +45,17 @@ def run_all(
         ["diffrestorer.preparation.shards"]
     )  # imported once instead of by every worker
     with ProcessPoolExecutor(workers, context, initializer=_start_worker) as pool:
-        futures = {pool.submit(task): items for task, items in tasks}
         try:
+            futures = {pool.submit(task): items for task, items in tasks}
             for future in as_completed(futures):
                 future.result()
                 advance(futures[future])
+        except BrokenProcessPool:  # a worker was killed, or the process that forks them
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise ValueError(
+                f"one of {workers} processes ended unexpectedly, which the system does to them where memory is short; "
+                f"nothing is lost: give num_workers={max(workers // 2, 1)}, and the same command goes on"
+            ) from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

@@ -226,6 +226,19 @@ def test_a_disk_that_fills_up(tmp_path: Path) -> None:
     assert tree(tmp_path / "out") == tree(tmp_path / "clean")
 
 
+@pytest.mark.parametrize("kind", ["file", "below a file", "link to nowhere"])
+def test_a_folder_that_cannot_be_one(kind: str, tmp_path: Path) -> None:
+    """One sentence, which does not speak of the disk."""
+    out = tmp_path / "out"
+    if kind == "link to nowhere":
+        out.symlink_to(tmp_path / "absent")
+    else:
+        out.write_bytes(b"")
+    out = out / "deeper" if kind == "below a file" else out
+    with pytest.raises(ValueError, match=rf"^out={out} cannot be written \(.*\); repair it or choose"):
+        prepare(PrepareConfig("photos", str(photos(tmp_path / "photos", 1)), str(out), size=16))
+
+
 @pytest.mark.soak
 def test_a_killed_preparation_ends_like_one_that_was_not(tmp_path: Path) -> None:
     root = photos(tmp_path / "photos", *range(1, 25))

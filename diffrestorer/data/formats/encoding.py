@@ -7,9 +7,19 @@ from typing import Any
 
 import imagecodecs
 import numpy as np
-from PIL import Image, TiffImagePlugin
+from PIL import Image
 
-from diffrestorer.data.formats.metadata import descriptive_tags
+from diffrestorer.data.formats.directories import (
+    BYTE,
+    LONG,
+    SHORT,
+    UNDEFINED,
+    XMP,
+    Directory,
+    Entry,
+    write_directory,
+)
+from diffrestorer.data.formats.metadata import describing_directory
 from diffrestorer.data.formats.photo import ImageError, Photo
 from diffrestorer.data.formats.png import HEADER_BYTES, metadata_chunks
 
@@ -19,7 +29,10 @@ FORMATS: tuple[str, ...] = ("png", "jpg", "webp", "tif")
 _LONGEST_SIDE = {"png": 2**31 - 1, "jpg": 65500, "webp": 16383, "tif": 2**31 - 1}
 _LARGEST_JPEG_BLOCK = 65_000  # bytes of EXIF or XMP; a JPEG segment holds 65,533
 _LARGEST_TIFF = 2**32 - (1 << 16)
-_DEFLATE, _HORIZONTAL = 8, 2
+_TOO_LARGE = "it is too large for a tif file; choose --format png"
+_HEADER = 8  # bytes of a TIFF's header
+_STRIP_OFFSET, _STRIP_BYTES, _ICC = 273, 279, 34675
+_DEFLATE, _RGB, _HORIZONTAL, _UNASSOCIATED = 8, 2, 2, 2
 
 
 def encode(photo: Photo, format: str) -> bytes:
@@ -85,54 +98,42 @@ def _encode_tiff(channels: np.ndarray, photo: Photo) -> bytes:
     """Encode a TIFF of one deflated strip: Pillow writes no 16-bit RGB, tifffile no EXIF."""
     height, width, samples = channels.shape
     if channels.nbytes > _LARGEST_TIFF:
-        raise ImageError("it is too large for a tif file; choose --format png")
+        raise ImageError(_TOO_LARGE)
+
+    # What describes the photo keeps its bytes, so the file has the byte order of the EXIF block.
+    directory = Directory("<") if photo.exif is None else describing_directory(photo.exif)
+    if photo.icc_profile is not None:
+        directory.entries[_ICC] = Entry(UNDEFINED, len(photo.icc_profile), photo.icc_profile)
+    if photo.xmp is not None:
+        directory.entries[XMP] = Entry(BYTE, len(photo.xmp), photo.xmp)
 
     # The horizontal predictor: each sample as its difference from the one to its left.
     differences = channels.copy()
     differences[:, 1:] -= channels[:, :-1]
-    strip = zlib.compress(differences.tobytes())
+    ordered = differences.astype(differences.dtype.newbyteorder(directory.order), copy=False)
+    strip = zlib.compress(ordered.tobytes())
 
-    # Tags of TIFF 6.0, section 6 (RGB), then what describes the photo.
-    directory = TiffImagePlugin.ImageFileDirectory_v2()
+    # Tags of TIFF 6.0, section 6 (RGB).
     bits = 8 * channels.dtype.itemsize
-    layout = {
-        256: width,
-        257: height,
-        258: (bits,) * samples,
-        259: _DEFLATE,
-        262: 2,
-        277: samples,
-        278: height,
-    }
-    for tag, value in layout.items():
-        directory[tag] = value
-    directory[284], directory[317] = 1, _HORIZONTAL
-    directory[279], directory[273] = len(strip), 0
+    directory.set(256, LONG, width)
+    directory.set(257, LONG, height)
+    directory.set(258, SHORT, *(bits,) * samples)
+    directory.set(259, SHORT, _DEFLATE)
+    directory.set(262, SHORT, _RGB)
+    directory.set(277, SHORT, samples)
+    directory.set(278, LONG, height)
+    directory.set(284, SHORT, 1)
+    directory.set(317, SHORT, _HORIZONTAL)
     if samples == 4:
-        directory[338] = 2
-    for tag, value in _described(photo).items():
-        directory[tag] = value
-    if photo.icc_profile is not None:
-        directory.tagtype[34675] = 7
-        directory[34675] = photo.icc_profile
-    if photo.xmp is not None:
-        directory.tagtype[700] = 1
-        directory[700] = photo.xmp
+        directory.set(338, SHORT, _UNASSOCIATED)
 
-    file = io.BytesIO()
-    file.write(struct.pack("<2sHI", b"II", 42, 8))
-    file.write(directory.tobytes(8))
-    file.write(strip)
-    return file.getvalue()
-
-
-def _described(photo: Photo) -> dict[int, Any]:
-    """Return the descriptive tags of a photo's EXIF block; none if it is damaged."""
-    if photo.exif is None:
-        return {}
-    try:
-        exif = Image.Exif()
-        exif.load(photo.exif)
-        return descriptive_tags(exif)
-    except Exception:  # damaged tags: the pixels are fine
-        return {}
+    # The strip stands behind the directory, whose length does not depend on where that is.
+    directory.set(_STRIP_BYTES, LONG, len(strip))
+    directory.set(_STRIP_OFFSET, LONG, 0)
+    strip_at = _HEADER + len(write_directory(directory, _HEADER))
+    if strip_at + len(strip) > _LARGEST_TIFF:
+        raise ImageError(_TOO_LARGE)
+    directory.set(_STRIP_OFFSET, LONG, strip_at)
+    mark = {"<": b"II", ">": b"MM"}[directory.order]
+    header = struct.pack(f"{directory.order}2sHI", mark, 42, _HEADER)
+    return header + write_directory(directory, _HEADER) + strip

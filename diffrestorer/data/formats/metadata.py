@@ -1,22 +1,33 @@
 """EXIF, XMP and orientation. Damaged metadata never costs the picture: it is left out."""
 
+import io
 import re
 import struct
 
 import numpy as np
 from PIL import Image
 
+from diffrestorer.data.formats.directories import (
+    EXIF_IFD,
+    ORDERS,
+    Directory,
+    read_directory,
+    write_directory,
+)
 from diffrestorer.data.formats.photo import Photo
 
 EXIF_PREFIX = b"Exif\x00\x00"
 """Bytes that precede the EXIF block in JPEG and WebP files."""
 
-EXIF_IFD, GPS_IFD = 0x8769, 0x8825
 _ORIENTATION, _WIDTH, _HEIGHT = 0x0112, 0xA002, 0xA003
 _SHORT = 3
 
-# Tags of a TIFF's own directory that describe the photo: description, make, model, software, date, artist, copyright.
-_DESCRIPTIVE = (0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x8298)
+DESCRIPTIVE: tuple[int, ...] = (
+    *(0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x8298),
+    *range(0x9C9B, 0x9CA0),
+)
+"""Tags of a TIFF's own directory that describe the photo: description, make, model, software, date, artist, copyright;
+then Windows' title, comment, author, keywords and subject."""
 
 
 def find_orientation(exif: bytes | None, xmp: bytes | None) -> int:
@@ -132,20 +143,21 @@ def upright_xmp(packet: bytes | None) -> bytes | None:
     return re.sub(rb"(<tiff:Orientation>\s*)\d+", rb"\g<1>1", packet)
 
 
-def descriptive_tags(exif: Image.Exif) -> dict[int, object]:
-    """Return the tags of an EXIF block that describe the photo and not its pixels, directories as dictionaries."""
-    tags: dict[int, object] = {tag: exif[tag] for tag in _DESCRIPTIVE if tag in exif}
-    for directory in (EXIF_IFD, GPS_IFD):
-        if values := dict(exif.get_ifd(directory)):
-            tags[directory] = values
-    return tags
+def describing_directory(exif: bytes) -> Directory:
+    """Return the entries of an EXIF block that describe the photo and not its pixels; none of a damaged one."""
+    order = ORDERS.get(exif[:2])
+    if order is None or len(exif) < 8:
+        return Directory("<")
+    (start,) = struct.unpack_from(f"{order}I", exif, 4)
+    return read_directory(io.BytesIO(exif), order, start, DESCRIPTIVE)
 
 
-def tiff_exif(image: Image.Image) -> bytes | None:
-    """Return an EXIF block of the descriptive tags in the directory of an open TIFF; None if it has none."""
-    try:
-        kept = Image.Exif()
-        kept.update(descriptive_tags(image.getexif()))
-        return kept.tobytes().removeprefix(EXIF_PREFIX) if len(kept) else None
-    except Exception:  # damaged tags: the pixels are fine
+def describing_exif(directory: Directory) -> bytes | None:
+    """Return an EXIF block of the descriptive entries of a TIFF's directory; None if it has none."""
+    entries = {tag: entry for tag, entry in directory.entries.items() if tag in DESCRIPTIVE}
+    described = Directory(directory.order, entries, directory.nested)
+    if not entries and not directory.nested:
         return None
+    header = {"<": b"II*\x00", ">": b"MM\x00*"}[directory.order]
+    start = 8
+    return header + struct.pack(f"{directory.order}I", start) + write_directory(described, start)

@@ -14,7 +14,8 @@ from PIL.ExifTags import Base
 from tifffile import PHOTOMETRIC
 
 from diffrestorer.data.formats.colour import rgb_profile, to_rgb
-from diffrestorer.data.formats.metadata import tiff_exif, upright_photo
+from diffrestorer.data.formats.directories import XMP, read_directory
+from diffrestorer.data.formats.metadata import DESCRIPTIVE, describing_exif, upright_photo
 from diffrestorer.data.formats.photo import ImageError, Photo, check_size
 from diffrestorer.data.formats.tiff_layouts import COLOURS, DAMAGED, FAX, check_layout, check_segments
 
@@ -46,13 +47,13 @@ def read_tiff(file: BinaryIO, max_pixels: int) -> Photo:
         if page.compression in FAX:
             _confirm_fax(file, index, samples)
         orientation = page.tags.valueof("Orientation", 1)
-        profile, xmp = page.tags.valueof("InterColorProfile"), page.tags.valueof("XMP")
+        profile = page.tags.valueof("InterColorProfile")
         pixels, alpha, profile = _to_photo(
             page, samples, profile if isinstance(profile, bytes) else None
         )
 
-    exif = _read_exif(file, index)
-    xmp = xmp if isinstance(xmp, bytes | str) else None
+        exif, xmp = _read_metadata(file, tiff, index)
+
     return upright_photo(
         pixels, alpha, profile, exif, xmp, orientation if orientation in range(1, 9) else 1
     )
@@ -197,12 +198,12 @@ def _look_up(page: tifffile.TiffPage, places: np.ndarray) -> np.ndarray:
     return (palette >> shift).astype(np.uint8).T[places]
 
 
-def _read_exif(file: BinaryIO, index: int) -> bytes | None:
-    """Return an EXIF block of what a page's directory says of the photo; Pillow reads the nested directories."""
-    try:
-        file.seek(0)
-        image = Image.open(file, formats=("TIFF",))
-        image.seek(index)
-        return tiff_exif(image)
-    except Exception:  # Pillow fails on much that tifffile reads; the pixels are fine
-        return None
+def _read_metadata(
+    file: BinaryIO, tiff: tifffile.TiffFile, index: int
+) -> tuple[bytes | None, bytes | None]:
+    """Return an EXIF block of what a page's directory says of the photo, and its XMP packet."""
+    place = tiff.pages[index].offset
+    wanted = (*DESCRIPTIVE, XMP)
+    directory = read_directory(file, tiff.byteorder, place, wanted, tiff.is_bigtiff)
+    packet = directory.entries.get(XMP)
+    return describing_exif(directory), None if packet is None else packet.data
