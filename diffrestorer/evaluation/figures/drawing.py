@@ -114,7 +114,8 @@ def draw_tiles(photo: str, model: str, seed: int) -> np.ndarray:
     size = (SHOWN_SIDE, SHOWN_SIDE)
     small = [cv2.resize(image, size, interpolation=cv2.INTER_AREA) for image in (lq, restored)]
     shown = restored[top : top + SHOWN_SIDE, left : left + SHOWN_SIDE]
-    captions = ("2048 x 2048, noise", "restored by 3 x 3 tiles", "where four tiles meet, full size")
+    tiles = f"restored by {len(grid.rows.starts)} x {len(grid.columns.starts)} tiles"
+    captions = ("2048 x 2048, noise", tiles, "where four tiles meet, full size")
     return _page([list(zip(captions, (*small, shown), strict=True))])
 
 
