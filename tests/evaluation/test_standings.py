@@ -285,6 +285,28 @@ def test_sets_that_no_method_has_a_value_of_make_no_crash(
         assert sentences == ([expected] if counts else [])
 
 
+def test_a_metric_that_some_images_are_too_small_for_has_no_standing() -> None:
+    """Tables have a dash there and say why; NaN is kept for scores that were computed and are undefined."""
+    metrics = [PSNR, METRICS["ms_ssim"]]
+    images = []
+    for task in ("haze", "snow"):
+        for method in ("degraded", "diff_restorer"):
+            for image in range(3):
+                values = {"psnr": 20.0 + image, "ms_ssim": 0.5}
+                if task == "snow" and image == 1:
+                    del values["ms_ssim"]
+                images.append(Score("pairs", task, f"{image}", method, values))
+    rows = table_rows(["haze", "snow"])
+    standings = find_standings(images, {}, metrics, rows)
+    assert {label for label, name in standings if name == "psnr"} == set(rows)
+    assert {label for label, name in standings if name == "ms_ssim"} == {"haze"}
+    methods = [Method("degraded", "degraded"), Method("diff_restorer", "model")]
+    summaries = summarise(images, metrics, {}, {})
+    table = build_tables(summaries, metrics[1:], methods, standings)[0]
+    assert [row.cells["degraded"].text for row in table.rows] == ["0.500", "–", "–"]
+    assert [row.cells["degraded"].standing is None for row in table.rows] == [False, True, True]
+
+
 def test_the_best_of_nothing_is_nothing() -> None:
     assert math.isnan(PSNR.best([]))
     assert math.isnan(NLPD.best([]))
