@@ -304,6 +304,32 @@ def test_runs_that_make_no_study_are_refused(run: Path, tmp_path: Path) -> None:
         choose_pairs([run], 4, 0)
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [lambda text: "", lambda text: "a,b\n1,2\n", lambda text: "\x00" + text, lambda text: "\xff" + text,
+     lambda text: text.replace("suite,", ""), lambda text: text + "a,b,c,d,e,f,g\n",
+     lambda text: text.replace("demo", "x,demo")],
+    ids=["empty", "another table", "a zero", "no text", "a column less", "a row too long", "all rows too long"],
+)  # fmt: skip
+def test_damaged_scores_are_named(damage: Callable[[str], str], run: Path, tmp_path: Path) -> None:
+    file = run / "scores.csv"
+    file.write_bytes(damage(file.read_text()).encode("latin-1"))
+    with pytest.raises(
+        ValueError, match=rf"^{file} is damaged \(.*\): run diffrestorer evaluate again$"
+    ):
+        make_study([run], tmp_path / "study", COUNT, 0)
+    assert not (tmp_path / "study").exists()
+
+
+@pytest.mark.parametrize("kind", ["suite/lq", "restored/bright"])
+def test_a_missing_picture_is_named(kind: str, run: Path, tmp_path: Path) -> None:
+    file = run / kind / "haze" / "photo3.png"
+    file.unlink()
+    with pytest.raises(ValueError, match=rf"{file} is missing; run diffrestorer evaluate again"):
+        make_study([run], tmp_path / "study", COUNT, 0)
+    assert not (tmp_path / "study").exists()
+
+
 def test_two_methods_have_the_log_odds() -> None:
     strengths = fit_strengths(np.array([[0, 30.0], [10.0, 0]]))
     assert strengths[0] - strengths[1] == pytest.approx(math.log(3), rel=0.01)
