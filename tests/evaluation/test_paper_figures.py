@@ -26,7 +26,7 @@ from diffrestorer.models.prompt_processor import PromptProcessor
 
 @pytest.fixture(scope="module")
 def evaluation(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three photos of the mixtures; two methods that need no model: outputs made elsewhere."""
+    """Three photos of the mixtures; two methods that need no model, one with a further run: outputs made elsewhere."""
     folder = tmp_path_factory.mktemp("evaluation")
     keys = {"suite": "mixed", "images": 3, "metrics": ["psnr"]}
     evaluate(settings(folder, ["degraded"], **keys), quiet())
@@ -37,6 +37,7 @@ def evaluation(tmp_path_factory: pytest.TempPathFactory) -> Path:
             copy.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(copy)
     methods = ["degraded", *(f"{name}={folder / name}" for name in ("dark", "bright"))]
+    methods.append(f"dark@1={folder / 'bright'}")
     evaluate(settings(folder, methods, **keys), quiet())
     return folder
 

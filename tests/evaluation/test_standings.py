@@ -1,6 +1,7 @@
 """Standings: runs pooled by image, worst cases and harm named, the best told apart only where the test allows it."""
 
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,15 @@ from scipy import stats
 
 from diffrestorer.evaluation.methods import Method
 from diffrestorer.evaluation.report.comparison import compare
+from diffrestorer.evaluation.report.export import write_comparison
 from diffrestorer.evaluation.report.paper import PAPER_TABLES
+from diffrestorer.evaluation.report.sentences import summary_sentences
 from diffrestorer.evaluation.report.standing_text import hint, standing_numbers, write_standings
+from diffrestorer.evaluation.report.table_text import markdown
 from diffrestorer.evaluation.report.tables import build_tables, find_standings, table_rows
 from diffrestorer.evaluation.scoring import uncertainty
 from diffrestorer.evaluation.scoring.metrics import METRICS, Metric
-from diffrestorer.evaluation.scoring.scores import Score, SetScore, summarise
+from diffrestorer.evaluation.scoring.scores import NO_REFERENCE, Score, SetScore, summarise
 from diffrestorer.evaluation.scoring.set_standings import compare_sets
 from diffrestorer.evaluation.scoring.standings import compare_methods, image_scores
 
@@ -239,6 +243,74 @@ def test_a_set_that_one_run_lacks_has_no_value() -> None:
     assert set(find_standings(images, sets, [metric], {"haze": ["haze"]})["haze", "fid"]) == {
         "degraded"
     }
+
+
+@pytest.mark.parametrize("names", [["fid"], ["psnr", "fid"]], ids=["alone", "beside another"])
+@pytest.mark.parametrize("reason", ["refused: FID on N = 5 images says nothing", NO_REFERENCE])
+def test_sets_that_no_method_has_a_value_of_make_no_crash(
+    reason: str, names: list[str], tmp_path: Path
+) -> None:
+    """Few images, or no clean ones, on every task or on one: tables have a dash, and sentences count the others."""
+    metrics = [METRICS[name] for name in names]
+    methods = [Method("degraded", "degraded"), Method("diff_restorer", "model")]
+    for lacking in (["haze", "snow"], ["snow"]):
+        images, sets = [], {}
+        for task in ("haze", "snow"):
+            for method, value in (("degraded", 20.0), ("diff_restorer", 25.0)):
+                images += [
+                    Score("single", task, f"{image}", method, {"psnr": value}) for image in range(5)
+                ]
+                known = SetScore(5, 60 - value, np.full(100, 60 - value))
+                sets[task, method, "fid"] = reason if task in lacking else known
+        summaries = summarise(images, metrics, sets, {})
+        standings = find_standings(images, sets, metrics, table_rows(["haze", "snow"]))
+        assert standings["snow", "fid"] == standings["mean of single degradations", "fid"] == {}
+        tables = build_tables(summaries, metrics, methods, standings)
+        write_standings(tmp_path, tables, standings)
+        write_comparison(
+            compare(PAPER_TABLES[0], summaries, methods, ["haze"], [], standings), tmp_path
+        )
+        sentences = summary_sentences(tables, {})
+        page = markdown(tables, sentences, "")
+        assert "| snow | – | – |" in re.sub(" +", " ", page)
+        counts = {("psnr",): ["in PSNR on 2"], ("fid",): [], ("psnr", "fid"): ["in PSNR on 2"]}[
+            tuple(names)
+        ]
+        if lacking == ["snow"]:
+            counts = [*counts, "in FID on 1 (of 1 that have it)"]
+        told = ", ".join(counts)
+        expected = (
+            f"refined decoder has a better mean than degraded input {told} of 2 single degradations."
+        )
+        assert sentences == ([expected] if counts else [])
+
+
+def test_a_metric_that_some_images_are_too_small_for_has_no_standing() -> None:
+    """Tables have a dash there and say why; NaN is kept for scores that were computed and are undefined."""
+    metrics = [PSNR, METRICS["ms_ssim"]]
+    images = []
+    for task in ("haze", "snow"):
+        for method in ("degraded", "diff_restorer"):
+            for image in range(3):
+                values = {"psnr": 20.0 + image, "ms_ssim": 0.5}
+                if task == "snow" and image == 1:
+                    del values["ms_ssim"]
+                images.append(Score("pairs", task, f"{image}", method, values))
+    rows = table_rows(["haze", "snow"])
+    standings = find_standings(images, {}, metrics, rows)
+    assert {label for label, name in standings if name == "psnr"} == set(rows)
+    assert {label for label, name in standings if name == "ms_ssim"} == {"haze"}
+    methods = [Method("degraded", "degraded"), Method("diff_restorer", "model")]
+    summaries = summarise(images, metrics, {}, {})
+    table = build_tables(summaries, metrics[1:], methods, standings)[0]
+    assert [row.cells["degraded"].text for row in table.rows] == ["0.500", "–", "–"]
+    assert [row.cells["degraded"].standing is None for row in table.rows] == [False, True, True]
+
+
+def test_the_best_of_nothing_is_nothing() -> None:
+    assert math.isnan(PSNR.best([]))
+    assert math.isnan(NLPD.best([]))
+    assert compare_sets({}, METRICS["fid"], 2048) == {}
 
 
 def test_an_undefined_score_leaves_nobody_in_the_lead() -> None:

@@ -2,8 +2,11 @@
 
 import json
 import math
+import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,7 +16,7 @@ from PIL import Image
 
 from diffrestorer.cli import main
 from diffrestorer.evaluation.study import bradley_terry
-from diffrestorer.evaluation.study.answers import score_study
+from diffrestorer.evaluation.study.answers import read_answers, score_study
 from diffrestorer.evaluation.study.blind_pairs import choose_pairs
 from diffrestorer.evaluation.study.bradley_terry import Answer, fit_strengths, rank_methods
 from diffrestorer.evaluation.study.kit import make_study
@@ -143,12 +146,18 @@ def test_answers_are_resumed_and_taken_back(run: Path, browser: Browser, tmp_pat
     browser.run("document.dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowRight'}))")
     assert browser.run("state.answers.map((answer) => answer.choice).join()") == "same,right"
 
+    # Another study at the same address, of the same seed and number, begins with no answers.
+    shutil.rmtree(study)
+    repaint(run)
+    make_study([run], study, COUNT, 5)
+    browser.open(page)
+    assert browser.run(progress) == f"0 of {COUNT}"
+
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [(None, "holds no answers"), ("text", r"a\.json is no file of answers"),
-     ('{"seed": 9, "person": 1, "answers": []}', "another study's seed"),
-     ('{"seed": 0, "person": 1, "answers": [{"pair": 99, "choice": "left"}]}', "is no file of answers")],
+     ("[]", "is no file of answers"), ('{"seed": 0, "person": 1, "answers": []}', "another study's answers")],
 )  # fmt: skip
 def test_wrong_answers_are_named(content: str | None, message: str, run: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no study"):
@@ -162,6 +171,130 @@ def test_wrong_answers_are_named(content: str | None, message: str, run: Path, t
     assert main(["study", "score", str(study)]) == 2
 
 
+def key_of(study: Path) -> dict[str, Any]:
+    return dict(json.loads((study / "key.json").read_text()))
+
+
+def write_answers(study: Path, saved: dict[str, Any]) -> Path:
+    file = study / "answers" / "a.json"
+    file.write_text(json.dumps(saved))
+    return file
+
+
+def all_left(study: Path) -> dict[str, Any]:
+    """A person's answers to all pairs, as the page saves them."""
+    key = key_of(study)
+    answers = [{"pair": number, "choice": "left"} for number in range(len(key["pairs"]))]
+    return {"study": key["study"], "seed": key["seed"], "person": 7, "answers": answers}
+
+
+def repaint(run: Path) -> None:
+    Image.new("RGB", (64, 64)).save(run / "restored" / "bright" / "haze" / "photo3.png")
+
+
+def rename(run: Path) -> None:
+    """Let the two methods change places, by which answers would count for the wrong one."""
+    folder = run / "restored"
+    (folder / "bright").rename(folder / "other")
+    (folder / "gloomy").rename(folder / "bright")
+    (folder / "other").rename(folder / "gloomy")
+
+
+def other_photo(run: Path) -> None:
+    text = (run / "scores.csv").read_text()
+    (run / "scores.csv").write_text(text.replace("photo3", "photo9"))
+    for file in sorted(run.rglob("photo3.png")):
+        file.rename(file.with_name("photo9.png"))
+
+
+@pytest.mark.parametrize(
+    ("change", "count", "seed"),
+    [(repaint, COUNT, 0), (rename, COUNT, 0), (other_photo, COUNT, 0), (None, COUNT, 1), (None, COUNT - 1, 0)],
+    ids=["pixels of one picture", "names of the methods", "name of a photo", "seed", "number of pairs"],
+)  # fmt: skip
+def test_answers_to_another_study_are_refused(
+    change: Callable[[Path], None] | None, count: int, seed: int, run: Path, tmp_path: Path
+) -> None:
+    """Seed and number of pairs are the same by default; the methods behind the sides are not."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    make_study([run], one, COUNT, 0)
+    make_study([run], tmp_path / "again", COUNT, 0)
+    assert key_of(one) == key_of(tmp_path / "again"), "a study that is made again takes its answers"
+    if change is not None:
+        change(run)
+    make_study([run], two, count, seed)
+    write_answers(one, all_left(one))
+    assert len(read_answers(one)) == COUNT
+    file = write_answers(two, all_left(one))
+    with pytest.raises(ValueError, match=rf"{file} is no file .*another study's answers"):
+        score_study(two)
+    assert not (two / "study.csv").exists()
+
+
+def test_answers_of_older_versions_are_taken_where_someone_vouches_for_them(
+    run: Path, tmp_path: Path
+) -> None:
+    """Their pages gave the seed alone: no file says which study it belongs to."""
+    study = tmp_path / "study"
+    make_study([run], study, COUNT, 0)
+    saved, key = all_left(study), key_of(study)
+    del saved["study"], key["study"]
+    write_answers(study, saved)
+    with pytest.raises(ValueError, match="another study's answers"):
+        score_study(study)
+    (study / "key.json").write_text(json.dumps(key))
+    with pytest.raises(ValueError, match=r'key\.json is of an older version.*put "study": "" into it'):
+        score_study(study)
+    (study / "key.json").write_text(json.dumps({**key, "study": ""}))
+    assert sum(strength.wins for strength in score_study(study)) == COUNT
+    write_answers(study, {**saved, "seed": 3})
+    with pytest.raises(ValueError, match="another study's answers"):
+        score_study(study)
+
+
+@pytest.mark.parametrize("number", [-1, -COUNT, COUNT, 10**30, 1.0, True, "0", None, [0]])
+def test_numbers_of_no_pair_are_refused(number: object, run: Path, tmp_path: Path) -> None:
+    """A negative one counted from the end."""
+    study = tmp_path / "study"
+    make_study([run], study, COUNT, 0)
+    saved = all_left(study)
+    saved["answers"][2]["pair"] = number
+    write_answers(study, saved)
+    with pytest.raises(ValueError, match=r"a\.json is no file .*there is no pair"):
+        score_study(study)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"person": None}, "names no person"), ({"person": ""}, "names no person"),
+     ({"answers": [{"pair": 1, "choice": "left"}] * 2}, "pair 1 is answered twice"),
+     ({"answers": [{"pair": 1, "choice": "up"}]}, "'up'"), ({"answers": [{"choice": "left"}]}, "'pair'"),
+     ({"answers": {"pair": 1}}, "is no file"), ({"answers": None}, "is no file"), ({"study": 3}, "another study's")],
+)  # fmt: skip
+def test_answers_that_no_page_saves_are_refused(
+    change: dict[str, Any], message: str, run: Path, tmp_path: Path
+) -> None:
+    study = tmp_path / "study"
+    make_study([run], study, COUNT, 0)
+    write_answers(study, {**all_left(study), **change})
+    with pytest.raises(
+        ValueError, match=rf"a\.json is no file .*{message}" if "is no" not in message else message
+    ):
+        score_study(study)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", '{"study": "", "seed": 0, "pairs": [{"left": "a"}]}']
+)
+def test_a_damaged_key_is_named(text: str, run: Path, tmp_path: Path) -> None:
+    study = tmp_path / "study"
+    make_study([run], study, COUNT, 0)
+    write_answers(study, all_left(study))
+    (study / "key.json").write_text(text)
+    with pytest.raises(ValueError, match=r"key\.json is damaged"):
+        score_study(study)
+
+
 def test_runs_that_make_no_study_are_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds no scores\.csv"):
         choose_pairs([tmp_path], 4, 0)
@@ -169,6 +302,32 @@ def test_runs_that_make_no_study_are_refused(run: Path, tmp_path: Path) -> None:
     table[table["method"] != "gloomy"].to_csv(run / "scores.csv", index=False)
     with pytest.raises(ValueError, match="at least two restoring methods"):
         choose_pairs([run], 4, 0)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda text: "", lambda text: "a,b\n1,2\n", lambda text: "\x00" + text, lambda text: "\xff" + text,
+     lambda text: text.replace("suite,", ""), lambda text: text + "a,b,c,d,e,f,g\n",
+     lambda text: text.replace("demo", "x,demo")],
+    ids=["empty", "another table", "a zero", "no text", "a column less", "a row too long", "all rows too long"],
+)  # fmt: skip
+def test_damaged_scores_are_named(damage: Callable[[str], str], run: Path, tmp_path: Path) -> None:
+    file = run / "scores.csv"
+    file.write_bytes(damage(file.read_text()).encode("latin-1"))
+    with pytest.raises(
+        ValueError, match=rf"^{file} is damaged \(.*\): run diffrestorer evaluate again$"
+    ):
+        make_study([run], tmp_path / "study", COUNT, 0)
+    assert not (tmp_path / "study").exists()
+
+
+@pytest.mark.parametrize("kind", ["suite/lq", "restored/bright"])
+def test_a_missing_picture_is_named(kind: str, run: Path, tmp_path: Path) -> None:
+    file = run / kind / "haze" / "photo3.png"
+    file.unlink()
+    with pytest.raises(ValueError, match=rf"{file} is missing; run diffrestorer evaluate again"):
+        make_study([run], tmp_path / "study", COUNT, 0)
+    assert not (tmp_path / "study").exists()
 
 
 def test_two_methods_have_the_log_odds() -> None:

@@ -4,6 +4,7 @@ import itertools
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
@@ -83,6 +84,29 @@ def test_wilcoxon_counts_the_signs_of_all_ranks() -> None:
     assert math.isnan(rank_balance(np.array([1.0, math.nan])))
     assert wilcoxon_p(np.zeros(4)) == 1
     assert math.isnan(wilcoxon_p(np.array([1.0, math.nan])))
+
+
+@pytest.mark.parametrize("equal", [0, 3, 8, 45, 100])
+@pytest.mark.parametrize("sizes", [np.arange(1.0, 6), np.ones(5), np.array([0.2, 0.2, 0.1])])
+def test_five_images_that_differ_prove_nothing_beside_any_number_that_do_not(
+    sizes: np.ndarray, equal: int
+) -> None:
+    """The exact test of those that differ; SciPy approximates it where zeros are among more than 13."""
+    differences = np.concatenate([sizes, np.zeros(equal)])
+    assert wilcoxon_p(differences) == pytest.approx(2 / 2 ** len(sizes))
+    assert rank_balance(-differences) == -1
+
+
+@pytest.mark.parametrize("runs", [3, 5, 6, 7])
+def test_the_rounding_of_a_mean_over_runs_is_no_difference(runs: int) -> None:
+    rng = np.random.default_rng(0)
+    single = 25 + rng.standard_normal(500)
+    pooled = pd.Series(np.tile(single, runs)).groupby(np.tile(np.arange(500), runs)).mean().to_numpy()
+    assert (pooled != single).sum() > 10, "in the last digit some differ"
+    assert wilcoxon_p(pooled - single) == 1
+    assert rank_balance(pooled - single) == 0
+    shifted = np.where(np.arange(500) % 2, 0.1, -0.1)
+    assert wilcoxon_p(pooled + shifted - single) == wilcoxon_p(shifted), "nor does it break ties"
 
 
 def test_holm_rejects_what_its_steps_reject() -> None:

@@ -20,7 +20,7 @@ from diffrestorer.evaluation.paper_suites import build_suite, read_settings
 from diffrestorer.evaluation.report.paper import PAPER_TABLES
 from diffrestorer.evaluation.restoring.outputs import read_pixels
 from diffrestorer.evaluation.scoring.metrics import METRICS, PAPER_METRICS
-from diffrestorer.evaluation.scoring.scores import read_scores
+from diffrestorer.evaluation.scoring.scores import base_name, read_scores
 from diffrestorer.evaluation.suites import AVERAGED, TASKS, Item
 
 REGION_SHARE = 0.3
@@ -50,8 +50,9 @@ class Finished:
 
     @property
     def methods(self) -> list[str]:
-        """The methods' names, in the order of scores.csv."""
-        return list(dict.fromkeys(method for _, _, method in self.scores))
+        """The methods' names, in the order of scores.csv; of several runs the first is shown."""
+        names = dict.fromkeys(method for _, _, method in self.scores)
+        return [name for name in names if name == base_name(name)]
 
 
 def read_evaluation(folder: Path) -> Finished:

@@ -26,7 +26,10 @@ def summary_sentences(
     for name, other in pairs:
         counts = [_wins(tables, group, members, name, other) for group, members in groups.items()]
         told = "; ".join(count for count in counts if count)
-        sentences.append(f"{methods[name].title} has a better mean than {methods[other].title} {told}.")
+        if told:
+            sentences.append(
+                f"{methods[name].title} has a better mean than {methods[other].title} {told}."
+            )
     for metric, count in nans.items():
         sentences.append(
             f"{metric_title(metric)} is undefined (NaN) for {count} outputs; means over them are NaN too."
@@ -41,7 +44,7 @@ def _wins(
     name: str,
     other: str,
 ) -> str:
-    """Return `in PSNR on 7, in SSIM on 6 of 8 single degradations`; empty where no row belongs to the group."""
+    """Return `in PSNR on 7, in SSIM on 6 of 8 single degradations`; empty where no row of the group has a value."""
     counts = []
     for table in tables:
         rows = [row for row in table.rows if row.label in members]
@@ -52,5 +55,6 @@ def _wins(
                 known += 1
                 wins += one != two and table.metric.best([one, two]) == one
         if known:
-            counts.append(f"in {metric_title(table.metric.name)} on {wins}")
+            some = f" (of {known} that have it)" if known < len(members) else ""
+            counts.append(f"in {metric_title(table.metric.name)} on {wins}{some}")
     return f"{', '.join(counts)} of {len(members)} {group}" if counts else ""

@@ -16,8 +16,8 @@ from diffrestorer.evaluation.scoring.standings import Difference, Standing
 
 KEY = (
     "Bold: not significantly worse than the best of its row (Wilcoxon's signed-rank test over the images, Holm's "
-    "correction over the methods, 5 %; worse by its ranks, not by the mean). With fewer than 6 images no difference "
-    "can be significant. Ranks opposed: the test points against the mean, which a few images decide. "
+    "correction over the methods, 5 %; worse by its ranks, not by the mean). With fewer than 6 images that differ no "
+    "difference can be significant. Ranks opposed: the test points against the mean, which a few images decide. "
     "In brackets: 95 % interval of the mean difference, by 10,000 bootstrap draws of the images. Harmed: share of "
     "images whose PSNR fell by more than 0.5 dB below the input's. FID: interval by 100 draws; "
     "bold where it holds no difference to the best, and never below 2,048 images."

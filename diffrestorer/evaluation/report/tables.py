@@ -124,18 +124,32 @@ def find_standings(
     metrics: Sequence[Metric],
     rows: Mapping[str, Sequence[str]],
 ) -> Standings:
-    """Compare the methods in every row and metric."""
+    """Compare the methods in every row and metric; a row in which a metric lacks images has nobody to compare."""
     # Metrics of sets have no images to pair: they bring draws of their own.
     table = image_scores(scores)
     pooled = pool_sets(set_scores)
-    found = {}
+    lacking = _lacking(scores, metrics)
+    found: dict[tuple[str, str], Mapping[str, Standing]] = {}
     for label, tasks in rows.items():
         for metric in metrics:
             if metric.of_sets:
                 sets = _sets(pooled, metric, tasks)
                 found[label, metric.name] = compare_sets(sets, metric, ADVISED_IMAGES)
-            else:
+            elif lacking.isdisjoint((task, metric.name) for task in tasks):
                 found[label, metric.name] = compare_methods(table, metric, tasks)
+    return found
+
+
+def _lacking(
+    scores: Sequence[Score],
+    metrics: Sequence[Metric],
+) -> set[tuple[str, str]]:
+    """Return (task, metric) of those that some image has no score in: it is too small, or lacks a reference."""
+    found = set()
+    for score in scores:
+        for metric in metrics:
+            if metric.name not in score.values:
+                found.add((score.degradation, metric.name))
     return found
 
 

@@ -37,8 +37,8 @@ class Metric:
     runs_code: bool = False
 
     def best(self, values: Sequence[float]) -> float:
-        """Return the best of some scores, or NaN where one of them is NaN and none can be called the best."""
-        if any(math.isnan(value) for value in values):
+        """Return the best of some scores; NaN where there is none, or where one is NaN and might be the best."""
+        if not values or any(math.isnan(value) for value in values):
             return float("nan")
         return min(values) if self.lower_is_better else max(values)
 

@@ -17,6 +17,9 @@ NO_REFERENCE = "no clean image to compare with"
 NOT_OURS = "the inputs were not degraded by this run"
 """The reason that `consistency` has no value: it degrades again as the input was degraded."""
 
+SCORE_KEYS = ["suite", "degradation", "image", "method"]
+"""The first columns of scores.csv, before the metrics."""
+
 
 @dataclass(frozen=True)
 class Score:
@@ -193,7 +196,7 @@ def write_scores(
             "suite": score.suite, "degradation": score.degradation, "image": score.image, "method": score.method
         }  # fmt: skip
         rows.append(row | _texts(score.values, names, unavailable))
-    write_csv(path, pd.DataFrame(rows, columns=["suite", "degradation", "image", "method", *names]))
+    write_csv(path, pd.DataFrame(rows, columns=[*SCORE_KEYS, *names]))
 
 
 def write_summaries(
@@ -218,9 +221,23 @@ def write_summaries(
 
 
 def read_scores(path: Path) -> pd.DataFrame:
-    """Read scores.csv: text columns, and a column of numbers per metric, NaN where it has no value."""
-    table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
-    for column in table.columns[4:]:
+    """Read scores.csv: text columns, and a column of numbers per metric, NaN where it has no value.
+
+    Raises:
+        ValueError: it is damaged; the message names it.
+    """
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
+    except ValueError as error:
+        why = str(error).splitlines()[0]
+        raise ValueError(f"{path} is damaged ({why}): run diffrestorer evaluate again") from None
+
+    # Rows that are all longer than the head would make an index of their first cells.
+    shifted = not isinstance(table.index, pd.RangeIndex)
+    if shifted or list(table.columns[: len(SCORE_KEYS)]) != SCORE_KEYS:
+        why = f"its columns are not {','.join(SCORE_KEYS)} and metrics"
+        raise ValueError(f"{path} is damaged ({why}): run diffrestorer evaluate again")
+    for column in table.columns[len(SCORE_KEYS) :]:
         table[column] = pd.to_numeric(table[column], errors="coerce")
     return table
 

@@ -18,8 +18,8 @@ def compare_sets(
 ) -> dict[str, Standing]:
     """Compare methods in a score of sets, such as FID.
 
-    There are no pairs to test: a method leads where the interval of its difference to the best holds 0. Nobody leads on
-    fewer images than advised, where such a score claims nothing.
+    There are no pairs to test: a method leads unless the whole interval of its difference to the best is worse. Nobody
+    leads on fewer images than advised, where such a score claims nothing.
 
     Args:
         found: method -> its score on each task of a row, its runs pooled by `pool_sets`.
@@ -42,7 +42,7 @@ def compare_sets(
         smallest = min(score.n for score in scores)
         claims = best != "" and len(found) > 1 and smallest >= advised
         runs = _run_means(scores)
-        level = to_best is None or to_best.interval.low <= 0 <= to_best.interval.high
+        level = to_best is None or _reaches(to_best.interval, metric)
         standings[name] = Standing(
             n=sum(score.n for score in scores),
             mean=means[name],
@@ -57,6 +57,11 @@ def compare_sets(
             leads=claims and level,
         )
     return standings
+
+
+def _reaches(interval: Interval, metric: Metric) -> bool:
+    """Return whether the interval of a difference to the best holds 0 or anything better; False where it is unknown."""
+    return interval.low <= 0 if metric.lower_is_better else interval.high >= 0
 
 
 def _run_means(scores: Sequence[SetScore]) -> np.ndarray:

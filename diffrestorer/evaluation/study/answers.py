@@ -1,6 +1,7 @@
 """Reading people's answers to a study, and the table of its result."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,21 @@ from diffrestorer.evaluation.study.bradley_terry import Answer, Strength, rank_m
 from diffrestorer.evaluation.study.kit import ANSWERS, KEY
 
 SCORES = {"left": 1.0, "same": 0.5, "right": 0.0}
+
+
+@dataclass(frozen=True)
+class Key:
+    """The key of a study.
+
+    Attributes:
+        study: digest of its pictures, which the page puts into its answers; None in keys of older versions.
+        seed: of the choice of its pairs.
+        pairs: methods to the left and to the right, by number.
+    """
+
+    study: str | None
+    seed: int
+    pairs: list[tuple[str, str]]
 
 
 def score_study(folder: Path) -> list[Strength]:
@@ -50,7 +66,7 @@ def read_answers(folder: Path) -> list[Answer]:
         raise ValueError(
             f"{folder} holds no study ({KEY}): make it with diffrestorer study make RUNS -o {folder}"
         )
-    key = json.loads((folder / KEY).read_text(encoding="utf-8"))
+    key = _read_key(folder / KEY)
     files = sorted((folder / ANSWERS).glob("*.json"))
     if not files:
         raise ValueError(f"{folder / ANSWERS} holds no answers: put there the files that people saved")
@@ -69,21 +85,63 @@ def read_answers(folder: Path) -> list[Answer]:
     return answers
 
 
+def _read_key(file: Path) -> Key:
+    try:
+        key = json.loads(file.read_text(encoding="utf-8"))
+        pairs = [(str(pair["left"]), str(pair["right"])) for pair in key["pairs"]]
+        found = Key(key.get("study"), key["seed"], pairs)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file} is damaged ({error}): make the study again") from None
+    if found.study is None:
+        raise ValueError(
+            f"{file} is of an older version, whose pages did not tell studies apart: if you are sure that all answers "
+            'are to this study, put "study": "" into it'
+        )
+    return found
+
+
 def _read(
     file: Path,
-    key: dict[str, Any],
+    key: Key,
 ) -> tuple[str, list[Answer]]:
     """Read one person's file."""
-    pairs = key["pairs"]
     try:
         saved = json.loads(file.read_text(encoding="utf-8"))
-        if saved["seed"] != key["seed"]:
-            raise ValueError("another study's seed")
+
+        # Pages of older versions gave their seed alone, which many studies share.
+        same_seed = key.study != "" or saved["seed"] == key.seed
+        if saved.get("study", "") != key.study or not same_seed:
+            raise ValueError("another study's answers")
+        if not isinstance(saved["person"], int | str) or saved["person"] == "":
+            raise ValueError("it names no person")
         person = str(saved["person"])
-        found = []
-        for answer in saved["answers"]:
-            pair = pairs[answer["pair"]]
-            found.append(Answer(person, pair["left"], pair["right"], SCORES[answer["choice"]]))
-    except (ValueError, KeyError, IndexError, TypeError) as error:
+        chosen = _choices(saved["answers"], len(key.pairs))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} is no file of answers to this study ({error})") from None
+
+    found = []
+    for number, score in chosen.items():
+        left, right = key.pairs[number]
+        found.append(Answer(person, left, right, score))
     return person, found
+
+
+def _choices(
+    answers: list[dict[str, Any]],
+    count: int,
+) -> dict[int, float]:
+    """Return number of the pair -> score of its left side.
+
+    Raises:
+        ValueError: a number is not one of 0 to `count` - 1, or stands twice.
+        KeyError: an answer has no number, or another choice than those of `SCORES`.
+    """
+    chosen: dict[int, float] = {}
+    for answer in answers:
+        number = answer["pair"]
+        if type(number) is not int or not 0 <= number < count:
+            raise ValueError(f"there is no pair {number!r}")
+        if number in chosen:
+            raise ValueError(f"pair {number} is answered twice")
+        chosen[number] = SCORES[answer["choice"]]
+    return chosen

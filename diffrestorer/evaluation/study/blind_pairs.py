@@ -92,7 +92,12 @@ def _outputs(
             files = {}
             for row in rows.itertuples():
                 place = f"{row.degradation}/{row.image}"
-                files[place] = (inputs[place], run / "restored" / str(method) / f"{place}.png")
+                output = run / "restored" / str(method) / f"{place}.png"
+                if not output.is_file():
+                    raise ValueError(
+                        f"{run}: its output {output} is missing; run diffrestorer evaluate again"
+                    )
+                files[place] = (inputs[place], output)
             found[name] = files
     return found
 

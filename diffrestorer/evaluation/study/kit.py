@@ -1,5 +1,6 @@
 """A study: a page of blind pairs for people, and the key that stays behind."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,19 +42,22 @@ def make_study(
             f"{folder} holds a study already: its answers belong to its pairs; give another folder"
         )
 
-    # Images under numbers, so that nothing on the page names a method.
+    # Images under numbers, so that nothing on the page names a method. The study is known by its pictures.
     pairs = choose_pairs(runs, count, seed)
+    identity = hashlib.sha256(f"{seed}".encode())
     for number, pair in enumerate(pairs):
+        identity.update(pair.place.encode())
         for name, file in (("input", pair.input), ("left", pair.left_file), ("right", pair.right_file)):
-            write_bytes(folder / PAGE / _image(number, name), file.read_bytes())
-    write_text(folder / PAGE / "index.html", _page(len(pairs), seed))
+            data = file.read_bytes()
+            identity.update(hashlib.sha256(data).digest())
+            write_bytes(folder / PAGE / _image(number, name), data)
+    study = identity.hexdigest()[:16]
+    write_text(folder / PAGE / "index.html", _page(len(pairs), seed, study))
 
     # The key comes last: where it stands, the study is whole.
     (folder / ANSWERS).mkdir(parents=True, exist_ok=True)
-    write_text(
-        folder / KEY,
-        json.dumps({"seed": seed, "pairs": [_key(pair) for pair in pairs]}, indent=1) + "\n",
-    )
+    key = {"study": study, "seed": seed, "pairs": [_key(pair) for pair in pairs]}
+    write_text(folder / KEY, json.dumps(key, indent=1) + "\n")
     return len(pairs)
 
 
@@ -66,11 +70,11 @@ def _key(pair: Pair) -> dict[str, str]:
     return {"place": pair.place, "left": pair.left, "right": pair.right}
 
 
-def _page(count: int, seed: int) -> str:
+def _page(count: int, seed: int, study: str) -> str:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined
     )
     pairs = []
     for number in range(count):
         pairs.append({name: _image(number, name) for name in ("input", "left", "right")})
-    return environment.get_template("study.html").render(pairs=pairs, seed=seed)
+    return environment.get_template("study.html").render(pairs=pairs, seed=seed, study=study)

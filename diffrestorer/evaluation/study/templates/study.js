@@ -1,6 +1,6 @@
 "use strict";
 const pairs = JSON.parse(document.getElementById("pairs").textContent);
-const place = "study " + SEED + " " + pairs.length + " " + location.pathname;
+const place = "study " + STUDY + " " + location.pathname;
 const at = (id) => document.getElementById(id);
 
 // A 32-bit mix of a counter: the order depends on (seed, person, pair) and on nothing that came before.
@@ -20,10 +20,11 @@ function recall() {
   try { return JSON.parse(localStorage.getItem(place)); } catch { return null; }
 }
 
-const asked = new URLSearchParams(location.search).get("person");
+const given = new URLSearchParams(location.search).get("person") || "";
+const asked = /^\d{1,15}$/.test(given) ? Number(given) : null;
 let state = recall();
-if (!state || (asked !== null && String(state.person) !== asked)) {
-  const person = asked === null ? crypto.getRandomValues(new Uint32Array(1))[0] : Number(asked);
+if (!state || (asked !== null && state.person !== asked)) {
+  const person = asked === null ? crypto.getRandomValues(new Uint32Array(1))[0] : asked;
   state = { person, answers: [] };
 }
 const order = pairs.map((_, index) => index);
@@ -40,7 +41,7 @@ function show() {
     for (const name of ["left", "right", "input"]) at(name).src = pairs[order[done]][name];
     return;
   }
-  const text = JSON.stringify({ seed: SEED, person: state.person, answers: state.answers });
+  const text = JSON.stringify({ study: STUDY, seed: SEED, person: state.person, answers: state.answers });
   at("text").value = text;
   at("save").href = URL.createObjectURL(new Blob([text], { type: "application/json" }));
   at("save").download = `answers-${state.person}.json`;
