@@ -272,3 +272,91 @@ def test_a_preparation_killed_at_any_moment(tmp_path: Path, seconds: float) -> N
     runs.run("prepare_data.py", command, tmp_path / "log")
     make("photos", root, tmp_path / "clean", size=256, split="test", budget=None)
     assert tree(tmp_path / "out") == tree(tmp_path / "clean")
+
+
+ODD_NAMES = [
+    "a b",
+    "k=v",
+    "写真",
+    "-dash",
+    "q?*[x]",
+    "new\nline",
+    "%s%d",
+    "[red]x",
+    "#x'\"",
+    "a#5",
+    ":c",
+    "{b}",
+]
+
+
+@pytest.mark.parametrize("kind", ["photos", "folders"])
+def test_names_of_any_kind(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of photos and of folders: what was prepared is found again and agrees with its checksums."""
+    root = tmp_path / "photos"
+    for number, name in enumerate(ODD_NAMES):
+        photos(tmp_path / "single", number)
+        path = root / (name if kind == "folders" else "") / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "single" / f"{number}.png").rename(path)
+    out = tmp_path / "out [a]=b #1 写"
+    keys = {"size": 16, "num_workers": 1, "degradations": ["noise"]}
+    for split in ("test", "train"):
+        source = root if split == "test" else photos(tmp_path / "more", *range(50, 53))
+        prepare(PrepareConfig("photos", str(source), str(out), split=split, **keys))  # type: ignore[arg-type]
+    prepare(PrepareConfig(out=str(out), check=True))
+    assert f"pairs in {out}/{MANIFEST}" in capsys.readouterr().err
+    pairs = list_test_pairs(out)["photos", "noise"]
+    assert len(pairs) == len(ODD_NAMES)
+    for pair in pairs:
+        assert pair.read()[0].shape == (16, 16, 3)
+
+
+def test_names_that_are_not_text(tmp_path: Path) -> None:
+    root = photos(tmp_path / "photos", 1)
+    (root / "1.png").rename(root / os.fsdecode(b"caf\xe9.png"))
+    sentence = refused("photos", root, tmp_path / "out")
+    assert sentence.startswith("1 images have names that are not UTF-8, such as 'caf\\udce9")
+    assert sentence.endswith("rename them")
+
+
+def test_links_that_lead_in_a_circle(tmp_path: Path) -> None:
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    root = photos(tmp_path / "photos", 1)
+    assert "is not a folder of photos" in refused("photos", tmp_path / "circle", tmp_path / "out")
+    with pytest.raises(ValueError, match="circle cannot be written"):
+        make("photos", root, tmp_path / "circle")
+
+
+@pytest.mark.parametrize("kind", ["cut off", "folder", "pipe"])
+def test_a_damaged_record_is_named(kind: str, tmp_path: Path) -> None:
+    root, out = photos(tmp_path / "photos", 1), tmp_path / "out"
+    make("photos", root, out, budget=None)
+    before = tree(out)
+    record = out / "pairs/photos/train/rain/00000.json"
+    content = record.read_bytes()
+    record.unlink()
+    if kind == "cut off":
+        record.write_bytes(content[: len(content) // 2])
+    elif kind == "folder":
+        record.mkdir()
+    else:
+        os.mkfifo(record)
+    with pytest.raises(ValueError, match=f"^{record} (is damaged|cannot be read)"):
+        make("photos", root, out, budget=None)
+
+    # As the sentence says.
+    record.rmdir() if kind == "folder" else record.unlink()
+    make("photos", root, out, budget=None)
+    assert tree(out) == before
+
+
+@pytest.mark.parametrize("name", ["readme", "photos"])
+def test_whatever_is_written_goes_to_a_folder_that_can(name: str, tmp_path: Path) -> None:
+    """A new folder, and none where there can be none."""
+    root = photos(tmp_path / "photos", 1)
+    prepare(PrepareConfig(name, str(root), str(tmp_path / "new" / "out"), size=16, num_workers=1))
+    assert list((tmp_path / "new" / "out").iterdir())
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(ValueError, match="cannot be"):
+        prepare(PrepareConfig(name, str(root), str(tmp_path / "file"), size=16))
