@@ -5,6 +5,7 @@ import os
 import resource
 import shutil
 import signal
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -198,28 +199,34 @@ def test_a_disk_that_is_too_small_is_said_before_anything_is_made(
     assert "41 pairs at 16x16" in capsys.readouterr().err.replace("\n", " ")
 
 
-def _prepare_on_a_full_disk(root: str, out: str, answer: str) -> None:
+def _prepare_on_a_full_disk(root: str, out: str, limit: int, answer: Connection) -> None:
     """No file may be larger than this, which a write learns as it learns that a disk is full."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the test's own log is a file as well
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     try:
         prepare(PrepareConfig("photos", root, out, size=64, num_workers=1))
     except ValueError as error:
-        descriptor = os.open(answer, os.O_CREAT | os.O_WRONLY)
-        os.write(descriptor, str(error).encode())
+        answer.send(str(error))
 
 
-def test_a_disk_that_fills_up(tmp_path: Path) -> None:
+@pytest.mark.parametrize("limit", [0, 150, 1000, 20_000])
+def test_a_disk_that_fills_up(limit: int, tmp_path: Path) -> None:
+    """At the lock, the plan, the record or the pixels."""
     root = photos(tmp_path / "photos", *range(1, 4))
+    here, there = multiprocessing.Pipe()
+    arguments = (str(root), str(tmp_path / "out"), limit, there)
     process = multiprocessing.get_context("fork").Process(
-        target=_prepare_on_a_full_disk,
-        args=(str(root), str(tmp_path / "out"), str(tmp_path / "answer")),
+        target=_prepare_on_a_full_disk, args=arguments
     )
     process.start()
     process.join(1800)
-    assert "cannot be written (File too large); nothing is lost" in (tmp_path / "answer").read_text()
+    assert process.exitcode == 0
+    assert here.poll()
+    assert "cannot be written (File too large); nothing is lost: free some disk" in here.recv()
     assert not list((tmp_path / "out").rglob("*.npy"))
     assert not list((tmp_path / "out").rglob("*.tmp"))
+    assert not (tmp_path / "out" / "owner.json").exists()
     keys = {"size": 64, "budget": None}
     make("photos", root, tmp_path / "out", **keys)
     make("photos", root, tmp_path / "clean", **keys)
