@@ -23,8 +23,10 @@ def main(run: Run) -> int:
 
     try:
         path = export_student(pipeline, arguments.folder)
+    except ValueError as error:
+        raise StopError(str(error), EXIT_USAGE) from error
     except OSError as error:
-        sentence = f"{arguments.folder} can't be written: {error.strerror}"
+        sentence = f"{arguments.folder} can't be written: {error.strerror or error}"
         raise StopError(sentence, EXIT_FAILURES) from error
     run.write(str(path))
     return 0

@@ -66,6 +66,11 @@ def split_address(text: str) -> tuple[str, int]:
     return shard, int(row)
 
 
+def is_row(text: str) -> bool:
+    """Return whether an address is a row of a shard, and no file of its own: files may have `#` in their names."""
+    return not text.endswith(".png")
+
+
 @runtime_checkable
 class Shard(Protocol):
     """The pairs of a shard, raw or compressed, local or remote: shape (pairs, 2, 3, size, size)."""
@@ -151,9 +156,16 @@ def clean_images(folder: Path) -> Iterator[CleanImage]:
 def _records(folder: Path) -> Iterator[dict[str, Any]]:
     """Yield the records of the shards below `folder`, in the order of their paths."""
     for file in sorted(folder.glob(_SHARDS)):
-        if file.stem != "plan":
-            with open_regular(file) as record:
-                yield json.load(record)
+        if file.stem == "plan":
+            continue
+        with open_regular(file) as content:
+            try:
+                record = json.load(content)
+            except ValueError:
+                raise ValueError(
+                    f"{file} is damaged: remove it, and the command that prepared it makes its shard again"
+                ) from None
+        yield record
 
 
 def manifest_file(folder: Location) -> Path:
@@ -294,7 +306,7 @@ def _agrees(
 ) -> bool:
     """Return whether a pair is there and has its checksum."""
     try:
-        if "#" not in lq:
+        if not is_row(lq):
             files = (folder / name for name in (lq, gt) if name is not None)
             return pair_hash(*(read_photo(file).pixels for file in files)) == sha256
         shard, row = split_address(lq)

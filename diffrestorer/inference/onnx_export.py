@@ -3,6 +3,7 @@
 The graph needs neither PyTorch nor this package; `integrations/onnx/restore.py` runs it with onnxruntime alone.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,9 @@ from torch import Tensor, nn
 
 from diffrestorer.inference.choices import THRESHOLD
 from diffrestorer.inference.one_step import OneStepScheduler
+from diffrestorer.inference.onnx_files import save_whole
 from diffrestorer.models.attention import install_one_token_attention
 from diffrestorer.models.restorer import Restorer
-
-FILE_NAME = "restorer.onnx"
-"""Name of the graph in the output folder."""
 
 LARGEST_SINGLE_FILE = 1_800_000_000
 """Bytes of weights that one ONNX file takes, whose limit is 2 GiB; larger models keep them in a second file."""
@@ -131,7 +130,7 @@ def export_student(pipeline: Any, folder: Path) -> Path:
         pipeline: a `DiffRestorerPipeline` on the CPU, in float32.
 
     Raises:
-        ValueError: the model samples in more than one step.
+        ValueError: the model samples in more than one step; another process exports into the folder.
         OSError: the folder can't be written.
     """
     # Refuse what can't work before the minute that tracing takes.
@@ -164,5 +163,5 @@ def export_student(pipeline: Any, folder: Path) -> Path:
     program.model.metadata_props["multiple"] = str(multiple)
     program.model.metadata_props["classes"] = ",".join(pipeline.classes)
     size = sum(weight.nbytes for weight in call.state_dict().values())
-    program.save(folder / FILE_NAME, external_data=size > LARGEST_SINGLE_FILE)
-    return folder / FILE_NAME
+    save = partial(program.save, external_data=size > LARGEST_SINGLE_FILE)
+    return save_whole(save, folder)

@@ -182,6 +182,20 @@ def count_table(found: Iterable[Found]) -> Table:
     return table
 
 
+def refuse_unwritable_names(found: Sequence[Found]) -> None:
+    """Refuse images whose names cannot be recorded.
+
+    Raises:
+        ValueError: names are not UTF-8; how many and the first one.
+    """
+    names = [source.name for entry in found for source in entry.pairs]
+    unwritable = [name for name in names if name != name.encode(errors="ignore").decode()]
+    if unwritable:
+        raise ValueError(
+            f"{len(unwritable):,} images have names that are not UTF-8, such as {unwritable[0]!a}: rename them"
+        )
+
+
 def refuse_incomplete(found: Sequence[Found], allow_incomplete: bool) -> None:
     """Refuse sets that are missing and files without partner, unless they are allowed.
 

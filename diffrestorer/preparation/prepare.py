@@ -1,5 +1,6 @@
 """From downloads to verified pairs on disk: find, validate, plan, make in parallel, write the manifest."""
 
+import os
 import shutil
 import tempfile
 from collections import defaultdict
@@ -17,7 +18,7 @@ from diffrestorer.config.synthesis_presets import refuse_held_out
 from diffrestorer.data.compressed_shard import SUFFIX
 from diffrestorer.data.manifest import MANIFEST, clean_images, read_batches, verify, write_manifest
 from diffrestorer.data.remote import is_remote
-from diffrestorer.data.storage import NO_SPACE, free_bytes, whole_file
+from diffrestorer.data.storage import NO_SPACE, free_bytes, write_text
 from diffrestorer.preparation import open_photos
 from diffrestorer.preparation.archives import list_files
 from diffrestorer.preparation.catalog import CATALOG, page, training_share
@@ -30,6 +31,7 @@ from diffrestorer.preparation.inventory import (
     count_table,
     refuse_incomplete,
     refuse_leakage,
+    refuse_unwritable_names,
     take,
     take_pairs,
     take_photos,
@@ -60,7 +62,7 @@ def prepare(config: PrepareConfig) -> None:
         ValueError: a set is missing, incomplete or overlaps with the test images; an image is unreadable; the disk is
             too small; `out` holds pairs made with other settings; `--check` found damage.
     """
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False)  # names may have brackets
     _check_config(config)
 
     # --check changes nothing; anything else fills a folder.
@@ -70,13 +72,16 @@ def prepare(config: PrepareConfig) -> None:
     if config.out is None:
         raise ValueError("out is not set: give out=FOLDER for the prepared pairs")
     out = Path(config.out)
-    if config.set == "readme":
-        with whole_file(out / "README.md") as file:
-            file.write(page().encode())
-    elif config.set == "open_photos":
-        console.print(open_photos.write(config.root, out), soft_wrap=True)
-    else:
-        _make(config, out, console)
+    try:
+        if config.set == "readme":
+            write_text(out / "README.md", page())
+        elif config.set == "open_photos":
+            console.print(open_photos.write(config.root, out), soft_wrap=True)
+        else:
+            with own_prepared(out, read_part(config.shard)):
+                _make(config, out, console)
+    except OSError as error:
+        raise ValueError(_explain(error, out)) from None
 
 
 def _check_config(config: PrepareConfig) -> None:
@@ -145,7 +150,8 @@ def _find(
 ) -> list[Found]:
     """Find, print and validate what is at `root`; its images must not overlap with those of `prepared` folders."""
     assert config.root is not None
-    inside = (folder.resolve().is_relative_to(Path(config.root).resolve()) for folder in prepared)
+    root = os.path.realpath(config.root)
+    inside = (Path(os.path.realpath(folder)).is_relative_to(root) for folder in prepared)
     if config.set in ("photos", PAIRS) and any(inside):
         raise ValueError(
             f"out={prepared[0]} lies in root={config.root}: its images would be taken for {config.set}"
@@ -159,6 +165,8 @@ def _find(
         console.print(count_table(found))
         refuse_incomplete(found, config.allow_incomplete)
 
+    refuse_unwritable_names(found)
+
     # No clean image may be both in training and in test.
     before = (image for folder in prepared for image in clean_images(folder))
     if repeated := refuse_leakage(found, before):
@@ -166,26 +174,20 @@ def _find(
     return found
 
 
-def _make(config: PrepareConfig, out: Path, console: Console) -> None:
-    """Make pairs in a folder that no other preparation works on."""
-    try:
-        with own_prepared(out, read_part(config.shard)):
-            _fill(config, out, console)
-    except OSError as error:
-        raise ValueError(_explain(error, out)) from None
-
-
 def _explain(error: OSError, out: Path) -> str:
     """Return what kept a preparation from reading or writing a file, and what to do."""
-    name, reason = error.filename, error.strerror or error
-    if isinstance(name, str) and not Path(name).is_relative_to(out):
-        return f"{name} cannot be read or written ({reason}): repair it, and the same command goes on"
+    reason = error.strerror or error
     if error.errno in NO_SPACE:
         return f"out={out} cannot be written ({reason}); nothing is lost: free some disk, and the same command goes on"
+
+    # The file's own name, where it has another one while it is written.
+    name = error.filename2 or error.filename
+    if isinstance(name, str) and Path(name) != out:
+        return f"{name} cannot be read or written ({reason}): repair it, and the same command goes on"
     return f"out={out} cannot be written ({reason}); repair it or choose another out"
 
 
-def _fill(config: PrepareConfig, out: Path, console: Console) -> None:
+def _make(config: PrepareConfig, out: Path, console: Console) -> None:
     """Find the downloads, plan the pairs, make them, and write the manifest."""
     # Photos and pairs of any shape are cropped, the paper's sets are squeezed into the square.
     fit = (

@@ -17,7 +17,7 @@ from accelerate.utils import gather_object
 
 from diffrestorer.config.schema import RunConfig
 from diffrestorer.data.images import ImageError, read_photo
-from diffrestorer.data.manifest import open_shard, pair_hash, read_batches, split_address
+from diffrestorer.data.manifest import is_row, open_shard, pair_hash, read_batches, split_address
 from diffrestorer.data.pair_folders import PairFolders, differing_sizes
 from diffrestorer.data.pairs import SynthesisedPairs
 from diffrestorer.data.prepared import PreparedPairs, TrainingPairs, open_pairs
@@ -246,7 +246,7 @@ def _pair_checksums(root: Location) -> dict[str, dict[int, str]]:
     found: dict[str, dict[int, str]] = {}
     for batch in read_batches(root, ["lq", "sha256"]):
         for lq, sha256 in zip(batch["lq"], batch["sha256"], strict=True):
-            if "#" in lq:
+            if is_row(lq):
                 shard, row = split_address(lq)
                 found.setdefault(shard, {})[row] = sha256
     return found

@@ -97,6 +97,12 @@ def run_lines(lines: Sequence[str], packages: Path, folder: Path) -> tuple[list[
     return statuses, done.stdout, done.stderr
 
 
+def test_heif_is_heic() -> None:
+    """Files are called both."""
+    extras = PROJECT["optional-dependencies"]
+    assert extras["heif"] == extras["heic"] != []
+
+
 @pytest.mark.slow
 def test_restoring_needs_no_extra(photos_dir: Path, tmp_path: Path) -> None:
     lines = [f"restore {photos_dir} -o restored", f"detect {photos_dir}", "--version"]

@@ -18,7 +18,8 @@ from diffrestorer.config.composition import load
 from diffrestorer.config.schema import Stage1Config
 from diffrestorer.inference import onnx_export
 from diffrestorer.inference.one_step import OneStepScheduler
-from diffrestorer.inference.onnx_export import FILE_NAME, export_student, resize_as_clip
+from diffrestorer.inference.onnx_export import export_student, resize_as_clip
+from diffrestorer.inference.onnx_files import FILE_NAME
 from diffrestorer.inference.pipeline import DiffRestorerPipeline
 from diffrestorer.models.blocks import pad_to_multiple
 from diffrestorer.models.pretrained import load_base
@@ -109,7 +110,10 @@ def test_stable_diffusion_s_kind_equals_pytorch(
 
     file = export_student(pipe, tmp_path)
 
-    assert sorted(path.name for path in tmp_path.iterdir()) == [FILE_NAME, f"{FILE_NAME}.data"]
+    weights, graph = sorted(path.name for path in tmp_path.iterdir())
+    assert graph == FILE_NAME
+    assert weights.startswith("restorer-")
+    assert weights.endswith(".onnx.data")
     check_sizes(file, pipe)
 
 

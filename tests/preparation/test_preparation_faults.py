@@ -5,6 +5,7 @@ import os
 import resource
 import shutil
 import signal
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -198,28 +199,34 @@ def test_a_disk_that_is_too_small_is_said_before_anything_is_made(
     assert "41 pairs at 16x16" in capsys.readouterr().err.replace("\n", " ")
 
 
-def _prepare_on_a_full_disk(root: str, out: str, answer: str) -> None:
+def _prepare_on_a_full_disk(root: str, out: str, limit: int, answer: Connection) -> None:
     """No file may be larger than this, which a write learns as it learns that a disk is full."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the test's own log is a file as well
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     try:
         prepare(PrepareConfig("photos", root, out, size=64, num_workers=1))
     except ValueError as error:
-        descriptor = os.open(answer, os.O_CREAT | os.O_WRONLY)
-        os.write(descriptor, str(error).encode())
+        answer.send(str(error))
 
 
-def test_a_disk_that_fills_up(tmp_path: Path) -> None:
+@pytest.mark.parametrize("limit", [0, 150, 1000, 20_000])
+def test_a_disk_that_fills_up(limit: int, tmp_path: Path) -> None:
+    """At the lock, the plan, the record or the pixels."""
     root = photos(tmp_path / "photos", *range(1, 4))
+    here, there = multiprocessing.Pipe()
+    arguments = (str(root), str(tmp_path / "out"), limit, there)
     process = multiprocessing.get_context("fork").Process(
-        target=_prepare_on_a_full_disk,
-        args=(str(root), str(tmp_path / "out"), str(tmp_path / "answer")),
+        target=_prepare_on_a_full_disk, args=arguments
     )
     process.start()
     process.join(1800)
-    assert "cannot be written (File too large); nothing is lost" in (tmp_path / "answer").read_text()
+    assert process.exitcode == 0
+    assert here.poll()
+    assert "cannot be written (File too large); nothing is lost: free some disk" in here.recv()
     assert not list((tmp_path / "out").rglob("*.npy"))
     assert not list((tmp_path / "out").rglob("*.tmp"))
+    assert not (tmp_path / "out" / "owner.json").exists()
     keys = {"size": 64, "budget": None}
     make("photos", root, tmp_path / "out", **keys)
     make("photos", root, tmp_path / "clean", **keys)
@@ -272,3 +279,91 @@ def test_a_preparation_killed_at_any_moment(tmp_path: Path, seconds: float) -> N
     runs.run("prepare_data.py", command, tmp_path / "log")
     make("photos", root, tmp_path / "clean", size=256, split="test", budget=None)
     assert tree(tmp_path / "out") == tree(tmp_path / "clean")
+
+
+ODD_NAMES = [
+    "a b",
+    "k=v",
+    "写真",
+    "-dash",
+    "q?*[x]",
+    "new\nline",
+    "%s%d",
+    "[red]x",
+    "#x'\"",
+    "a#5",
+    ":c",
+    "{b}",
+]
+
+
+@pytest.mark.parametrize("kind", ["photos", "folders"])
+def test_names_of_any_kind(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of photos and of folders: what was prepared is found again and agrees with its checksums."""
+    root = tmp_path / "photos"
+    for number, name in enumerate(ODD_NAMES):
+        photos(tmp_path / "single", number)
+        path = root / (name if kind == "folders" else "") / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "single" / f"{number}.png").rename(path)
+    out = tmp_path / "out [a]=b #1 写"
+    keys = {"size": 16, "num_workers": 1, "degradations": ["noise"]}
+    for split in ("test", "train"):
+        source = root if split == "test" else photos(tmp_path / "more", *range(50, 53))
+        prepare(PrepareConfig("photos", str(source), str(out), split=split, **keys))  # type: ignore[arg-type]
+    prepare(PrepareConfig(out=str(out), check=True))
+    assert f"pairs in {out}/{MANIFEST}" in capsys.readouterr().err
+    pairs = list_test_pairs(out)["photos", "noise"]
+    assert len(pairs) == len(ODD_NAMES)
+    for pair in pairs:
+        assert pair.read()[0].shape == (16, 16, 3)
+
+
+def test_names_that_are_not_text(tmp_path: Path) -> None:
+    root = photos(tmp_path / "photos", 1)
+    (root / "1.png").rename(root / os.fsdecode(b"caf\xe9.png"))
+    sentence = refused("photos", root, tmp_path / "out")
+    assert sentence.startswith("1 images have names that are not UTF-8, such as 'caf\\udce9")
+    assert sentence.endswith("rename them")
+
+
+def test_links_that_lead_in_a_circle(tmp_path: Path) -> None:
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    root = photos(tmp_path / "photos", 1)
+    assert "is not a folder of photos" in refused("photos", tmp_path / "circle", tmp_path / "out")
+    with pytest.raises(ValueError, match="circle cannot be written"):
+        make("photos", root, tmp_path / "circle")
+
+
+@pytest.mark.parametrize("kind", ["cut off", "folder", "pipe"])
+def test_a_damaged_record_is_named(kind: str, tmp_path: Path) -> None:
+    root, out = photos(tmp_path / "photos", 1), tmp_path / "out"
+    make("photos", root, out, budget=None)
+    before = tree(out)
+    record = out / "pairs/photos/train/rain/00000.json"
+    content = record.read_bytes()
+    record.unlink()
+    if kind == "cut off":
+        record.write_bytes(content[: len(content) // 2])
+    elif kind == "folder":
+        record.mkdir()
+    else:
+        os.mkfifo(record)
+    with pytest.raises(ValueError, match=f"^{record} (is damaged|cannot be read)"):
+        make("photos", root, out, budget=None)
+
+    # As the sentence says.
+    record.rmdir() if kind == "folder" else record.unlink()
+    make("photos", root, out, budget=None)
+    assert tree(out) == before
+
+
+@pytest.mark.parametrize("name", ["readme", "photos"])
+def test_whatever_is_written_goes_to_a_folder_that_can(name: str, tmp_path: Path) -> None:
+    """A new folder, and none where there can be none."""
+    root = photos(tmp_path / "photos", 1)
+    prepare(PrepareConfig(name, str(root), str(tmp_path / "new" / "out"), size=16, num_workers=1))
+    assert list((tmp_path / "new" / "out").iterdir())
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(ValueError, match="cannot be"):
+        prepare(PrepareConfig(name, str(root), str(tmp_path / "file"), size=16))

@@ -110,8 +110,8 @@ def _encode_tiff(channels: np.ndarray, photo: Photo) -> bytes:
     # The horizontal predictor: each sample as its difference from the one to its left.
     differences = channels.copy()
     differences[:, 1:] -= channels[:, :-1]
-    ordered = differences.astype(differences.dtype.newbyteorder(directory.order), copy=False)
-    strip = zlib.compress(ordered.tobytes())
+    stored = np.dtype(f"{directory.order}u{channels.dtype.itemsize}")
+    strip = zlib.compress(differences.astype(stored, copy=False).tobytes())
 
     # Tags of TIFF 6.0, section 6 (RGB).
     bits = 8 * channels.dtype.itemsize
