@@ -61,7 +61,7 @@ def record_prototypes(
         return restorer.image_encoder(to_unit(batch.to(processor.device).lq)).cpu(), labels.cpu()
 
     # More pairs are looked at while a class that trains is still missing.
-    found: list[tuple[Tensor, Tensor]] = []
+    found: list[tuple[Float[Tensor, "b d"], Int[Tensor, " b"]]] = []
     for turn in range(PROTOTYPE_TURNS):
         found += share_out(partial(encode, turn * PROTOTYPE_BATCHES), PROTOTYPE_BATCHES)
         embeddings, labels = (
