@@ -20,7 +20,7 @@ from diffrestorer.inference.choices import (
     check_option,
 )
 from diffrestorer.inference.component_pipeline import ComponentPipeline
-from diffrestorer.inference.results import DiffRestorerOutput, SampledLatents
+from diffrestorer.inference.results import DiffRestorerOutput, SampledLatents, mark_infinite
 from diffrestorer.inference.sampler import Generator, draw_noise, run_scheduler
 from diffrestorer.inference.stages import Stages
 from diffrestorer.inference.tiling import group_images, smaller_sides, tile_side, until_it_fits
@@ -189,7 +189,7 @@ class DiffRestorerPipeline(ComponentPipeline):
         images = until_it_fits(
             run, self._sides(sampled.side, lq, sampled.shrink), sampled.tile_batch_size
         )
-        return images[..., : sampled.height, : sampled.width].clamp_(0, 1)
+        return mark_infinite(images)[..., : sampled.height, : sampled.width].clamp_(0, 1)
 
     def _take_batch(
         self, images: list[Any], indices: Sequence[int]

@@ -44,3 +44,8 @@ class SampledLatents:
     side: int | None = None
     tile_batch_size: int | None = None
     shrink: bool = False
+
+
+def mark_infinite(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+    """Turn infinities into NaN, in place: clamping to [0, 1] makes white or black of them, and keeps NaN."""
+    return images.masked_fill_(images.isinf(), float("nan"))

@@ -14,8 +14,9 @@ from diffrestorer.baselines.protocol import Pass, RegressionBaseline, whole
 from diffrestorer.baselines.registry import load_baseline
 from diffrestorer.evaluation.methods import Method
 from diffrestorer.evaluation.restoring.identity import weights_digest
-from diffrestorer.evaluation.restoring.outputs import NOISE, Restored, mark_infinite, noise_seed
+from diffrestorer.evaluation.restoring.outputs import NOISE, Restored, noise_seed
 from diffrestorer.evaluation.restoring.precision import place_network, precision_of
+from diffrestorer.inference.results import mark_infinite
 from diffrestorer.inference.tiling import Grid, smaller_sides, tile_side, until_it_fits
 
 

@@ -136,8 +136,3 @@ def as_pixels(image: Float[Tensor, "3 h w"]) -> np.ndarray | None:
         return None
     levels = (image * 255).round().to(torch.uint8)
     return np.ascontiguousarray(levels.permute(1, 2, 0).numpy())
-
-
-def mark_infinite(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-    """Turn infinities into NaN, in place: clamping to [0, 1] makes white or black of them, and keeps NaN."""
-    return images.masked_fill_(images.isinf(), float("nan"))

@@ -17,10 +17,11 @@ from diffrestorer.evaluation.restoring.consistency_decoder import (
     load_consistency_decoder,
 )
 from diffrestorer.evaluation.restoring.identity import check_ablation, weights_digest
-from diffrestorer.evaluation.restoring.outputs import NOISE, Restored, mark_infinite, noise_seed
+from diffrestorer.evaluation.restoring.outputs import NOISE, Restored, noise_seed
 from diffrestorer.evaluation.restoring.precision import DTYPES, place_network, precision_of
 from diffrestorer.inference.choices import THRESHOLD
 from diffrestorer.inference.pipeline import DiffRestorerPipeline
+from diffrestorer.inference.results import mark_infinite
 from diffrestorer.inference.tiling import WHOLE_PIXELS
 
 
