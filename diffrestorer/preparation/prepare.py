@@ -67,8 +67,7 @@ def prepare(config: PrepareConfig) -> None:
 
     # --check changes nothing; anything else fills a folder.
     if config.check:
-        _check(config, console)
-        return
+        return _check(config, console)
     if config.out is None:
         raise ValueError("out is not set: give out=FOLDER for the prepared pairs")
     out = Path(config.out)
@@ -82,6 +81,9 @@ def prepare(config: PrepareConfig) -> None:
                 _make(config, out, console)
     except OSError as error:
         raise ValueError(_explain(error, out)) from None
+    except KeyboardInterrupt:
+        console.print("stopped; nothing is lost: the same command goes on")
+        raise SystemExit(130) from None  # as after any Ctrl-C
 
 
 def _check_config(config: PrepareConfig) -> None:

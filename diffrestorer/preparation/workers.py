@@ -2,10 +2,13 @@
 
 import multiprocessing
 import os
+import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from typing import TypeVar
 
 import cv2
@@ -46,7 +49,8 @@ def run_all(
     )  # imported once instead of by every worker
     with ProcessPoolExecutor(workers, context, initializer=_start_worker) as pool:
         try:
-            futures = {pool.submit(task): items for task, items in tasks}
+            with _delay_interrupt():
+                futures = {pool.submit(task): items for task, items in tasks}
             for future in as_completed(futures):
                 future.result()
                 advance(futures[future])
@@ -62,9 +66,26 @@ def run_all(
         return [future.result() for future in futures]
 
 
+@contextmanager
+def _delay_interrupt() -> Iterator[None]:
+    """Have Ctrl-C wait until the workers have been started: their imports would end in tracebacks."""
+    resource_tracker.ensure_running()  # its start would let the signal through
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start_worker() -> None:
     """Give a worker one thread, beside one that waits for the parent's end."""
     cv2.setNumThreads(1)
+
+    # Ctrl-C goes to every process of a terminal, and the parent tells of it.
+    signal.signal(signal.SIGINT, lambda *_: os._exit(1))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+
+    # The parent may be killed.
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -2,7 +2,10 @@
 
 import functools
 import operator
+import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -70,5 +73,31 @@ def test_a_preparation_whose_worker_is_killed_goes_on(whose: str, tmp_path: Path
     killer.join()
     assert killed
     prepare(config)
+    make("photos", root, tmp_path / "one", size=256, budget=None)
+    assert tree(out) == tree(tmp_path / "one")
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize("seconds", [0.0, 2.0])
+def test_ctrl_c_is_one_sentence(num_workers: int, seconds: float, tmp_path: Path) -> None:
+    """It goes to every process of the terminal; while the workers' libraries are imported, and later."""
+    root, out = photos(tmp_path / "photos", *range(1, 25)), tmp_path / "out"
+    words = [sys.executable, "-m", "diffrestorer", "prepare", "set=photos", f"root={root}"]
+    words += [f"out={out}", "size=256", f"num_workers={num_workers}"]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        while not list(out.glob("pairs/*/*/*/plan.json")):
+            assert process.poll() is None
+            time.sleep(0.001)
+        time.sleep(seconds)
+        os.killpg(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=600)
+    assert process.returncode == 130, said
+    assert "stopped; nothing is lost: the same command goes on" in said
+
+    # A worker that was just starting may still complain of its parent's end.
+    assert "KeyboardInterrupt" not in said
+    assert not (out / "owner.json").exists()
+    make("photos", root, out, size=256, budget=None)
     make("photos", root, tmp_path / "one", size=256, budget=None)
     assert tree(out) == tree(tmp_path / "one")
