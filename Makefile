@@ -16,9 +16,9 @@ demo: $(READY)  ## degrade, restore and score real photos: outputs/demo/
 rehearsal: $(READY)  ## before renting a cluster: the paper's model with random weights through every script
 	$(PY) benchmarks/rehearsal.py
 
-# Four files at a time on two cores: many tests wait for processes that they started.
+# Three files at a time on two cores: many tests wait for processes that they started.
 test: $(READY)  ## the whole test suite (about 12 minutes on two cores)
-	$(PY) -m pytest -q -n 4 --dist loadfile --no-loadscope-reorder -m "not soak"
+	$(PY) -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m "not soak"
 
 check: $(READY)  ## ruff, types and the fast tests: before every commit
 	$(PY) -m ruff check

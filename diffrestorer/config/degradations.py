@@ -45,13 +45,10 @@ def check_class_names(classes: Sequence[str], key: str = "classes") -> None:
         key: what the message calls them.
 
     Raises:
-        ValueError: there is no class but `clean`, a name is there twice, or one has other characters than a-z, 0-9 and
-            `_`.
+        ValueError: there is no class, a name is there twice, or one has other characters than a-z, 0-9 and `_`.
     """
     if not classes:
         raise ValueError(f"{key} is empty: name at least one class")
-    if set(classes) == {CLEAN}:
-        raise ValueError(f"{key} names {CLEAN} alone: name a degradation as well")
     for name in classes:
         if not re.fullmatch(r"[a-z0-9_]+", name):
             raise ValueError(

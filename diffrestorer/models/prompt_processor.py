@@ -79,6 +79,8 @@ class PromptProcessor(ModelMixin, ConfigMixin):
 
         # Refuse what can't work before anything is built.
         check_class_names(classes)
+        if set(classes) == {CLEAN}:
+            raise ValueError(f"classes names {CLEAN} alone: name a degradation as well")
         if not semantic and clip_dim != semantic_dim:
             raise ValueError(
                 f"without a semantic branch the CLIP embedding is the token: clip_dim ({clip_dim}) must equal "

@@ -117,7 +117,7 @@ def test_help_lists_the_scripts(capsys: pytest.CaptureFixture[str]) -> None:
         ("hydra", "train stage1 data.root=x", "train"),
         ("hydra", "evaluate", "eval"),
         ("pyarrow", "prepare root=x out=y", "train"),
-        ("pyarrow", "train stage1 data.root=x", "train"),
+        pytest.param("pyarrow", "train stage1 data.root=x", "train", marks=pytest.mark.soak),
         ("pandas", "evaluate --suite mixed", "eval"),
     ],
 )

@@ -72,8 +72,8 @@ def test_files_that_would_not_be_read_are_not_written(
     "options",
     [
         {"safe_serialization": True, "variant": None},
-        {"variant": "fp16"},
-        {"max_shard_size": "20KB"},
+        pytest.param({"variant": "fp16"}, marks=pytest.mark.soak),
+        pytest.param({"max_shard_size": "20KB"}, marks=pytest.mark.soak),
         {"variant": "own", "max_shard_size": "20KB"},
     ],
     ids=str,

@@ -119,12 +119,16 @@ def test_a_finished_model_gets_the_encoder_and_keeps_its_other_networks(
 
 
 def test_prototypes_are_of_every_class_that_trains_and_others_stay(
-    task: ImageEncoderTask, settings: BaseConfig, caplog: pytest.LogCaptureFixture
+    task: ImageEncoderTask,
+    settings: BaseConfig,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Of the classes that the encoder was taught; as many pairs are read as it takes to meet each of them."""
+    monkeypatch.setattr(stage1, "PROTOTYPE_BATCHES", 1)
     processor = task.prompt_processor
     before = processor.class_prototypes.clone()
-    data = replace(settings.data, degradations=[*["noise"] * 40, "haze"])
+    data = replace(settings.data, degradations=[*["noise"] * 30, "haze"])
     task.config = replace(settings, data=data)
     task.conclude()
     changed = (processor.class_prototypes != before).any(dim=1)
@@ -138,6 +142,7 @@ def test_prototypes_are_of_every_class_that_trains_and_others_stay(
     sigma = replace(data.synthesis.noise, sigma=(0.5, 0.6))
     faint = replace(data, degradations=["noise"], synthesis=replace(data.synthesis, noise=sigma))
     task.config = replace(settings, data=faint)
+    monkeypatch.setattr(stage1, "PROTOTYPE_TURNS", 2)
     kept = processor.class_prototypes.clone()
     task.conclude()
     changed = (processor.class_prototypes != kept).any(dim=1)

@@ -282,8 +282,8 @@ def test_a_student_goes_on_as_it_is(
         torch.testing.assert_close(task.restore(batch).clamp(0, 1), images, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("model", ["mini", pytest.param("sd15", marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("model", ["mini", "sd15"])
 def test_killed_runs_and_two_processes_end_like_one(
     model: str, commands: dict[str, list[str]], tmp_path: Path
 ) -> None:

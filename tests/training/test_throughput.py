@@ -245,7 +245,7 @@ def test_the_stages_learn_the_same_while_they_are_counted(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.soak)])
 def test_airnet_learns_the_same_and_two_processes_do_not_wait_for_each_other(
     processes: int, photos_dir: Path, tmp_path: Path
 ) -> None:
@@ -267,7 +267,7 @@ def test_airnet_learns_the_same_and_two_processes_do_not_wait_for_each_other(
         assert "TFLOP/s are not counted: the forward pass exchanges tensors between processes" in log
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_two_processes_share_the_operations(
     tiny_overrides: list[str], photos_dir: Path, tmp_path: Path
 ) -> None:
