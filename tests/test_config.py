@@ -367,7 +367,7 @@ def kinds_of_origin(hint: Any) -> set[Any]:
         ("train_stage1", "train.lr_milestones={0.5: -1}"),
         ("train_baseline", "betas=[0.9,1.5]"),
         ("train_student", "tau=1000"),
-        ("train_mini", "shares={stage1: 0.0}"),
+        ("train_mini", "shares={stage1: -1.0}"),
         ("evaluate", "batch_size=0"),
         ("evaluate", "fid_floor=1"),
         ("prepare_data", "budget=0"),

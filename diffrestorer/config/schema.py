@@ -152,7 +152,7 @@ class StudentConfig(RunConfig):
 
 @dataclass
 class MiniConfig:
-    """`scripts/train_mini.py`: mini in a given number of minutes."""
+    """`scripts/train_mini.py`: mini trained on for a given number of minutes."""
 
     output_dir: str = "outputs/train_mini"
     """Folder that holds the runs of the stages. The same command on the same folder resumes."""
@@ -162,14 +162,18 @@ class MiniConfig:
     """Folder of clean photos, searched recursively."""
     minutes: float = option(10.0, gt=0)
     """Time for all stages, from the start to the finished model."""
+    teacher: str = "mini"
+    """Model that is trained on: `mini` or a folder."""
+    batch_size: int | None = option(None, ge=1)
+    """Crops per step of every stage; null: 64 on a GPU and 8 on a CPU."""
     num_workers: int | None = option(None, ge=0)
     """Processes that make training pairs; null: one per core but one."""
     common: list[str] = field(default_factory=list)
     """Overrides for every stage, as on the command line of its script."""
     stages: dict[str, list[str]] = field(default_factory=dict)
     """Stage -> its own overrides."""
-    shares: dict[str, float] = option({}, gt=0, le=1)
-    """Stage -> its share of the minutes."""
+    shares: dict[str, float] = option({}, ge=0)
+    """Stage -> its share of the minutes, relative to the others'; 0: the stage is left out."""
 
 
 @dataclass
