@@ -1,8 +1,8 @@
 r"""What a GPU proves and measures, at Stable Diffusion 1.5's widths with random weights, in about eight minutes.
 
 Whoever has a GPU for fifteen minutes gives two commands, with `$OUT` a folder that outlives the machine. The first
-proves and measures; the second trains mini on for seven minutes, stage 1, decoder and student, and packs models and
-newest checkpoints (unpacked there, the same command goes on where it stopped):
+proves and measures; the second trains mini on for seven minutes, image encoder and student, and packs models and newest
+checkpoints (unpacked there, the same command goes on where it stopped):
 
     python benchmarks/gpu.py --minutes 8 --output "$OUT/gpu.json" --page "$OUT/performance.md"
 

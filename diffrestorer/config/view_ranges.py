@@ -30,6 +30,8 @@ class Views(Parameters):
     """Share of a pale one that is an even light grey."""
     tone_warmth: Annotated[Range, Rule(-2.0, 2.0)] = (-0.5, 0.5)
     """Logarithm of red light over blue light; negative numbers are cool."""
+    lights_share: Annotated[float, Rule(0.0, 1.0)] = 0.0
+    """Share of crops made into nights full of lights, such as stars or a town's lamps, except of low_light and snow."""
     compressed_share: Annotated[float, Rule(0.0, 1.0)] = 0.0
     """Share of crops that are JPEG files already, the clean image too."""
     compressed_quality: Annotated[IntRange, Rule(1.0, 100.0)] = (75, 95)

@@ -20,6 +20,9 @@ _NIGHT_GAMMA = (1.6, 5.0)
 _DIM_LIGHT = (0.2, 0.8)  # share of the tones that a dim scene keeps
 _DIM_HIGHLIGHTS = 12.0  # the power of the tones that keep more of theirs: lamps, what they shine on
 _COLOR_GAMMA = (0.6, 1.7)  # of each channel; drawn log-uniformly
+_LIGHTS = (0.2, 20.0)  # per 1000 pixels; drawn log-uniformly
+_LIGHT_SIZES = (0.4, 1.6)  # standard deviation in pixels of the smallest and of the largest kind
+_LIGHT_WARMTH = 0.4  # standard deviation of the logarithm of red light over blue
 
 
 def crop(photo: Pixels, size: int, views: Views, rng: np.random.Generator) -> Pixels:
@@ -67,6 +70,12 @@ def vary(image: Pixels, degradation: str, views: Views, rng: np.random.Generator
         image = np.take_along_axis(table, image.reshape(-1, 3), axis=0).reshape(image.shape)
     if views.tone_share and rng.random() < views.tone_share:
         image = tone(image, degradation, views, rng)
+    if (
+        views.lights_share
+        and rng.random() < views.lights_share
+        and degradation not in ("low_light", "snow")
+    ):
+        image = light_up(image, rng)
 
     # What is written on or compressed has its colours already.
     if rng.random() < views.text_share:
@@ -112,6 +121,33 @@ def tone(image: Pixels, degradation: str, views: Views, rng: np.random.Generator
         veil, grey = rng.uniform(*views.tone_veil), rng.uniform(0.6, 0.95)
         tones = np.rint(tones * (1.0 - veil) + 255.0 * grey * veil).astype(np.uint8)
     return np.take_along_axis(tones, image.reshape(-1, 3), axis=0).reshape(image.shape)
+
+
+def light_up(image: Pixels, rng: np.random.Generator) -> Pixels:
+    """Return the crop as a night full of lights: dark, with many bright points, some in a glow of their own.
+
+    Without such clean scenes a sky full of stars is taken for `snow`, and its stars are removed.
+    """
+    # What the points stand before keeps little or nothing of its light.
+    height, width = image.shape[:2]
+    scene = TO_LINEAR[image] * np.float32(rng.uniform(0.0, 0.2) ** 2)
+
+    # Points of a few sizes, most of them faint; each kind is spread as one picture.
+    low, high = np.log(_LIGHTS)
+    density = math.exp(rng.uniform(low, high)) / 1000.0
+    for share, size in zip((0.7, 0.25, 0.05), np.sort(rng.uniform(*_LIGHT_SIZES, 3)), strict=True):
+        points = np.zeros_like(scene)
+        count = rng.poisson(share * density * height * width)
+        brightness = rng.uniform(0.05, 1.0, count) ** 3
+        warmth = np.exp(np.outer(rng.normal(0.0, _LIGHT_WARMTH, count), (0.5, 0.0, -0.5)))
+        rows, columns = rng.integers(height, size=count), rng.integers(width, size=count)
+        np.add.at(points, (rows, columns), (brightness[:, None] * warmth).astype(np.float32))
+        spread = max(1.0, 2.0 * math.pi * size**2)  # a point as bright in its middle as it was drawn
+        scene += spread * cv2.GaussianBlur(points, (0, 0), float(size))
+        if share < 0.1:
+            glow = rng.uniform(3.0, 8.0)
+            scene += rng.uniform(0.0, 30.0) * cv2.GaussianBlur(points, (0, 0), glow)
+    return linear_to_bytes(np.clip(scene, 0.0, 1.0))
 
 
 def _dim(tones: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:

@@ -77,6 +77,22 @@ def test_what_else_is_drawn_stays_where_dim_scenes_are_asked_for_too() -> None:
     )
 
 
+def test_nights_full_of_lights_are_dark_with_bright_points_and_never_of_a_class_that_they_look_like() -> (
+    None
+):
+    views, grey = Views(lights_share=1.0), np.full((128, 128, 3), 90, np.uint8)
+    nights = [vary(grey, "noise", views, rng(seed)) for seed in range(30)]
+    dark = [np.median(night) for night in nights]
+    assert max(dark) < 70, "all are darker than the photo"
+    assert min(dark) < 8, "some are nearly black"
+    assert all(night.max() > np.median(night) + 60 for night in nights), "all have lights"
+    shares = [np.mean(night.max(axis=2) > np.median(night) + 40) for night in nights]
+    assert min(shares) < 0.01, "few lights"
+    assert 0.05 < max(shares) < 0.6, "and many"
+    for likely in ("low_light", "snow"):
+        assert np.array_equal(vary(grey, likely, views, rng()), grey)
+
+
 def test_other_colors_are_as_bright_in_the_mean_and_keep_black_and_white() -> None:
     views = Views(color_share=1.0)
     changed = [vary(PHOTO, "low_light", views, rng(seed)) for seed in range(40)]
