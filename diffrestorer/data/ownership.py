@@ -26,6 +26,10 @@ _REOPENED = 20  # times that a file is opened whose name others have removed; nu
 LOG = logging.getLogger("diffrestorer.training")
 
 
+class FolderInUseError(ValueError):
+    """Another process holds a folder."""
+
+
 @contextmanager
 def own_folder(
     folder: Path,
@@ -47,7 +51,7 @@ def own_folder(
         remove: remove `owner.json` at the end, as the last that holds it.
 
     Raises:
-        ValueError: another process holds the folder; the message names it.
+        FolderInUseError: another process holds the folder; the message names it.
     """
     path = folder / "owner.json"
 
@@ -63,7 +67,7 @@ def own_folder(
             LOG.info("waiting for %s, in use by %s", folder, _read_owner(path))
             waits = True
         if time.monotonic() >= deadline:
-            raise ValueError(
+            raise FolderInUseError(
                 f"{folder} is in use by {_read_owner(path)}: wait for its end, or {instead}"
             )
         time.sleep(POLL_SECONDS)

@@ -9,11 +9,10 @@ found as well. Encoders run in the run's mixed precision, as they do in a step w
 import hashlib
 import json
 import logging
-import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from diffrestorer.data.ownership import own_folder
+from diffrestorer.data.ownership import FolderInUseError, own_folder
 from diffrestorer.data.pairs import Pair, PairBatch, collate_pairs, pair_loader
 from diffrestorer.data.prepared import PreparedPairs, TrainingPairs
 from diffrestorer.models.weight_files import save_tensors
@@ -34,6 +33,9 @@ from diffrestorer.training.checkpoint import write_folder
 from diffrestorer.training.kept_files import write_changed
 from diffrestorer.training.launcher import on_main_process
 from diffrestorer.training.task import Task
+
+OWNER_SECONDS = 60.0
+"""Seconds that a run waits for the owner of a cache before its processes exchange a word."""
 
 FORMAT = 1
 CHUNK = 256
@@ -167,8 +169,9 @@ def open_cache(
     own = range(accelerator.process_index, cache.num_chunks, accelerator.num_processes)
     if any(gather_object([bool(cache.missing(own))])):
         with ExitStack() as held:
-            owner = own_folder(cache.folder, wait=math.inf)
-            on_main_process(accelerator, lambda: held.enter_context(owner) or None)
+            # No exchange between processes may take minutes: NCCL ends the run after ten.
+            while not on_main_process(accelerator, partial(_take, cache.folder, held)):
+                pass
             _build(cache, cache.missing(own), task, pairs, accelerator, batch_size, num_workers, log)
             accelerator.wait_for_everyone()
 
@@ -176,6 +179,15 @@ def open_cache(
         _compare(cache, task, pairs, accelerator)
         write_changed(cache.folder / "key.json", (json.dumps(key, indent=1) + "\n").encode())
     return CachedPairs(pairs, cache)
+
+
+def _take(folder: Path, held: ExitStack) -> bool:
+    """Hold a cache's folder until `held` is closed; return whether it became free within a minute."""
+    try:
+        held.enter_context(own_folder(folder, wait=OWNER_SECONDS))
+    except FolderInUseError:
+        return False
+    return True
 
 
 def _build(

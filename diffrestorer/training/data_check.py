@@ -164,10 +164,11 @@ def _read_files(
         else:
             changed.append((path, stamp))
 
-    # Decoding releases the interpreter, so threads share the cores.
+    # Decoding releases the interpreter, so threads share the cores, and the processes of a machine share them, too.
     if len(changed) > 1000:
         log.info("reading %d files of the training data, once", len(changed))
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    threads = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    with ThreadPoolExecutor(max(1, threads)) as pool:
         for (path, _), file in zip(changed, pool.map(lambda item: read(*item), changed), strict=True):
             files[name_below(root, path)] = file
     return files

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import (
     DistributedDataParallelKwargs,
     GradientAccumulationPlugin,
@@ -35,6 +36,9 @@ def make_accelerator(mixed_precision: str) -> Accelerator:
     """
     check_launcher(os.environ, mixed_precision)
     _meet_again()
+
+    # An earlier run of this process may have had another precision. The process group stays.
+    AcceleratorState._reset_state()
 
     # Without `cpu=True` it ignores torchrun's ranks on a machine without a GPU. The plugin keeps it from dividing the
     # losses a second time: the loop does that. Gradients lie in the buckets that are sent, instead of beside them.

@@ -36,8 +36,9 @@ GRACE = 10.0
 SECOND_SIGNAL = 2.0
 """Seconds after which Ctrl-C counts again."""
 
-SAVE_SECONDS = 120.0
-"""Seconds that the other processes wait for the main one's checkpoint then."""
+SAVE_SECONDS = 60.0
+"""Seconds that the main process then waits for its loop to finish what it shows or writes, and the others for its
+checkpoint."""
 
 STORE_SECONDS = 10.0
 """Seconds until a store that does not answer counts as gone."""
@@ -225,20 +226,24 @@ class _Watch:
 
     def _abandon(self) -> None:
         """End the process from here. The lock keeps the loop from changing anything meanwhile."""
-        with self.state:
+        # The loop may hold the lock while it waits for a process that is gone, as in a sheet that all draw.
+        free = self.state.acquire(timeout=SAVE_SECONDS)
+        try:
             if self._leaving or self._closed.is_set():
                 return
-            if self._save is None:
-                if self._channel is not None:
-                    self._channel.wait_for_end(SAVE_SECONDS)
-            else:
-                self._save_and_tell(self._save)
+            if self._save is not None:
+                self._save_and_tell(self._save if free else _no_checkpoint)
+            elif self._channel is not None:
+                self._channel.wait_for_end(SAVE_SECONDS)
 
             # Data workers hold copies of this process's connections: while they live, others take it for alive.
             for worker in multiprocessing.active_children():
                 worker.kill()
             sys.stderr.flush()
             os._exit(EXIT_UNFINISHED)
+        finally:
+            if free:
+                self.state.release()
 
     def _save_and_tell(self, save: Callable[[], int | None]) -> None:
         reason = self._stop.reason
@@ -256,6 +261,10 @@ class _Watch:
                 LOG.info("stopped at step %d (%s): the same command goes on from there", step, reason)
         if self._channel is not None:
             self._channel.end()
+
+
+def _no_checkpoint() -> None:
+    """Save nothing: the state may be changing."""
 
 
 class _Channel:
