@@ -127,10 +127,10 @@ class PatchAutoencoderKL(AutoencoderKL):
 
 
 class StageStatistics(nn.Module):
-    """A frozen ImageNet tower, summarised by mean and deviation of each stage and projected to an embedding.
+    """An ImageNet tower, summarised by mean and deviation of each stage and projected to an embedding.
 
-    Means tell what a photo shows, deviations how sharp, noisy or flat it is. Nothing here is trained: `fit` sets the
-    projection.
+    Means tell what a photo shows, deviations how sharp, noisy or flat it is. `fit` sets the projection;
+    `ImageEncoderTask` may then train both. No other stage does.
 
     Args:
         model_name: of a timm EfficientNet; its weights come with the model folder.

@@ -113,6 +113,15 @@ class PromptProcessor(ModelMixin, ConfigMixin):
             degradation_logits=self.classifier(degradation_embedding),
         )
 
+    def set_trainable(self, trainable: bool) -> None:
+        """Require gradients, or none. A branch that nothing reads (ablation `no_degradation`) never does.
+
+        Processes that share a step wait for the gradient of every parameter that requires one.
+        """
+        self.requires_grad_(trainable)
+        if not self.config.degradation:
+            self.degradation_branch.requires_grad_(False)
+
     def restrain(self, prompts: VisualPrompts, threshold: float) -> VisualPrompts:
         """Take images without a clear degradation for clean ones: their P_D becomes the mean P_D of clean images.
 

@@ -194,9 +194,11 @@ class DecoderTask(Task):
         settings = self.config.train
         optimizers = [adamw(self.restorer.decoder.parameters(), settings)]
         if self.discriminator is not None:
-            optimizers.append(
-                adamw(self.discriminator.parameters(), settings, self.config.discriminator_lr)
-            )
+            later = {
+                "params": [*self.discriminator.parameters()],
+                "start_step": self.config.discriminator_start,
+            }
+            optimizers.append(adamw([later], settings, self.config.discriminator_lr))
         return optimizers
 
     def save_model(self, folder: Path, dtype: torch.dtype) -> None:

@@ -78,7 +78,7 @@ class ImageEncoderTask(Task):
         visual.project.requires_grad_(True)
         for name, parameter in visual.tower.named_parameters():
             parameter.requires_grad_(not name.startswith(NOT_USED))
-        self.prompt_processor.requires_grad_(True)
+        self.prompt_processor.set_trainable(True)
         self.prompt_processor.semantic_branch.requires_grad_(bool(self._teacher))
 
     def train(self, mode: bool = True) -> "ImageEncoderTask":

@@ -28,7 +28,7 @@ from diffrestorer.training.progress import LossRecord, Speed, TimedBatches
 from diffrestorer.training.record import prepare_output, restore_records, run_log
 from diffrestorer.training.resuming import load_newest
 from diffrestorer.training.saving import Saver
-from diffrestorer.training.schedule import choose_micro_batch, set_learning_rates
+from diffrestorer.training.schedule import choose_micro_batch, set_learning_rates, skip_unstarted
 from diffrestorer.training.sharding import consolidate, shard
 from diffrestorer.training.step_memory import explain_out_of_memory, log_expected_memory, peak_memory
 from diffrestorer.training.stopping import StopSignal
@@ -246,9 +246,12 @@ class Run:
         # Sharded optimisers wait for each other here, and nothing is saved of them from beside the loop.
         with self.stop.changing() if self.shards == 1 else nullcontext():
             set_learning_rates(self.optimizers, self.peak_rates, self.settings, step)
-            if self.settings.max_grad_norm is not None:
-                self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm)
+            skip_unstarted(self.optimizers, step)
             for optimizer in self.optimizers:
+                # Each has a norm of its own: a discriminator's gradients must not shorten the generator's step.
+                if self.settings.max_grad_norm is not None:
+                    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+                    self.accelerator.clip_grad_norm_(parameters, self.settings.max_grad_norm)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=self.shards == 1)
             if self.average is not None:

@@ -14,6 +14,9 @@ from diffrestorer.models.normalisation import normalise
 Images = Float[Tensor, "b 3 h w"]
 Scalar = Float[Tensor, ""]
 
+TINY = 1e-10
+"""Added to features whose norm is a divisor: less than rounding, where they are not zero."""
+
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
@@ -178,6 +181,11 @@ class LPIPS(nn.Module):
         for name, parameter in self.distance.net.named_parameters():
             _, layer = name.split(".", 1)
             parameter.data.copy_(state[f"features.{layer}"])
+
+        # The package divides features by their norm, whose gradient is not a number where all of them are zero.
+        self.distance.net.register_forward_hook(
+            lambda _, inputs, features: type(features)(*(value + TINY for value in features))
+        )
 
     def forward(
         self,

@@ -56,3 +56,16 @@ def set_learning_rates(
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     for group, peak in zip(groups, peak_rates, strict=True):
         group["lr"] = peak * factor if step >= group.get("start_step", 0) else 0.0
+
+
+def skip_unstarted(optimizers: Sequence[torch.optim.Optimizer], step: int) -> None:
+    """Drop the gradients of groups before their `start_step`.
+
+    AdamW would count steps of zero gradients, and then start at several times the learning rate; and gradients that
+    are not used would count in the norm that is clipped.
+    """
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            if step < group.get("start_step", 0):
+                for parameter in group["params"]:
+                    parameter.grad = None

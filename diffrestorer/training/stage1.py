@@ -107,8 +107,7 @@ class Stage1Task(Task):
         for module in (restorer.vae, restorer.image_encoder, restorer.unet, restorer.decoder):
             module.requires_grad_(False).eval()
         select_unet(restorer.unet, self.config.model.train_unet)
-        if not restorer.prompt_processor.config.degradation:
-            restorer.prompt_processor.degradation_branch.requires_grad_(False)
+        restorer.prompt_processor.set_trainable(True)
 
     @torch.no_grad()
     def encode(self, batch: PairBatch) -> dict[str, Tensor]:

@@ -74,6 +74,12 @@ class StudentTask(Task):
                 f"teacher={config.teacher} is itself a student, which has no steps to distil: set lambda_distillation=0"
             )
 
+        if goes_on and pipeline.scheduler.config.tau != config.tau:
+            taught = pipeline.scheduler.config.tau
+            raise ValueError(
+                f"teacher={config.teacher} is a student of tau={taught}: set tau={taught}, not {config.tau}"
+            )
+
         # The teacher samples targets for the distillation; as a list's item it is no part of the student.
         self.teacher_scheduler = pipeline.scheduler
         self.scheduler = OneStepScheduler.from_teacher(pipeline.scheduler, config.tau)
@@ -116,7 +122,7 @@ class StudentTask(Task):
         restorer.control_encoder.requires_grad_(True)
         restorer.control_network.requires_grad_(True)
         restorer.decoder.requires_grad_(config.train_decoder)
-        restorer.prompt_processor.requires_grad_(config.lambda_degradation > 0)
+        restorer.prompt_processor.set_trainable(config.lambda_degradation > 0)
 
     @torch.no_grad()
     def _feature_widths(self) -> list[int]:
@@ -128,15 +134,17 @@ class StudentTask(Task):
         """Return P_CLIP, the latents of both images, and with distillation those that the teacher samples."""
         return self._encode(batch, encode_image(self.restorer.vae, to_unit(batch.lq)))
 
-    def _encode(self, batch: PairBatch, encoded: EncodedImage) -> dict[str, Tensor]:
+    def _encode(
+        self, batch: PairBatch, encoded: EncodedImage, targets: bool = True
+    ) -> dict[str, Tensor]:
+        """Return what the one call takes, and the latents that it is compared with if they are asked for."""
         clip_embedding = batch.encodings.get("clip_embedding")
         if clip_embedding is None:
             clip_embedding = self.restorer.image_encoder(to_unit(batch.lq))
-        encodings = {
-            "clip_embedding": clip_embedding,
-            "lq_latents": encoded.latents,
-            "latents": encode_image(self.restorer.vae, to_unit(batch.gt)).latents,
-        }
+        encodings = {"clip_embedding": clip_embedding, "lq_latents": encoded.latents}
+        if not targets:
+            return encodings
+        encodings["latents"] = encode_image(self.restorer.vae, to_unit(batch.gt)).latents
         for teacher in self._teacher:
             encodings["teacher_latents"] = self._sample_teacher(teacher, batch, clip_embedding, encoded)
         return encodings
@@ -227,13 +235,15 @@ class StudentTask(Task):
             batch, lq=torch.stack(lq), gt=torch.stack(gt), encodings={"clip_embedding": clip_embedding}
         )
 
-    def _inputs(self, batch: PairBatch) -> tuple[Conditioning, dict[str, Tensor]]:
-        """Return what the one call takes, and the encodings that it is compared with."""
+    def _inputs(self, batch: PairBatch, targets: bool = True) -> tuple[Conditioning, dict[str, Tensor]]:
+        """Return what the one call takes, and the encodings, with those that it is compared with if asked for."""
         lq = to_unit(batch.lq)
         with torch.no_grad():
             encoded = encode_image(self.restorer.vae, lq)
             encodings = (
-                batch.encodings if "latents" in batch.encodings else self._encode(batch, encoded)
+                batch.encodings
+                if "latents" in batch.encodings
+                else self._encode(batch, encoded, targets)
             )
             encoded = EncodedImage(encodings["lq_latents"], encoded.features)
         prompts = self.restorer.prompt_processor(encodings["clip_embedding"])
@@ -287,9 +297,11 @@ class StudentTask(Task):
         ]
         optimizers = [adamw([group for group in groups if group["params"]], config.train)]
         if self.discriminator is not None:
-            optimizers.append(
-                adamw(self.discriminator.parameters(), config.train, config.discriminator_lr)
-            )
+            later = {
+                "params": [*self.discriminator.parameters()],
+                "start_step": config.discriminator_start,
+            }
+            optimizers.append(adamw([later], config.train, config.discriminator_lr))
         return optimizers
 
     def conclude(self) -> None:
@@ -305,12 +317,12 @@ class StudentTask(Task):
 
     def restore(self, batch: PairBatch) -> Float[Tensor, "b 3 h w"]:
         """Return the degraded images restored in one step, with the refined decoder."""
-        condition, _ = self._inputs(batch)
+        condition, _ = self._inputs(batch, targets=False)
         return self.restorer.decode(self._estimate(condition), condition)
 
     def sample(self, batch: PairBatch) -> list[Float[Tensor, "b 3 h w"]]:
         """Return degraded, restored with the VAE's decoder, restored with the refined one, clean."""
-        condition, _ = self._inputs(batch)
+        condition, _ = self._inputs(batch, targets=False)
         estimate = self._estimate(condition)
         plain = decode_latents(self.restorer.vae, estimate)
         return [to_unit(batch.lq), plain, self.restorer.decode(estimate, condition), to_unit(batch.gt)]
