@@ -15,9 +15,13 @@ PHASES: dict[str, type[BaselineTask]] = {"airnet": AirNetTask, "da_clip": IRSDET
 
 
 def first_phase(config: BaselineConfig) -> BaselineConfig:
-    """Return the configuration of a method's first phase: the second's, where `pretraining` does not differ."""
+    """Return the configuration of a method's first phase: the second's, where `pretraining` does not differ.
+
+    First phases compare images with each other, so a process takes its share of a step at once, whatever the preset.
+    """
     changed = {name: value for name, value in vars(config.pretraining).items() if value is not None}
-    return replace(config, train=replace(config.train, **changed))
+    hardware = replace(config.train.hardware, max_micro_batch=None)
+    return replace(config, train=replace(config.train, hardware=hardware, **changed))
 
 
 def train_baseline(config: BaselineConfig) -> None:

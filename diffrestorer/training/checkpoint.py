@@ -131,7 +131,7 @@ def take_snapshot(
 
 
 def save_checkpoint(folder: Path, snapshot: Snapshot, keep: int) -> Path:
-    """Write `folder/step_N` and remove all but the `keep` newest checkpoints.
+    """Write `folder/step_N` and remove all but the `keep` newest checkpoints up to it.
 
     Raises:
         CheckpointError: it could not be written; the older ones are all there.
@@ -153,7 +153,12 @@ def save_checkpoint(folder: Path, snapshot: Snapshot, keep: int) -> Path:
 
     checkpoint = folder / f"step_{snapshot.step}"
     write_folder(checkpoint, write)
-    for old in list_checkpoints(folder)[:-keep]:
+
+    # Later ones were passed over as damaged when this run resumed: they must not take the new one's place.
+    found = list_checkpoints(folder)
+    earlier = [old for old in found if step_of(old) <= snapshot.step]
+    later = [old for old in found if step_of(old) > snapshot.step]
+    for old in [*earlier[:-keep], *later]:
         shutil.rmtree(_retire(old), ignore_errors=True)
     return checkpoint
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from accelerate.utils import gather
 from torch.nn import functional as F
 
@@ -23,7 +24,10 @@ class ControllerTask(BaselineTask):
     """DA-CLIP's first phase: from a degraded image, the clean image's CLIP embedding and the degradation's class.
 
     Each content embedding must find its clean image among those of the whole global batch. These need no gradient, so
-    the loss does not depend on how the batch is split. Adam has CLIP's betas and epsilon.
+    the loss does not depend on how the processes share the batch. Adam has CLIP's betas and epsilon.
+
+    Raises:
+        ValueError: a process would take its share in several micro batches.
     """
 
     model: DaClip
@@ -34,6 +38,7 @@ class ControllerTask(BaselineTask):
         model = build_baseline(config.method, arguments)
         assert isinstance(model, DaClip)
         super().__init__(config, model)
+        _check_whole_batch(config)
         self.betas = (0.9, 0.98)
         if config.clip not in (None, "none"):
             load_clip(model.controller.clip, config.clip)
@@ -71,6 +76,19 @@ class ControllerTask(BaselineTask):
         degradation_loss = F.cross_entropy(scale * degradation @ classes.T, batch.label)
         return Losses(
             content_loss + degradation_loss, {"content": content_loss, "degradation": degradation_loss}
+        )
+
+
+def _check_whole_batch(config: BaselineConfig) -> None:
+    """Refuse a step of several micro batches, which would compare each image with those of its own micro batch.
+
+    Raises:
+        ValueError: naming the key.
+    """
+    share = config.train.global_batch_size // PartialState().num_processes
+    if config.train.micro_batch_size not in (None, share):
+        raise ValueError(
+            "DA-CLIP's first phase compares all images of a step with each other: leave train.micro_batch_size out"
         )
 
 

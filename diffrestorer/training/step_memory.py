@@ -163,7 +163,7 @@ def explain_out_of_memory(
 
         # The first line, without the place in PyTorch's sources before it.
         reason = text.splitlines()[0].split("]", 1)[-1].strip() if text else "the allocator gave up"
-        raise ValueError(f"out of memory ({reason}): take {advice}; the losses stay the same") from None
+        raise ValueError(f"out of memory ({reason}): take {advice}") from None
 
 
 def _smaller(hardware: HardwareConfig, micro_batch_size: int, processes: int) -> Sequence[str]:

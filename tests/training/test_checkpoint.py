@@ -84,6 +84,18 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step_10", "step_100"]
 
 
+@pytest.mark.parametrize("keep", [1, 2])
+def test_damaged_later_ones_do_not_take_a_new_one_s_place(keep: int, tmp_path: Path) -> None:
+    """A run that passed over step 20 goes on from step 10, and its next checkpoint is an earlier one."""
+    module, optimizer = network(0)
+    for step in (10, 20):
+        save_checkpoint(tmp_path, take_snapshot(step, module, [optimizer]), keep=2)
+    (tmp_path / "step_20" / "weights.safetensors").write_bytes(b"damaged")
+    assert save_checkpoint(tmp_path, take_snapshot(15, module, [optimizer]), keep).is_dir()
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step_10", "step_15"][-keep:]
+    assert load_newest(tmp_path, module, [optimizer], LOG) == 15
+
+
 def test_an_unfinished_one_is_not_seen(tmp_path: Path) -> None:
     (tmp_path / ".step_7.partial").mkdir()
     assert load_newest(tmp_path, *[network(0)[0]], [], LOG) == 0
