@@ -770,6 +770,48 @@ def test_a_script_may_load_other_configurations(
     assert [config.seed for config in seen] == [3]
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            NotADirectoryError(20, "Not a directory", "out/x"),
+            "out/x cannot be read or written (Not a directory)",
+        ),
+        (
+            OSError(28, "No space left on device"),
+            "a file cannot be read or written (No space left on device)",
+        ),
+    ],
+)
+def test_a_disk_that_fails_is_one_sentence(
+    error: OSError, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main(config: EvaluateConfig) -> None:
+        raise error
+
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    monkeypatch.setattr(sys, "argv", ["scripts/evaluate.py"])
+    with pytest.raises(SystemExit) as end:
+        run("evaluate", EvaluateConfig, main)
+    assert end.value.code == 2
+    output = capsys.readouterr().err
+    assert said in output
+    assert output.count("\n") == 1
+
+
+def test_ctrl_c_is_one_word(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main(config: EvaluateConfig) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", ["scripts/evaluate.py"])
+    with pytest.raises(SystemExit) as end:
+        run("evaluate", EvaluateConfig, main)
+    assert end.value.code == 130
+    assert capsys.readouterr().err == "stopped\n"
+
+
 @pytest.mark.parametrize("arguments", [["stepz=3"], ["--nothing"], ["steps=many"], ["steps=0"], []])
 def test_run_ends_with_one_sentence_and_status_2(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

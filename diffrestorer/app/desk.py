@@ -201,17 +201,23 @@ class Desk:
             return files[0]
         folder = self.folder / secrets.token_hex(16)
         folder.mkdir()
-        names: set[str] = set()
         with zipfile.ZipFile(
             folder / "restored.zip", "w", zipfile.ZIP_STORED
         ) as archive:  # PNG is compressed already
-            for number, file in enumerate(files):
-                name = Path(file).name
-                if name in names:
-                    name = f"{number + 1}_{name}"
-                names.add(name)
+            for file, name in zip(files, differing_names(files), strict=True):
                 archive.write(file, name)
         return str(folder / "restored.zip")
+
+
+def differing_names(files: Sequence[str]) -> list[str]:
+    """Return the files' names; one that is taken already gets its file's number in front."""
+    names: list[str] = []
+    for number, file in enumerate(files, 1):
+        name = Path(file).name
+        while name in names:
+            name = f"{number}_{name}"
+        names.append(name)
+    return names
 
 
 def _choice(paths: Sequence[str], path: str) -> gr.Dropdown:

@@ -4,6 +4,7 @@ Results go to stdout, the rest to stderr. Exit status: 0 all done, 1 something f
 to do, 2 wrong usage, 130 stopped. Whatever needs torch is imported when it is used, so `--help` answers at once.
 """
 
+import io
 import signal
 import sys
 from collections.abc import Sequence
@@ -40,6 +41,11 @@ def _run_on_photos(words: Sequence[str]) -> int:
     from diffrestorer.cli.job import EXIT_FAILURES, EXIT_STOPPED, Run, StopError, silence_stdout
     from diffrestorer.cli.parser import parse
     from diffrestorer.cli.threads import leave_busy_cores
+
+    # Names may have letters that the terminal has not.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
     # SIGTERM ends it like Ctrl-C, with nothing half done.
     run = Run(parse(words))

@@ -59,7 +59,7 @@ examples:
   diffrestorer push outputs/train_decoder me/sandstorms --license apache-2.0 --scores outputs/evaluate --dry-run
   HF_TOKEN=... diffrestorer push outputs/train_decoder me/sandstorms
 
-A README.md that you wrote into the model folder keeps its text and gets the metadata.
+A README.md that you wrote into the model folder keeps its text and its metadata, and gets those that it lacks.
 """
 _ON_EXPORT = """\
 examples:
@@ -99,7 +99,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         add(
             "inputs",
             nargs="+",
-            type=Path,
+            type=_path,
             metavar="INPUT",
             help="photos, and folders searched recursively",
         )
@@ -127,6 +127,17 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return _with_late_inputs(parser, argv)
 
 
+def _path(text: str) -> Path:
+    """Read a path. An empty text, as of a variable that is not set, would be the current folder.
+
+    Raises:
+        argparse.ArgumentTypeError: the text is empty.
+    """
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty: name a file or a folder ('.' is this folder)")
+    return Path(text)
+
+
 def _add_push(commands: Any, layout: dict[str, Any]) -> None:
     about = "Uploads a model folder to the Hugging Face hub, with a card that has its classes, licence and scores."
     push = commands.add_parser(
@@ -137,11 +148,10 @@ def _add_push(commands: Any, layout: dict[str, Any]) -> None:
     add("repo", metavar="USER/NAME", help="where it goes; made if it is not there")
     add(
         "--license",
-        default="other",
-        help="identifier of the licence, such as apache-2.0 (default: other)",
+        help="identifier of the licence, such as apache-2.0 (default: the one in README.md, else other)",
     )
     scores_help = "output folder of diffrestorer evaluate, whose means go into the card"
-    add("--scores", type=Path, metavar="DIR", help=scores_help)
+    add("--scores", type=_path, metavar="DIR", help=scores_help)
     add("--private", action="store_true", help="make it private, if it is not there yet")
     add("--dry-run", action="store_true", help="print the card and the files, and upload nothing")
 
@@ -154,7 +164,7 @@ def _add_export(commands: Any, layout: dict[str, Any]) -> None:
     model_help = "model folder of a student, or output folder of its training"
     export.add_argument("model", metavar="MODEL_FOLDER", help=model_help)
     output_help = "folder for restorer.onnx; made if missing"
-    export.add_argument("-o", dest="folder", type=Path, required=True, metavar="DIR", help=output_help)
+    export.add_argument("-o", dest="folder", type=_path, required=True, metavar="DIR", help=output_help)
     export.set_defaults(device="cpu", precision="float32", compile=False)
 
 
@@ -208,10 +218,10 @@ def _add_study(actions: Any, layout: dict[str, Any]) -> None:
     about = "makes a page of blind pairs from evaluations"
     make = actions.add_parser("make", help=about, description=about, epilog=_ON_STUDY, **layout)
     make.add_argument(
-        "runs", nargs="+", type=Path, metavar="RUN", help="output folders of `diffrestorer evaluate`"
+        "runs", nargs="+", type=_path, metavar="RUN", help="output folders of `diffrestorer evaluate`"
     )
     make.add_argument(
-        "-o", dest="study", type=Path, required=True, metavar="DIR", help="folder of the study"
+        "-o", dest="study", type=_path, required=True, metavar="DIR", help="folder of the study"
     )
     make.add_argument(
         "--pairs", type=_number(int, 1, 1000), default=40, help="number of pairs (default: 40)"
@@ -221,7 +231,7 @@ def _add_study(actions: Any, layout: dict[str, Any]) -> None:
     )
     about = "ranks the methods from the files in DIR/answers"
     score = actions.add_parser("score", help=about, description=about, epilog=_ON_STUDY, **layout)
-    score.add_argument("study", type=Path, metavar="DIR", help="folder of the study")
+    score.add_argument("study", type=_path, metavar="DIR", help="folder of the study")
 
 
 def _add_restoring(parser: argparse.ArgumentParser) -> None:
@@ -230,7 +240,7 @@ def _add_restoring(parser: argparse.ArgumentParser) -> None:
     add(
         "-o",
         "--output",
-        type=Path,
+        type=_path,
         required=True,
         metavar="OUT",
         help="folder for restored photos; made if missing",

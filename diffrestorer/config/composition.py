@@ -188,6 +188,13 @@ def _run_hydra(
             if sweeps:
                 raise  # Hydra runs the other jobs first
             _leave(error)
+        except OSError as error:
+            if sweeps:
+                raise
+            _leave(ValueError(_explain_file(error)))
+        except KeyboardInterrupt:
+            sys.stderr.write("stopped\n")
+            sys.exit(130)
 
     # Hydra reads sys.argv. It shall raise errors instead of printing them with advice and status 1.
     folder = _register(root, schema)
@@ -210,6 +217,14 @@ def _leave(error: ValueError) -> NoReturn:
         raise error
     sys.stderr.write(f"{Path(sys.argv[0]).name}: {error}\n")
     sys.exit(2)
+
+
+def _explain_file(error: OSError) -> str:
+    """Return the sentence for a file, a folder or a disk that failed."""
+    place, why = error.filename2 or error.filename, error.strerror or error
+    if place is None:
+        return f"a file cannot be read or written ({why}): mend that, and the same command goes on"
+    return f"{place} cannot be read or written ({why}): mend that, and the same command goes on"
 
 
 def _check_jobs(root: str, schema: type[Any], line: CommandLine) -> None:

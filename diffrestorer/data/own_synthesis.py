@@ -50,7 +50,7 @@ class OwnSynthesis:
         """
         try:
             degraded = self.functions[name](image.copy(), rng)
-        except Exception as error:  # it is anybody's code
+        except (Exception, SystemExit) as error:  # it is anybody's code
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             raise ValueError(f"{name}() in {self.path} failed ({reason}); {MEND_FUNCTION}") from error
 
@@ -88,7 +88,7 @@ def load_synthesis(path: str | None, classes: Sequence[str]) -> OwnSynthesis:
     sys.modules[_MODULE] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # it is anybody's code
+    except (Exception, SystemExit) as error:  # it is anybody's code
         raise ValueError(
             f"data.synthesis_module={path} cannot be loaded: {type(error).__name__}: {error}"
         ) from error

@@ -5,8 +5,10 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from yaml import YAMLError
 
 from diffrestorer.config.degradations import CLEAN
 from diffrestorer.models.components import COMPONENTS, read_classes
@@ -17,38 +19,54 @@ SCORED = "diff_restorer"
 _DEFAULT_TITLE = "# A Diff-Restorer model\n"
 
 
-def full_card(folder: Path, repo: str, licence: str, evaluation: Path | None = None) -> str:
-    """Return the card of a model folder, in Markdown with metadata; a card that its owner wrote keeps its text.
+def full_card(folder: Path, repo: str, licence: str | None, evaluation: Path | None = None) -> str:
+    """Return the card of a model folder, in Markdown with metadata.
+
+    A card that its owner wrote keeps its text and its metadata, and gets what it lacks.
 
     Args:
         folder: of the model.
         repo: `USER/NAME`, where it will be.
-        licence: an identifier of the hub, such as `apache-2.0` or `other`.
+        licence: an identifier of the hub, such as `apache-2.0`; None: the owner's card's, else `other`.
         evaluation: output folder of `diffrestorer evaluate`, whose means are given; None: no scores.
 
     Raises:
-        ValueError: the evaluation holds no scores of the model, or its file is damaged.
+        ValueError: the evaluation holds no scores of the model, its file is damaged, or so is the owner's card.
     """
     classes = read_classes(folder)
     scores = [] if evaluation is None else _read_scores(evaluation)
-    card = folder / "README.md"
-    text = (
-        ModelCard(card.read_text(encoding="utf-8"), ignore_metadata_errors=True).text
-        if card.is_file()
-        else ""
-    )
+    text, own = _read_card(folder / "README.md")
+    licence = licence or own.get("license") or "other"
     if not text.strip() or _DEFAULT_TITLE in text:
         text = _text(folder, repo, licence, classes, scores)
 
-    data = ModelCardData(
-        license=licence,
-        library_name="diffusers",
-        pipeline_tag="image-to-image",
-        tags=["image-restoration", "diffusion", "diff-restorer", *classes],
-        model_name=repo.partition("/")[2],
-        eval_results=scores or None,
-    )
+    # The owner's metadata come before ours, and tags are added up.
+    tags = ["image-restoration", "diffusion", "diff-restorer", *classes]
+    ours: dict[str, Any] = {"library_name": "diffusers", "pipeline_tag": "image-to-image"}
+    known = own.get("tags") or []
+    ours |= own | {"license": licence, "tags": [*dict.fromkeys([*known, *tags])]}
+    if scores:
+        ours |= {"model_name": repo.partition("/")[2], "eval_results": scores}
+        ours.pop("model-index", None)
+    data = ModelCardData(**ours)
     return f"---\n{data.to_yaml()}\n---\n\n{text.strip()}\n"
+
+
+def _read_card(file: Path) -> tuple[str, dict[str, Any]]:
+    """Return text and metadata of a card; nothing where there is none.
+
+    Raises:
+        ValueError: it is not UTF-8, or its metadata are no YAML.
+    """
+    try:
+        card = ModelCard(file.read_text(encoding="utf-8"), ignore_metadata_errors=True)
+    except FileNotFoundError:
+        return "", {}
+    except (OSError, ValueError, YAMLError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{file} cannot be used as a card ({reason}): mend it or remove it") from None
+    metadata = card.data.to_dict()  # type: ignore[no-untyped-call]
+    return card.text, {name: value for name, value in metadata.items() if value is not None}
 
 
 def _read_scores(evaluation: Path) -> list[EvalResult]:

@@ -163,7 +163,7 @@ def restore(
 def reason(error: Exception) -> str:
     """Return a failure as one line."""
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {error.filename}"
+        return error.strerror if error.filename is None else f"{error.strerror}: {error.filename}"
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
     full = (
         isinstance(error, MemoryError)

@@ -9,6 +9,7 @@ import pytest
 
 from diffrestorer.app import guard as guard_module
 from diffrestorer.app import visitors as visitors_module
+from diffrestorer.app.desk import differing_names
 from diffrestorer.app.guard import LARGEST_REQUEST, Guard
 from diffrestorer.app.visitors import Visitors
 
@@ -170,3 +171,8 @@ def test_web_sockets_are_refused(tmp_path: Path) -> None:
     site = Site(tmp_path)
     with pytest.raises(ValueError, match="no web sockets"):
         asyncio.run(site.guard({"type": "websocket"}, None, None))
+
+
+def test_files_of_one_name_have_names_of_their_own_in_the_archive() -> None:
+    files = ["1/a.png", "2/3_a.png", "3/a.png", "4/a.png", "5/4_a.png"]
+    assert differing_names(files) == ["a.png", "3_a.png", "3_3_a.png", "4_a.png", "5_4_a.png"]

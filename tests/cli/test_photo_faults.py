@@ -156,3 +156,21 @@ def test_threads_wait_asleep_and_are_as_many_as_may_run(
     monkeypatch.setenv("OMP_WAIT_POLICY", "active")
     leave_busy_cores(tmp_path / "absent")
     assert (os.environ["OMP_NUM_THREADS"], os.environ["OMP_WAIT_POLICY"]) == ("7", "active")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["restore", "", "-o", "out"],
+        ["restore", "a.jpg", "-o", ""],
+        ["detect", ""],
+        ["study", "score", ""],
+        ["export", "--model", "mini", "-o", ""],
+    ],
+)
+def test_an_empty_name_is_not_this_folder(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """As of a shell's variable that is not set."""
+    with pytest.raises(SystemExit) as end:
+        parse(words)
+    assert end.value.code == 2
+    assert "it is empty: name a file or a folder" in capsys.readouterr().err

@@ -4,6 +4,7 @@ import base64
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -193,6 +194,28 @@ def test_a_dry_run_shows_the_card_and_keeps_its_owner_s_text(
     shown = capsys.readouterr().out
     assert "# Mine\nAll about it.\n" in shown
     assert metadata(shown)["library_name"] == "diffusers"
+
+
+def test_a_card_keeps_its_owner_s_metadata(random_model: Path, tmp_path: Path) -> None:
+    own = "license: mit\nlanguage: [fr]\ndatasets: [x/y]\ntags: [mine, diffusion]\nbase_model: me/base"
+    shutil.copytree(random_model, tmp_path / "own")
+    (tmp_path / "own" / "README.md").write_text(f"---\n{own}\n---\n# Mine\n")
+    found = metadata(full_card(tmp_path / "own", "me/sand", None))
+    assert (found["license"], found["language"], found["datasets"]) == ("mit", ["fr"], ["x/y"])
+    assert found["base_model"] == "me/base"
+    assert found["tags"][:3] == ["mine", "diffusion", "image-restoration"]
+    assert metadata(full_card(tmp_path / "own", "me/sand", "apache-2.0"))["license"] == "apache-2.0"
+
+
+@pytest.mark.parametrize("card", [b"---\nlicense: [x\n---\n# Mine\n", b"# D\xe9j\xe0\n"])
+def test_a_damaged_card_is_one_sentence(card: bytes, random_model: Path, tmp_path: Path) -> None:
+    shutil.copytree(random_model, tmp_path / "own")
+    (tmp_path / "own" / "README.md").write_bytes(card)
+    with pytest.raises(
+        ValueError, match=r"README\.md cannot be used as a card \(.*\): mend it"
+    ) as error:
+        full_card(tmp_path / "own", "me/sand", None)
+    assert "\n" not in str(error.value)
 
 
 DAMAGE = {

@@ -101,6 +101,7 @@ def test_other_classes_stay_as_they_are(photos_dir: Path, module: str) -> None:
         ),
         ("return image[:9]", r"returned uint8 \(9, 56, 3\), not uint8 \(48, 56, 3\)"),
         ("pass", r"returned NoneType, not uint8"),
+        ("import sys; sys.exit()", r"failed \(SystemExit: \)"),
         ("return image + missing", r"failed \(NameError: name 'missing' is not defined\); mend"),
     ],
 )
@@ -127,6 +128,7 @@ def test_an_unusable_file_is_one_sentence(photos_dir: Path, tmp_path: Path) -> N
     refused(r"my\.py is not a Python file", None)
     refused("cannot be loaded: SyntaxError", "def fog(image, rng:\n")
     refused("cannot be loaded: ModuleNotFoundError", "import nothing_like_this\n")
+    refused("cannot be loaded: SystemExit: 0", "import sys\nsys.exit(0)\n")
     refused(r"has the functions \[fgo\], none of which .* which are fog$", "def fgo(i, r): return i\n")
     refused("photos can't be given sand: .*FILE.py that makes it", FILE, classes=("fog", "sand"))
     refused("pairs of your own are degraded already", FILE, data="pairs")

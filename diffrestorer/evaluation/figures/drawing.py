@@ -90,9 +90,14 @@ def draw_degradations(photo: str, seed: int) -> np.ndarray:
 
 
 def draw_tiles(photo: str, model: str, seed: int) -> np.ndarray:
-    """Draw a noisy photo of 2048x2048 pixels restored by tiles: degraded, restored, and full-size where tiles meet."""
+    """Draw a noisy photo of 2048x2048 pixels restored by tiles: degraded, restored, and full-size where tiles meet.
+
+    Raises:
+        ValueError: what the model returns is not finite.
+    """
     import torch
 
+    from diffrestorer.evaluation.restoring.outputs import as_pixels
     from diffrestorer.inference.pipeline import DiffRestorerPipeline
     from diffrestorer.inference.tiling import AUTO_SIDE, Grid
     from diffrestorer.models.backbones import PATCH
@@ -101,8 +106,9 @@ def draw_tiles(photo: str, model: str, seed: int) -> np.ndarray:
     lq = degrade(clean, "noise", counter_rng(seed, "figure/tiles"), SHOWN)
     pipe = DiffRestorerPipeline.from_pretrained(model)
     generator = torch.Generator().manual_seed(seed)
-    restored = pipe(lq, generator=generator, output_type="np").images[0]
-    restored = (restored * 255).round().astype(np.uint8)
+    restored = as_pixels(pipe(lq, generator=generator, output_type="pt").images[0])
+    if restored is None:
+        raise ValueError(f"model={model} restored the photo into numbers that are not finite")
 
     # The centre, where four tiles meet, in full size.
     grid = Grid.over(restored.shape[:2], AUTO_SIDE, 64, PATCH)
