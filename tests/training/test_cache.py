@@ -2,7 +2,11 @@
 
 import copy
 import logging
+import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,8 +26,8 @@ from diffrestorer.training.stage1 import Stage1Task
 from diffrestorer.training.student import StudentTask
 from diffrestorer.training.task import Task
 
+ROOT = Path(__file__).resolve().parents[2]
 LOG = logging.getLogger("diffrestorer.training")
-
 
 CLASSES = ["noise", "rain"]
 
@@ -128,6 +132,47 @@ def test_a_cache_is_built_once_and_repaired(
     assert "chunk_00001 is damaged" in caplog.text
     assert files[0].stat().st_mtime_ns == times[0]
     assert all(torch.equal(repaired.read(i)["latents"], latents) for i, latents in enumerate(whole))
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from diffrestorer.data.ownership import own_folder
+
+with own_folder(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_the_owner_of_a_cache_is_waited_for_in_short_turns(
+    task: Stage1Task, pairs: PreparedPairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Processes exchange a word after each: an exchange that takes minutes ends a run on GPUs."""
+    folder = make(tmp_path / "other", task, pairs).cache.folder.name
+    (tmp_path / "own").mkdir()
+    owner = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path / "own" / folder)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    with owner:
+        assert owner.stdin is not None
+        assert owner.stdout is not None
+        assert owner.stdout.readline() == "held\n"
+        turns = []
+        take = cache_module._take
+
+        def watched(*arguments: Any) -> bool:
+            turns.append(take(*arguments))
+            if len(turns) == 2:
+                owner.communicate("\n")
+            return turns[-1]
+
+        monkeypatch.setattr(cache_module, "OWNER_SECONDS", 0.1)
+        monkeypatch.setattr(cache_module, "_take", watched)
+        make(tmp_path / "own", task, pairs)
+    assert turns[:2] == [False, False]
+    assert turns[-1] is True
 
 
 def test_other_encoders_and_other_pairs_make_another_cache(

@@ -3,6 +3,8 @@
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
@@ -15,6 +17,7 @@ from tiny_runs import arguments as tiny_arguments
 from tiny_runs import train_stage1
 
 from diffrestorer.training.checkpoint import list_checkpoints
+from diffrestorer.training.stopping import EXIT_UNFINISHED
 
 STEPS = 60
 
@@ -240,3 +243,31 @@ def test_data_that_fail_on_one_process_stop_both(arguments: list[str], tmp_path:
         rank.join(1800)
     assert [rank.exitcode for rank in ranks] == [75, 2], log.read_text()
     ends_with_a_checkpoint(output, log)
+
+
+STUCK = """
+import os, signal, threading, time
+from accelerate import Accelerator
+from diffrestorer.training import stopping
+
+stopping.GRACE = stopping.SAVE_SECONDS = 0.5
+with stopping.StopSignal() as stop:
+    stop.connect(Accelerator(cpu=True), "run", lambda: print("saved", flush=True))
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    with stop.changing():  # a sheet that all processes draw, one of which is gone
+        time.sleep(1800)
+"""
+
+
+def test_a_run_that_is_stuck_in_what_it_shows_ends_without_saving(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(runs.ROOT)}
+    ended = subprocess.run(
+        [sys.executable, "-c", STUCK],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=1700,
+        check=False,
+    )
+    assert ended.returncode == EXIT_UNFINISHED, ended.stderr
+    assert "saved" not in ended.stdout
