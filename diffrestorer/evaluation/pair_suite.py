@@ -10,6 +10,7 @@ from diffrestorer.data.manifest import list_test_pairs
 from diffrestorer.data.pair_folders import FilePair, differing_sizes, find_pairs, found_classes
 from diffrestorer.data.prepared import is_prepared
 from diffrestorer.evaluation.suites import PAIRS, Item, Suite, write_pixels
+from diffrestorer.preparation.shards import test_names
 
 
 def own_suite(data: TestDataConfig, folder: Path, images: int | None) -> Suite:
@@ -34,8 +35,9 @@ def own_suite(data: TestDataConfig, folder: Path, images: int | None) -> Suite:
     found = find_pairs(data.root, data.lq, data.gt, data.degradation, data.lq_name, data.gt_name)
     items = []
     for name in found_classes(found):
-        own = [pair for pair in found if pair.degradation == name]
-        items += [_item(pair, folder) for pair in own[:images]]
+        own = [pair for pair in found if pair.degradation == name][:images]
+        names = test_names([pair.name for pair in own])
+        items += [_item(pair, image, folder) for pair, image in zip(own, names, strict=True)]
     return Suite(PAIRS, tuple(items), note)
 
 
@@ -51,14 +53,13 @@ def _prepared_items(root: Path, images: int | None) -> list[Item]:
     return items
 
 
-def _item(pair: FilePair, folder: Path) -> Item:
-    """Write a pair as PNG files, and return it."""
+def _item(pair: FilePair, name: str, folder: Path) -> Item:
+    """Write a pair as PNG files of a name, and return it."""
     lq, gt = _read(pair.lq), _read(pair.gt)
     if lq.shape != gt.shape:
         raise ValueError(f"{pair.lq}: {differing_sizes(lq.shape, gt.shape, pair.gt)}")
 
     # One folder per class, whatever folders the files lie in.
-    name = pair.name.replace("/", "_")
     files = {}
     for side, pixels in (("lq", lq), ("gt", gt)):
         files[side] = folder / side / pair.degradation / f"{name}.png"

@@ -1,15 +1,21 @@
 """Writing an ONNX file, whole or not at all, with weights in a second file where they are large."""
 
+import mmap
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from diffrestorer.data.ownership import own_folder
+from diffrestorer.data.storage import open_regular
 
 FILE_NAME = "restorer.onnx"
 """Name of the graph in the output folder."""
+
+_WEIGHTS = re.compile(r"restorer-[0-9a-f]{16}\.onnx\.data")
+"""Names that `_move` gives to weights."""
 
 
 def save_whole(save: Callable[[Path], None], folder: Path) -> Path:
@@ -54,11 +60,24 @@ def _move(save: Callable[[Path], None], folder: Path, partial: Path) -> Path:
         os.replace(weights, folder / weights.name)
     os.replace(graph, folder / FILE_NAME)
 
-    # Weights of earlier exports, which no graph names any longer.
-    for old in folder.glob(f"{name.stem}*{name.suffix}.data"):
-        if old.name != weights.name:
+    # Weights of earlier exports, unless a graph names them: people keep an export under another name.
+    files = sorted(folder.iterdir())
+    graphs = [file for file in files if name.suffix in file.name and file.suffix != ".data"]
+    for old in files:
+        if _WEIGHTS.fullmatch(old.name) and not any(_names(graph, old.name) for graph in graphs):
             old.unlink()
     return folder / FILE_NAME
+
+
+def _names(graph: Path, weights: str) -> bool:
+    """Return whether a graph's bytes hold the name of a weights file; one that can't be read might."""
+    try:
+        with open_regular(graph) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return data.find(weights.encode()) >= 0
+    except (ValueError, IsADirectoryError):  # an empty file, or none
+        return False
+    except OSError:
+        return True
 
 
 def _flush(file: Path) -> None:

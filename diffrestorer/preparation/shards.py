@@ -132,13 +132,16 @@ def file_names(pairs: Sequence[Planned]) -> tuple[str, ...]:
 
 
 def test_names(sources: Sequence[str]) -> tuple[str, ...]:
-    """Return the file names of test pairs whose sources have these names."""
+    """Return file names of pairs whose sources have these names: unique on any file system, without suffix."""
     seen: Counter[str] = Counter()
     names = []
     for source in sources:
-        name = source.replace("/", "_")
-        seen[name.lower()] += 1
-        numbered = name if seen[name.lower()] == 1 else f"{name}__{seen[name.lower()]}"
+        # Numbered until the name is free: a source may be called what another's number makes.
+        name = numbered = source.replace("/", "_")
+        while seen[numbered.lower()]:
+            seen[name.lower()] += 1
+            numbered = f"{name}__{seen[name.lower()]}"
+        seen[numbered.lower()] += 1
         names.append(fit_name(numbered, ".png").removesuffix(".png"))
     return tuple(names)
 

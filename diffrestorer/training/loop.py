@@ -247,11 +247,9 @@ class Run:
         with self.stop.changing() if self.shards == 1 else nullcontext():
             set_learning_rates(self.optimizers, self.peak_rates, self.settings, step)
             skip_unstarted(self.optimizers, step)
+            if self.settings.max_grad_norm is not None:
+                self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm)
             for optimizer in self.optimizers:
-                # Each has a norm of its own: a discriminator's gradients must not shorten the generator's step.
-                if self.settings.max_grad_norm is not None:
-                    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-                    self.accelerator.clip_grad_norm_(parameters, self.settings.max_grad_norm)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=self.shards == 1)
             if self.average is not None:

@@ -72,6 +72,47 @@ def test_two_folders_are_a_class_of_a_given_name(root: Path, tmp_path: Path) -> 
         build_suite(settings(tmp_path / "out", ["degraded"], suite="pairs"))
 
 
+def test_names_that_meet_in_one_folder_are_numbered_as_prepared_ones_are(tmp_path: Path) -> None:
+    """Slashes, upper case, numbers of others, and names too long for a file."""
+    root = tmp_path / "own"
+    long = "x" * 200 + "/" + "y" * 200
+    names = ["A", "a", "a/b", "a_b", "a_b__2", long, f"{long}2"]
+    for number, name in enumerate(names):
+        for side in ("lq", "gt"):
+            save(root / "noise" / side / f"{name}.png", np.full((64, 64, 3), number, np.uint8))
+    config = settings(
+        tmp_path / "out", ["degraded"], suite="pairs", data={"root": str(root)}, images=None
+    )
+    items = build_suite(config).items
+    assert [read_photo(item.lq).pixels.max() for item in items] == list(range(len(names)))
+    assert len({item.image.lower() for item in items}) == len(names)
+    assert [item.image for item in items][:5] == ["A", "a__2", "a_b", "a_b__2", "a_b__2__2"]
+
+    out = tmp_path / "prepared"
+    keys = {"set": "pairs", "root": str(root), "out": str(out), "size": 32, "num_workers": 1}
+    prepare(PrepareConfig(**keys, split="test"))
+    prepared = settings(
+        tmp_path / "o", ["degraded"], suite="pairs", data={"root": str(out)}, images=None
+    )
+    found = {item.image for item in build_suite(prepared).items}
+    assert len(found) == len(names)
+    assert {f"noise_{item.image}" for item in items[:5]} < found
+
+
+def test_scores_tell_which_photos_are_the_same(root: Path, tmp_path: Path) -> None:
+    """By the clean image's pixels, whatever the files are called and however they are packed."""
+    same = Image.open(root / "noise/gt/1.png")
+    save(root / "sandstorm/gt/9.png", np.asarray(same))
+    save(root / "sandstorm/lq/9.png", np.asarray(same) // 2)
+    save(root / "sandstorm/gt/1.png", np.zeros((64, 80, 3), np.uint8))
+    save(root / "sandstorm/lq/1.png", np.zeros((64, 80, 3), np.uint8))
+    keys = {"suite": "pairs", "data": {"root": str(root)}, "images": None}
+    found = evaluate(settings(tmp_path / "out", ["degraded"], **keys), quiet())
+    photos = {(score.degradation, score.image): score.photo for score in found}
+    assert photos["noise", "1"] == photos["sandstorm", "9"]
+    assert len(set(photos.values())) == len(photos) - 1
+
+
 def test_prepared_pairs_are_a_suite_too(root: Path, tmp_path: Path) -> None:
     out = tmp_path / "prepared"
     (root / "noise/lq/1.jpg").unlink()

@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -149,6 +150,34 @@ def test_tasks_count_once_and_photos_that_recur_are_drawn_together() -> None:
     found = compare_methods(image_scores([*one, *few]), PSNR, ["haze", "snow"])["mine"]
     assert found.to_input is not None
     assert found.to_input.mean == pytest.approx((gain.mean() + 4) / 2)
+
+
+@pytest.mark.parametrize(
+    ("names", "photos", "together"),
+    [("same", "other", False), ("other", "same", True), ("same", "unknown", True), ("other", "unknown", False),
+     ("same", "of one task", False), ("other", "same, each twice", True)],
+)  # fmt: skip
+def test_photos_are_known_by_what_they_show(names: str, photos: str, together: bool) -> None:
+    """Not by their names, unless scores of an older version tell nothing else."""
+    gain = np.random.default_rng(0).standard_normal(12)
+    rows = []
+    for task in ("haze", "snow"):
+        for score in scores({"degraded": np.full(12, 20.0), "mine": 20 + gain}, task):
+            number = int(score.image) // 2 if "twice" in photos else int(score.image)
+            image = score.image if names == "same" else f"{task}-{score.image}"
+            photo = f"{task}/{number}" if photos == "other" else f"{number}"
+            if photos == "unknown" or (photos, task) == ("of one task", "snow"):
+                photo = "" if photos == "unknown" else f"snow/{image}"
+            rows.append(replace(score, image=image, photo=photo))
+    alone, both = (
+        compare_methods(image_scores(rows), PSNR, tasks)["mine"].to_input
+        for tasks in (["haze"], ["haze", "snow"])
+    )
+    assert alone is not None
+    assert both is not None
+    assert both.mean == pytest.approx(gain.mean())
+    assert (alone == both) is together
+    assert (both.p < alone.p) is not together
 
 
 def test_sets_claim_nothing_below_the_advised_number() -> None:

@@ -2,7 +2,12 @@
 
 import json
 import math
+import os
+import resource
 import shutil
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -281,6 +286,103 @@ def test_answers_that_no_page_saves_are_refused(
         ValueError, match=rf"a\.json is no file .*{message}" if "is no" not in message else message
     ):
         score_study(study)
+
+
+def sentence_of(*words: object, largest: int | None = None) -> tuple[int, str]:
+    """Run `diffrestorer study` in a process of its own; return its status and the one line on stderr.
+
+    Args:
+        words: of the command line.
+        largest: bytes that a file may have, as on a full disk.
+    """
+
+    def limit() -> None:
+        if largest is not None:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
+
+    program = "import sys; from diffrestorer.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", program, "study", *map(str, words)]
+    answer = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=600, preexec_fn=limit
+    )
+    (line,) = answer.stderr.splitlines()
+    return answer.returncode, line
+
+
+def test_studies_that_can_t_be_written_are_one_sentence(
+    run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A file in the way, on the way, a folder in the place of a file, and a full disk."""
+    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "full" / "page" / "index.html").mkdir(parents=True)
+    for folder in (tmp_path / "file", tmp_path / "file" / "study", tmp_path / "full"):
+        assert main(["study", "make", str(run), "-o", str(folder)]) == 1
+        (line,) = capfd.readouterr().err.splitlines()
+        assert line.startswith(f"diffrestorer: {folder} can't be written: ")
+    status, line = sentence_of("make", run, "-o", tmp_path / "study", largest=10)
+    assert (status, line) == (
+        1,
+        f"diffrestorer: {tmp_path / 'study'} can't be written: File too large",
+    )
+
+    # What can be read, but not written to.
+    study = tmp_path / "study"
+    make_study([run], study, COUNT, 0)
+    write_answers(study, all_left(study))
+    (study / "study.csv").mkdir()
+    assert main(["study", "score", str(study)]) == 1
+    assert capfd.readouterr().err == f"diffrestorer: {study} can't be written: Is a directory\n"
+
+
+def test_pictures_that_can_t_be_read_are_one_sentence(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def refused(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", refused)
+    assert main(["study", "make", str(run), "-o", str(tmp_path / "study")]) == 1
+    told = capfd.readouterr().err
+    assert told.startswith(f"diffrestorer: {run}")
+    assert told.endswith(".png can't be used: Permission denied\n")
+
+
+@pytest.mark.parametrize("place", ["answers/a.json", "key.json", "answers"])
+@pytest.mark.parametrize(
+    "kind", ["folder", "pipe", "dangling link", "link in a circle", "file", "no text", "deep"]
+)
+def test_answers_that_are_no_files_are_one_sentence(
+    place: str, kind: str, run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    study = tmp_path / "study"
+    make_study([run], study, COUNT, 0)
+    write_answers(study, all_left(study))
+    file = study / place
+    file.rename(tmp_path / "moved")
+    {
+        "folder": file.mkdir,
+        "pipe": lambda: os.mkfifo(file),
+        "dangling link": lambda: file.symlink_to("nowhere"),
+        "link in a circle": lambda: file.symlink_to(file),
+        "file": file.touch,
+        "no text": lambda: file.write_bytes(b"\xff\xfe{\0"),
+        "deep": lambda: file.write_text("[" * 100_000),
+    }[kind]()
+    assert main(["study", "score", str(study)]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert str(file if place != "key.json" else study) in line
+
+
+@pytest.mark.parametrize("name", ["a.json", "0.JSON", "answers-7 (1).Json"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["", "with a byte order mark"])
+def test_files_that_other_systems_wrote_count(name: str, mark: str, run: Path, tmp_path: Path) -> None:
+    study = tmp_path / "study"
+    make_study([run], study, COUNT, 0)
+    file = write_answers(study, all_left(study)).rename(study / "answers" / name)
+    for written in (file, study / "key.json"):
+        written.write_text(mark + written.read_text(encoding="utf-8"), encoding="utf-8")
+    assert len(read_answers(study)) == COUNT
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,9 @@
 """`diffrestorer export` and the runner: onnxruntime restores what PyTorch restores, without PyTorch."""
 
+import io
+import os
+import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -7,6 +11,7 @@ from pathlib import Path
 
 import jaxtyping
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -159,6 +164,146 @@ def test_the_runner_refuses_a_bad_file_in_a_sentence(content: str | None, tmp_pa
     assert answer.returncode == 2
     assert answer.stderr.splitlines()[-1].startswith(f"restore.py: error: {model} can't be loaded: ")
     assert "Traceback" not in answer.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def copier(tmp_path: Path) -> Path:
+    """A graph with an export's inputs and outputs that returns its image."""
+    sides = [1, 3, "height", "width"]
+    value = onnx.helper.make_tensor_value_info
+    inputs = [value("image", onnx.TensorProto.FLOAT, sides), value("size", onnx.TensorProto.INT64, [2])]
+    outputs = [value("restored", onnx.TensorProto.FLOAT, sides)]
+    node = onnx.helper.make_node("Identity", ["image"], ["restored"])
+    graph = onnx.helper.make_graph([node], "copier", inputs, outputs)
+    opset = [onnx.helper.make_opsetid("", 18)]
+    model = onnx.helper.make_model(graph, opset_imports=opset, ir_version=9)
+    onnx.helper.set_model_props(model, {"multiple": "32"})
+    onnx.save(model, tmp_path / "copier.onnx")
+    return tmp_path / "copier.onnx"
+
+
+def restore(model: Path, *words: object, largest: int | None = None) -> tuple[int, list[str]]:
+    """Run the runner, without a traceback; return its status and the lines on stderr.
+
+    Args:
+        model, words: of the command line.
+        largest: bytes that a file may have, as on a full disk.
+    """
+
+    def limit() -> None:
+        if largest is not None:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
+
+    command = [sys.executable, str(RUNNER), str(model), *map(str, words)]
+    answer = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=600, preexec_fn=limit
+    )
+    assert "Traceback" not in answer.stderr
+    return answer.returncode, answer.stderr.splitlines()
+
+
+def deep_png() -> bytes:
+    """A PNG of 16-bit RGB, which Pillow can't write."""
+    import cv2
+
+    return bytes(cv2.imencode(".png", np.full((40, 50, 3), 30000, np.uint16))[1])
+
+
+def bomb() -> bytes:
+    """A PNG that claims 200 megapixels."""
+    file = io.BytesIO()
+    Image.new("1", (20000, 10000)).save(file, "PNG")
+    return file.getvalue()
+
+
+def write_hard_photos(folder: Path) -> None:
+    """Write what can't be restored, one file of a kind; the name tells it."""
+    folder.mkdir()
+    grey = np.full((40, 50), 30000, np.uint16)
+    Image.fromarray(grey).save(folder / "grey16.png")
+    Image.fromarray(grey.astype(np.int32)).save(folder / "grey32.tif")
+    Image.fromarray(grey.astype(np.float32)).save(folder / "float.tif")
+    (folder / "rgb16.png").write_bytes(deep_png())
+    (folder / "rgb16.ppm").write_bytes(b"P6 2 2 65535\n" + bytes(24))
+    pages = [Image.new("RGB", (40, 50), colour) for colour in ("red", "blue")]
+    for name in ("animated.gif", "animated.png", "animated.webp", "pages.tif"):
+        pages[0].save(folder / name, save_all=True, append_images=pages[1:])
+    (folder / "bomb.png").write_bytes(bomb())
+    (folder / "text.png").write_text("no photo")
+    (folder / "dir.png").mkdir()
+    (folder / "link.png").symlink_to("nowhere")
+    os.mkfifo(folder / "pipe.png")
+
+
+def test_the_runner_says_which_photos_it_can_t_do_and_does_the_others(
+    copier: Path, tmp_path: Path
+) -> None:
+    write_hard_photos(tmp_path / "hard")
+    hard = sorted((tmp_path / "hard").iterdir())
+    photo = Image.effect_noise((50, 40), 64).convert("RGB")
+    for name in ("one/a.png", "two/A.jpg", "two/z.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        photo.save(tmp_path / name)
+    first, same, last = (tmp_path / name for name in ("one/a.png", "two/A.jpg", "two/z.png"))
+    # The preview of a phone's photo costs nothing.
+    phone = tmp_path / "one" / "phone.jpg"
+    photo.save(phone, "MPO", save_all=True, append_images=[photo.resize((10, 8))])
+
+    out = tmp_path / "out"
+    status, told = restore(copier, first, *hard, same, phone, last, "-o", out)
+
+    assert status == 1
+    assert [line.split(": ")[1] for line in told] == [str(path) for path in (*hard, same)]
+    assert sorted(path.name for path in out.iterdir()) == ["a.png", "phone.png", "z.png"]
+    for name in ("a.png", "z.png"):
+        np.testing.assert_array_equal(np.asarray(Image.open(out / name)), np.asarray(photo))
+
+
+@pytest.mark.parametrize("link", [False, True], ids=["folder", "link"])
+def test_the_runner_never_writes_over_a_photo(link: bool, copier: Path, tmp_path: Path) -> None:
+    """One that it is given, or that another one's result would replace."""
+    photos = [tmp_path / "one" / "a.jpg", tmp_path / "two" / "a.png"]
+    for photo in photos:
+        photo.parent.mkdir()
+        Image.new("RGB", (40, 50)).save(photo)
+    out = tmp_path / "two"
+    if link:
+        (tmp_path / "link").symlink_to("two")
+        out = tmp_path / "link"
+    before = photos[1].read_bytes()
+    for given in (photos, photos[1:]):
+        status, told = restore(copier, *given, "-o", out)
+        assert status == 2
+        assert told[-1].endswith(f"{out} holds photos to restore: choose another folder")
+    assert [path.name for path in (tmp_path / "two").iterdir()] == ["a.png"]
+    assert photos[1].read_bytes() == before
+
+
+def test_the_runner_refuses_outputs_that_can_t_be_written(copier: Path, tmp_path: Path) -> None:
+    photos = [tmp_path / "a.png", tmp_path / "b.png"]
+    Image.effect_noise((100, 100), 64).save(photos[0])
+    Image.new("RGB", (40, 50)).save(photos[1])
+    status, told = restore(copier, *photos, "-o", photos[0])
+    assert (status, told[-1]) == (2, f"restore.py: error: {photos[0]} can't be written: File exists")
+
+    # On a full disk the small photo still goes on, and nothing half-written stays.
+    out = tmp_path / "out"
+    status, told = restore(copier, *photos, "-o", out, largest=2000)
+    assert status == 1
+    assert told == [f"restore.py: {photos[0]}: [Errno 27] File too large"]
+    assert [path.name for path in out.iterdir()] == ["b.png"]
+
+
+def test_the_runner_refuses_a_graph_that_is_no_export(copier: Path, tmp_path: Path) -> None:
+    model = onnx.load(copier)
+    for props in ({}, {"multiple": "x"}, {"multiple": "0"}):
+        onnx.helper.set_model_props(model, props)
+        onnx.save(model, copier)
+        status, told = restore(copier, tmp_path / "a.png", "-o", tmp_path / "out")
+        assert status == 2
+        assert told[-1].startswith(f"restore.py: error: {copier} can't be loaded: ")
     assert not (tmp_path / "out").exists()
 
 

@@ -118,3 +118,32 @@ def test_two_exports_into_one_folder(tmp_path: Path) -> None:
     with own_folder(tmp_path, remove=True):
         assert in_a_process(refused) == 0
     assert number_in(tmp_path) == 1
+
+
+def test_an_export_removes_only_its_own_weights_that_no_graph_names(tmp_path: Path) -> None:
+    # An earlier export that its owner keeps, and files that look like ours.
+    export(1, tmp_path, True)
+    (weights,) = tmp_path.glob("*.data")
+    kept = (tmp_path / FILE_NAME).rename(tmp_path / "kept.onnx")
+    others = ["restorer-old-model.onnx.data", "restorer.onnx.data", "restorer-0123456789abcdef.data"]
+    for name in (*others, "restorer-0123456789abcdef.onnx.data"):
+        (tmp_path / name).write_bytes(b"weights")
+    (tmp_path / "restorer-old-model.onnx").write_bytes(b"location restorer-old-model.onnx.data")
+    (tmp_path / "empty.onnx").touch()
+
+    for number in (2, 3):
+        export(number, tmp_path, True)
+        found = {file.name for file in tmp_path.glob("*.data")}
+        assert {*others, weights.name} < found
+        assert len(found) == len(others) + 2, "ours that no graph names are gone"
+        assert number_in(tmp_path) == number
+    kept.replace(tmp_path / FILE_NAME)
+    assert number_in(tmp_path) == 1
+    export(4, tmp_path, False)
+    assert {file.name for file in tmp_path.glob("*.data")} == {*others}
+
+    # What a graph that can't be read needs is not known.
+    export(5, tmp_path, True)
+    os.mkfifo(tmp_path / "pipe.onnx")
+    export(6, tmp_path, True)
+    assert len(list(tmp_path.glob("*.data"))) == len(others) + 2

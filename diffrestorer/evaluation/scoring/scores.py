@@ -27,6 +27,8 @@ class Score:
 
     Attributes:
         values: metric name -> value, NaN where the metric gives none; metrics that take no such image are left out.
+        photo: what the image is of: a digest of the clean image, or `DEGRADATION/IMAGE` where there is none. Scores
+            that do not tell are empty, and known by `image`. It is not written to scores.csv.
     """
 
     suite: str
@@ -34,6 +36,7 @@ class Score:
     image: str
     method: str
     values: dict[str, float]
+    photo: str = ""
 
 
 @dataclass(frozen=True)

@@ -82,12 +82,17 @@ class Standing:
 
 
 def image_scores(scores: Sequence[Score]) -> pd.DataFrame:
-    """Return the scores as a table: degradation, image, run (the name in scores.csv), method, a column per metric."""
+    """Return the scores as a table, with a column per metric.
+
+    The others are degradation, image, photo (`Score.photo`, or the image where it is unknown), run (the name in
+    scores.csv) and method.
+    """
     rows = []
     for score in scores:
         row = {
             "degradation": score.degradation,
             "image": score.image,
+            "photo": score.photo or score.image,
             "run": score.method,
             "method": base_name(score.method),
         }
@@ -125,8 +130,9 @@ def compare_methods(
     # Every method against the input, and against the best of them.
     means = {name: _mean_of_tasks(values[name]) for name in values}
     best = best_method(metric, means)
-    to_input = _differences(values, INPUT)
-    to_best = _differences(values, best)
+    photos = chosen.groupby(["degradation", "image"], sort=False)["photo"].first()
+    to_input = _differences(values, INPUT, photos)
+    to_best = _differences(values, best, photos)
 
     found = {}
     for name, column in values.items():
@@ -180,12 +186,12 @@ def best_method(metric: Metric, means: dict[str, float]) -> str:
     return next((name for name, mean in means.items() if mean == best), "")
 
 
-def _differences(values: pd.DataFrame, other: str) -> dict[str, Difference]:
+def _differences(values: pd.DataFrame, other: str, photos: pd.Series) -> dict[str, Difference]:
     """Compare every method but `other` with it; empty where it has no scores."""
     if other not in values:
         return {}
     names = [name for name in values if name != other]
-    strata = {name: _strata(values[name] - values[other]) for name in names}
+    strata = {name: _strata(values[name] - values[other], photos) for name in names}
 
     # The tests of a row are corrected for their number.
     p_values = []
@@ -202,20 +208,23 @@ def _differences(values: pd.DataFrame, other: str) -> dict[str, Difference]:
     return found
 
 
-def _strata(differences: pd.Series) -> list[np.ndarray]:
+def _strata(differences: pd.Series, photos: pd.Series) -> list[np.ndarray]:
     """Return the differences that are drawn independently, by task.
 
     Where every task has the same photos, as on the open ones, a photo's tasks belong together: their mean is drawn.
+
+    Args:
+        differences: by (degradation, image).
+        photos: what each image is of, by the same.
     """
-    tasks = [
-        part.droplevel("degradation")
-        for _, part in differences.groupby(level="degradation", sort=False)
-    ]
-    photos = [sorted(part.index) for part in tasks]
-    if all(names == photos[0] for names in photos):
-        means = differences.groupby(level="image", sort=False).mean(skipna=False)
+    # A photo that a task has several times meets its first copy of the other tasks, then its second.
+    photos = photos[differences.index]
+    copies = photos.groupby([photos.index.get_level_values("degradation"), photos]).cumcount()
+    tasks = [sorted(part) for _, part in photos.groupby(level="degradation", sort=False)]
+    if all(task == tasks[0] for task in tasks):
+        means = differences.groupby([photos, copies], sort=False).mean(skipna=False)
         return [means.to_numpy()]
-    return [part.to_numpy() for part in tasks]
+    return [part.to_numpy() for _, part in differences.groupby(level="degradation", sort=False)]
 
 
 def _harmed(psnr: pd.DataFrame, name: str) -> float:

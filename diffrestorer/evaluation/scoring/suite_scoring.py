@@ -113,7 +113,8 @@ class Scoring:
             found = dict(consistencies[index])
             for metric in metrics:
                 found[metric.name] = self.store.known[keys[metric][index]]
-            scores.append(Score(item.suite, item.degradation, item.image, method.name, found))
+            photo = references[index] or f"{item.degradation}/{item.image}"
+            scores.append(Score(item.suite, item.degradation, item.image, method.name, found, photo))
         return scores
 
     def _consistencies(

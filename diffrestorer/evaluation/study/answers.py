@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from diffrestorer.data.storage import write_text
+from diffrestorer.data.storage import open_regular, write_text
 from diffrestorer.evaluation.report.table_text import markdown_table
 from diffrestorer.evaluation.scoring.scores import write_csv
 from diffrestorer.evaluation.study.bradley_terry import Answer, Strength, rank_methods
@@ -67,7 +67,7 @@ def read_answers(folder: Path) -> list[Answer]:
             f"{folder} holds no study ({KEY}): make it with diffrestorer study make RUNS -o {folder}"
         )
     key = _read_key(folder / KEY)
-    files = sorted((folder / ANSWERS).glob("*.json"))
+    files = _answer_files(folder / ANSWERS)
     if not files:
         raise ValueError(f"{folder / ANSWERS} holds no answers: put there the files that people saved")
 
@@ -85,12 +85,38 @@ def read_answers(folder: Path) -> list[Answer]:
     return answers
 
 
-def _read_key(file: Path) -> Key:
+def _answer_files(folder: Path) -> list[Path]:
+    """Return the files of people's answers, by name; some systems write the suffix in capitals."""
     try:
-        key = json.loads(file.read_text(encoding="utf-8"))
+        return sorted(file for file in folder.iterdir() if file.name.lower().endswith(".json"))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise ValueError(f"{folder} can't be read: {error.strerror}") from None
+
+
+def _read_text(file: Path) -> str:
+    """Read a UTF-8 file, which may begin with a byte order mark.
+
+    Raises:
+        ValueError: it can't be read, is no regular file, or no text; the message names it.
+    """
+    try:
+        with open_regular(file) as opened:
+            return opened.read().decode("utf-8-sig")
+    except OSError as error:
+        raise ValueError(f"{file} can't be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{file} can't be read: it is no text in UTF-8") from None
+
+
+def _read_key(file: Path) -> Key:
+    text = _read_text(file)
+    try:
+        key = json.loads(text)
         pairs = [(str(pair["left"]), str(pair["right"])) for pair in key["pairs"]]
         found = Key(key.get("study"), key["seed"], pairs)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{file} is damaged ({error}): make the study again") from None
     if found.study is None:
         raise ValueError(
@@ -105,8 +131,9 @@ def _read(
     key: Key,
 ) -> tuple[str, list[Answer]]:
     """Read one person's file."""
+    text = _read_text(file)
     try:
-        saved = json.loads(file.read_text(encoding="utf-8"))
+        saved = json.loads(text)
 
         # Pages of older versions gave their seed alone, which many studies share.
         same_seed = key.study != "" or saved["seed"] == key.seed
@@ -116,7 +143,7 @@ def _read(
             raise ValueError("it names no person")
         person = str(saved["person"])
         chosen = _choices(saved["answers"], len(key.pairs))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{file} is no file of answers to this study ({error})") from None
 
     found = []
