@@ -85,7 +85,11 @@ def test_ctrl_c_is_one_sentence(num_workers: int, seconds: float, tmp_path: Path
     root, out = photos(tmp_path / "photos", *range(1, 25)), tmp_path / "out"
     words = [sys.executable, "-m", "diffrestorer", "prepare", "set=photos", f"root={root}"]
     words += [f"out={out}", "size=256", f"num_workers={num_workers}"]
-    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+    # A suite that runs in the background of a shell ignores Ctrl-C, and what it starts would, too.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    signal.signal(signal.SIGINT, before)
+    with process:
         while not list(out.glob("pairs/*/*/*/plan.json")):
             assert process.poll() is None
             time.sleep(0.001)
