@@ -805,6 +805,7 @@ def test_ctrl_c_is_one_word(
     def main(config: EvaluateConfig) -> None:
         raise KeyboardInterrupt
 
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
     monkeypatch.setattr(sys, "argv", ["scripts/evaluate.py"])
     with pytest.raises(SystemExit) as end:
         run("evaluate", EvaluateConfig, main)
