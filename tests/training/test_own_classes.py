@@ -222,7 +222,7 @@ def test_validation_takes_the_classes_that_photos_can_have(
 
 
 def test_an_older_folder_loads_as_the_eight(older: Path, tmp_path: Path) -> None:
-    """Saved again its configuration names them, and it tells photos apart as before, bit for bit."""
+    """Saved again its configuration names them, and it tells photos apart as before."""
     assert read_classes(older) == DEGRADATIONS
     processor = load_component(older / "prompt_processor")
     assert isinstance(processor, PromptProcessor)
@@ -235,4 +235,6 @@ def test_an_older_folder_loads_as_the_eight(older: Path, tmp_path: Path) -> None
         DEGRADATIONS
     )
     for folder in (older, tmp_path):
-        assert torch.equal(DiffRestorerPipeline.from_pretrained(folder).detect(scene(1)), expected)
+        # To rounding: some processors add up in another order where weights lie elsewhere in memory.
+        found = DiffRestorerPipeline.from_pretrained(folder).detect(scene(1))
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
