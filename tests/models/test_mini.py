@@ -243,7 +243,8 @@ def test_folders_saved_before_mini_had_its_own_classes_restore_the_same(tmp_path
         pipeline = DiffRestorerPipeline.from_pretrained(folder)
         pipeline.set_progress_bar_config(disable=True)
         restored.append(pipeline(image, output_type="pt").images[0])
-    assert torch.equal(*restored)
+    # To rounding: some processors add up in another order where weights lie elsewhere in memory.
+    torch.testing.assert_close(*restored, rtol=0, atol=1e-5)
 
     # Saved again, it is like any other.
     pipeline.save_pretrained(tmp_path / "newer")
