@@ -40,11 +40,7 @@ def without_gradient(task: Stage1Task) -> set[str]:
     assert all(parameter.grad is not None for parameter in trained.values()), (
         "DDP waits for every gradient"
     )
-    attention = {
-        name
-        for name in trained
-        if "control_network" in name and any(part in name for part in OF_SEVERAL_TOKENS)
-    }
+    attention = {name for name in trained if any(part in name for part in OF_SEVERAL_TOKENS)}
     return {name for name, parameter in trained.items() if not parameter.grad.any()} - attention
 
 
