@@ -103,7 +103,7 @@ def test_heif_is_heic() -> None:
     assert extras["heif"] == extras["heic"] != []
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_restoring_needs_no_extra(photos_dir: Path, tmp_path: Path) -> None:
     lines = [f"restore {photos_dir} -o restored", f"detect {photos_dir}", "--version"]
     statuses, out, said = run_lines(lines, link_packages([], tmp_path / "packages"), tmp_path)

@@ -126,6 +126,7 @@ def evaluation(tmp_path: Path) -> Path:
     return summary(tmp_path / "evaluated" / "summary.csv", "pairs", rows).parent
 
 
+@pytest.mark.soak
 def test_a_folder_is_one_commit_with_a_full_card(
     hub: Hub, random_model: Path, evaluation: Path
 ) -> None:

@@ -302,16 +302,9 @@ def _worker_bytes(root: str, cache: Path) -> int:
     return worker.memory_full_info().uss
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("suffix", "protocol"),
-    [
-        pytest.param(".npy", "", marks=pytest.mark.soak),
-        (SUFFIX, ""),
-        pytest.param(".npy", "file://", marks=pytest.mark.soak),
-        pytest.param(SUFFIX, "file://", marks=pytest.mark.soak),
-    ],
-)
+@pytest.mark.soak
+@pytest.mark.parametrize("suffix", [".npy", SUFFIX])
+@pytest.mark.parametrize("protocol", ["", "file://"])
 def test_a_worker_s_memory_does_not_grow_with_the_number_of_pairs(
     suffix: str, protocol: str, tmp_path: Path
 ) -> None:

@@ -96,7 +96,7 @@ def test_resuming_restores_only_what_is_missing(finished: Path, model: Path, tmp
     assert all(before[name] != data for name, data in restored(folder).items())
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_model_folder_and_foreign_outputs(finished: Path, model: Path, tmp_path: Path) -> None:
     outputs = finished / "restored" / "diff_restorer"
     methods = [f"mine={model.parent}", f"mine_sd={model}", f"theirs={outputs}"]
@@ -330,6 +330,7 @@ def test_a_run_without_its_method_is_refused(finished: Path, tmp_path: Path) -> 
     assert {score.method for score in scores} == {"theirs", "theirs@b"}
 
 
+@pytest.mark.soak
 def test_large_images_of_one_size_are_restored_one_by_one(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -204,7 +204,7 @@ def test_losses_are_the_golden_ones_on_one_process_and_on_two(
             assert two == pytest.approx(one, rel=1e-4, abs=1e-6), phase
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize("method", ["airnet", "promptir"])
 def test_a_stopped_run_ends_like_one_that_was_not(
     method: str, photos_dir: Path, tmp_path: Path

@@ -24,11 +24,8 @@ def assert_steps_are_compiled(counts: Counts) -> None:
         assert found["calls"] > 0, moment
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("stage", "calls"),
-    [("stage1", STAGE1_CALLS), pytest.param("decoder", DECODER_CALLS, marks=pytest.mark.soak)],
-)
+@pytest.mark.soak
+@pytest.mark.parametrize(("stage", "calls"), [("stage1", STAGE1_CALLS), ("decoder", DECODER_CALLS)])
 def test_all_calls_of_a_step_are_compiled(
     stage: str, calls: int, photos_dir: Path, tmp_path: Path
 ) -> None:

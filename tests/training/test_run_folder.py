@@ -119,6 +119,7 @@ def test_a_damaged_configuration_does_not_let_another_one_in(
         train_stage1([*arguments, "train.lr=0.5"], output)
 
 
+@pytest.mark.soak
 def test_no_damage_of_a_state_is_taken_for_a_state(unfinished: Path, tmp_path: Path) -> None:
     """Every byte of it flipped once, in one bit."""
     checkpoint = copy_run(unfinished / "checkpoints" / "step_6", tmp_path / "step_6")

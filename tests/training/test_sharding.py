@@ -128,8 +128,8 @@ def test_a_killed_divided_run_ends_like_one_that_was_not(
     assert learned(output) == learned(whole)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("asked", [pytest.param(0, marks=pytest.mark.soak), 1])
+@pytest.mark.soak
+@pytest.mark.parametrize("asked", [0, 1])
 def test_a_divided_run_stops_with_a_checkpoint(
     asked: int, arguments: list[str], whole: Path, tmp_path: Path
 ) -> None:

@@ -121,7 +121,7 @@ def test_the_count_has_a_closed_form(batch: PairBatch) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["stage1", "decoder", "student"])
+@pytest.mark.parametrize("name", ["stage1", "decoder", pytest.param("student", marks=pytest.mark.soak)])
 def test_recomputation_is_not_counted(name: str, tasks: dict[str, Task], batch: PairBatch) -> None:
     kept, recomputed = copy.deepcopy(tasks[name]), copy.deepcopy(tasks[name])
     apply_hardware(kept, HardwareConfig(), CPU)

@@ -132,7 +132,7 @@ def test_tensorboard_gets_all_of_it(arguments: list[str], photos_dir: Path, tmp_
     assert [event.value for event in events.Scalars("validation/psnr")] == pytest.approx(scores)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_wandb_gets_all_of_it_and_a_resumed_run_goes_on(
     arguments: list[str], photos_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
