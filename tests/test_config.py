@@ -771,20 +771,28 @@ def test_a_script_may_load_other_configurations(
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "status", "said"),
     [
         (
             NotADirectoryError(20, "Not a directory", "out/x"),
-            "out/x cannot be read or written (Not a directory)",
+            2,
+            "evaluate.py: out/x cannot be read or written (Not a dir",
         ),
         (
             OSError(28, "No space left on device"),
-            "a file cannot be read or written (No space left on device)",
+            2,
+            "evaluate.py: a file cannot be read or written (No space left on",
         ),
+        (KeyboardInterrupt(), 130, "stopped"),
     ],
+    ids=["folder", "disk", "Ctrl-C"],
 )
-def test_a_disk_that_fails_is_one_sentence(
-    error: OSError, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_what_ends_a_script_is_one_sentence(
+    error: BaseException,
+    status: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def main(config: EvaluateConfig) -> None:
         raise error
@@ -793,25 +801,9 @@ def test_a_disk_that_fails_is_one_sentence(
     monkeypatch.setattr(sys, "argv", ["scripts/evaluate.py"])
     with pytest.raises(SystemExit) as end:
         run("evaluate", EvaluateConfig, main)
-    assert end.value.code == 2
+    assert end.value.code == status
     output = capsys.readouterr().err
-    assert output.splitlines()[-1].startswith(f"evaluate.py: {said}: mend that")
-    assert "Traceback" not in output
-
-
-def test_ctrl_c_is_one_word(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def main(config: EvaluateConfig) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
-    monkeypatch.setattr(sys, "argv", ["scripts/evaluate.py"])
-    with pytest.raises(SystemExit) as end:
-        run("evaluate", EvaluateConfig, main)
-    assert end.value.code == 130
-    output = capsys.readouterr().err
-    assert output.splitlines()[-1] == "stopped"
+    assert output.splitlines()[-1].startswith(said)
     assert "Traceback" not in output
 
 
