@@ -12,7 +12,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from diffrestorer.config.installation import check_torchvision, explain_import_error
+from diffrestorer.config.installation import (
+    check_torchvision,
+    explain_import_error,
+    import_without_unused,
+)
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,7 @@ class Command:
         main: called with the configuration.
         about: what it does, for `--help`.
         extra: the optional dependencies that it needs.
+        networks: whether it builds networks.
         flags: keys that may also be written `--key value`.
         switch: a key that may also be written `--key`.
         describe: returns the part of its `--help` that depends on the other arguments.
@@ -35,6 +40,7 @@ class Command:
     main: Callable[[Any], None]
     about: str
     extra: str = "train"
+    networks: bool = True
     flags: tuple[str, ...] = ()
     switch: str = ""
     describe: Callable[[Sequence[str]], str] = lambda arguments: ""
@@ -173,6 +179,7 @@ COMMANDS = {
         (_TRAINING, "PrepareConfig"),
         _prepare,
         "make training and test pairs of data sets or photos, or check them",
+        networks=False,
         flags=("set", "root", "out"),
         switch="check",
         describe=_explain_set,
@@ -183,6 +190,7 @@ COMMANDS = {
         _make_figures,
         "draw the paper's figures",
         extra="eval",
+        networks=False,
     ),
 }
 """Command, without the program's name -> script."""
@@ -217,7 +225,12 @@ def run_command(name: str) -> None:
     def act(config: Any) -> None:
         check_torchvision()
         try:
-            _check_data(config) if checks and config.check else command.main(config)
+            if checks and config.check:
+                _check_data(config)
+                return
+            if command.networks:
+                import_without_unused()
+            command.main(config)
         except ImportError as error:
             raise ValueError(explain_import_error(error, command.extra)) from error
 

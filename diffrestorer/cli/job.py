@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
+from diffrestorer.config.installation import import_without_unused
 from diffrestorer.data.storage import find_special_file
 from diffrestorer.inference.photos import load_pipeline, printable
 
@@ -97,6 +98,7 @@ class Run:
             sentence = f"the model {arguments.model!r} can't be loaded: {printable(special)} is not a regular file"
             raise StopError(sentence, EXIT_USAGE)
         try:
+            import_without_unused()
             return load_pipeline(
                 arguments.model, arguments.device, arguments.precision, arguments.compile
             )

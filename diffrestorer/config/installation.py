@@ -1,6 +1,11 @@
 """Faults of an installation that end in other libraries' tracebacks, told in one sentence."""
 
+import importlib
+import sys
 from importlib.metadata import version
+
+_UNUSED = ("bitsandbytes", "wandb")
+"""diffusers imports the first and timm the second wherever it is installed (pyiqa brings bitsandbytes)."""
 
 
 def check_torchvision() -> None:
@@ -22,6 +27,30 @@ def check_torchvision() -> None:
             f"torchvision {version('torchvision')} does not fit PyTorch {version('torch')}, beside which it is "
             "installed: reinstall both together, by the command that https://pytorch.org/get-started/locally/ shows"
         ) from error
+
+
+def import_without_unused() -> None:
+    """Import diffusers and timm without two packages of which they use nothing here, a fifth of a command's start.
+
+    For commands, whose process is their own. Whoever imports the two packages afterwards gets them; diffusers' own
+    quantization by bitsandbytes is not there for the rest of the process.
+
+    Raises:
+        ValueError: see `check_torchvision`, which comes first.
+    """
+    check_torchvision()
+    hidden = [name for name in _UNUSED if name not in sys.modules]
+    absent: dict[str, None] = dict.fromkeys(hidden)
+    sys.modules.update(absent)  # type: ignore[arg-type] # what Python takes for "not installed"
+    try:
+        for library in (
+            "diffusers.hooks",
+            "timm",
+        ):  # the former imports peft, which looks for bitsandbytes too
+            importlib.import_module(library)
+    finally:
+        for name in hidden:
+            del sys.modules[name]
 
 
 def explain_import_error(error: ImportError, extra: str) -> str:

@@ -118,7 +118,7 @@ def test_help_lists_the_scripts(capsys: pytest.CaptureFixture[str]) -> None:
         ("hydra", "evaluate", "eval"),
         ("pyarrow", "prepare root=x out=y", "train"),
         pytest.param("pyarrow", "train stage1 data.root=x", "train", marks=pytest.mark.soak),
-        ("pandas", "evaluate --suite mixed", "eval"),
+        pytest.param("pandas", "evaluate --suite mixed", "eval", marks=pytest.mark.soak),
     ],
 )
 def test_a_missing_extra_is_one_sentence(package: str, line: str, extra: str, tmp_path: Path) -> None:
@@ -136,3 +136,20 @@ def test_a_missing_extra_is_one_sentence(package: str, line: str, extra: str, tm
     assert (
         f"needs {package}, which is not installed: pip install 'diffrestorer[{extra}]'" in done.stderr
     )
+
+
+@pytest.mark.slow
+def test_a_command_starts_without_what_it_does_not_use() -> None:
+    """diffusers, peft and timm load two large packages for nothing; asked for afterwards they are there."""
+    program = (
+        "import sys\n"
+        "from importlib import import_module\n"
+        "from diffrestorer.config.installation import import_without_unused\n"
+        "import_without_unused()\n"
+        "import diffrestorer.inference.pipeline, diffrestorer.models.lora, diffrestorer.training.stage1\n"
+        "packages = ['bitsandbytes', 'wandb']\n"
+        "print([name in sys.modules for name in packages])\n"
+        "print([import_module(name).__name__ for name in packages])\n"
+    )
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert found.stdout.splitlines() == ["[False, False]", "['bitsandbytes', 'wandb']"], found.stderr
