@@ -19,7 +19,7 @@ for file in sys.argv[2:]:
 """
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_every_benchmark_finds_what_it_imports(tmp_path: Path) -> None:
     """In a process of their own, which has the benchmarks' folder and not the tests'."""
     files = sorted(map(str, BENCHMARKS.glob("*.py")))

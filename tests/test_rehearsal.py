@@ -103,7 +103,7 @@ def test_a_tensor_follows_from_its_name(random_sd15: ModuleType) -> None:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_small_base_is_read_and_computes(
     random_sd15: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -31,6 +31,7 @@ def command(random_model: Path, photos: Path, tmp_path: Path) -> list[str]:
     ]
 
 
+@pytest.mark.soak
 def test_two_processes_restore_what_one_does(command: list[str], photos: Path, tmp_path: Path) -> None:
     for i in range(5):
         save(photos / f"{i}.png", noise(40, 32))

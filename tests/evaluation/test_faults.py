@@ -46,7 +46,7 @@ def tables(folder: Path) -> dict[str, str]:
     return {name: (folder / name).read_text().replace(str(folder), "OUT") for name in TABLES}
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_either_half_alone_gives_the_same_tables(model: Path, tmp_path: Path) -> None:
     keys = {"model": str(model), "suite": "mixed"}
     methods = ["degraded", "diff_restorer"]

@@ -141,6 +141,7 @@ def test_training_curves(tmp_path: Path) -> None:
         PAPER_FIGURES["training"](FiguresConfig(figure="training", training="/nowhere"))
 
 
+@pytest.mark.soak
 def test_figure_10_shows_the_classes_that_the_model_has(random_model: Path, tmp_path: Path) -> None:
     """Of its classes the ones that the prepared images have; a model with fewer than two of them has no figure."""
     make("photos", photos(tmp_path / "photos", *range(1, 7)), tmp_path / "prepared", split="test")

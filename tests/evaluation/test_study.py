@@ -440,6 +440,7 @@ def test_two_methods_have_the_log_odds() -> None:
     assert 2 < always[0] - always[1] < 10, "finite where a method always wins"
 
 
+@pytest.mark.soak
 def test_a_planted_ranking_is_found_and_covered(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four methods, 20 studies of 300 answers: the order is found, and the intervals hold the planted strengths."""
     monkeypatch.setattr(bradley_terry, "DRAWS", 100)

@@ -127,6 +127,7 @@ def test_holm_rejects_what_its_steps_reject() -> None:
     assert holm([0.02, math.nan]) == pytest.approx([0.02, math.nan], nan_ok=True)
 
 
+@pytest.mark.soak
 def test_errors_of_the_whole_family_stay_below_the_level() -> None:
     """Five methods that do not differ: in at most 5 % of tables (and the chance of 1,000 tables) one looks worse."""
     rng = np.random.default_rng(0)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from diffusers import ModelMixin
 from diffusers.hooks.group_offloading import ModuleGroup
+from soaking import some_now
 from torch import Tensor, nn
 
 from diffrestorer.inference.pipeline import DiffRestorerPipeline
@@ -159,7 +160,7 @@ def test_layers_are_offloaded_one_by_one(
     assert {parameter.device.type for parameter in pipe.decoder.parameters()} == {"meta"}
 
 
-@pytest.mark.parametrize("offload_type", ["block_level", "leaf_level"])
+@pytest.mark.parametrize("offload_type", some_now(["block_level", "leaf_level"], 1))
 def test_groups_of_layers_are_offloaded(
     offload_type: str, pipe: DiffRestorerPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:

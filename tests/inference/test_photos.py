@@ -1,10 +1,12 @@
 """What the commands and the page do with one photo."""
 
 import math
+from itertools import product
 
 import numpy as np
 import pytest
 import torch
+from soaking import some_now
 
 from diffrestorer.data.images import ImageError, Photo
 from diffrestorer.inference import photos
@@ -12,9 +14,10 @@ from diffrestorer.inference.choices import Decoder
 from diffrestorer.inference.pipeline import DiffRestorerPipeline
 
 
-@pytest.mark.parametrize("decoder", ["refined", "sd"])
-@pytest.mark.parametrize("number", [math.inf, math.nan])
-@pytest.mark.parametrize("side", [40, 320], ids=["whole", "tiles"])
+@pytest.mark.parametrize(
+    ("decoder", "number", "side"),
+    some_now(product(["refined", "sd"], [math.inf, math.nan], [40, 320]), 3),  # whole, and by tiles
+)
 def test_numbers_that_are_not_finite_are_refused(
     decoder: Decoder, number: float, side: int, pipe: DiffRestorerPipeline
 ) -> None:

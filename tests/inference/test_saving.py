@@ -76,7 +76,7 @@ def test_files_that_would_not_be_read_are_not_written(
 @pytest.mark.parametrize(
     "options",
     [
-        {"safe_serialization": True, "variant": None},
+        pytest.param({"safe_serialization": True, "variant": None}, marks=pytest.mark.soak),
         pytest.param({"variant": "fp16"}, marks=pytest.mark.soak),
         pytest.param({"max_shard_size": "20KB"}, marks=pytest.mark.soak),
         {"variant": "own", "max_shard_size": "20KB"},

@@ -150,6 +150,7 @@ def test_a_tile_larger_than_the_image_is_the_image(tiny: DiffRestorerPipeline) -
     assert torch.equal(restore(tiny, lq, tile="auto"), restore(tiny, lq, tile="none"))
 
 
+@pytest.mark.soak
 def test_the_tile_batch_changes_nothing(tiny: DiffRestorerPipeline) -> None:
     lq = torch.rand(3, 150, 130, generator=torch.Generator().manual_seed(0))
     for decoder in ("refined", "sd"):

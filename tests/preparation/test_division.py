@@ -213,7 +213,7 @@ def _writes_a_shard(folder: Path) -> bool:
     return (folder / "plan.json").exists() and any(folder.glob(".*.tmp"))
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_three_processes_of_which_one_is_killed(tmp_path: Path) -> None:
     """Parts run at once; one is killed while it writes a shard, and runs again beside the others."""
     root, out, log = photos(tmp_path / "photos", *range(1, 25)), tmp_path / "out", tmp_path / "log"

@@ -50,6 +50,7 @@ def told(task: ImageEncoderTask, batch: PairBatch) -> torch.Tensor:
     return prompts.degradation_logits
 
 
+@pytest.mark.soak
 def test_where_the_teacher_is_right_nothing_changes_at_first(
     task: ImageEncoderTask, batch: PairBatch
 ) -> None:
@@ -99,6 +100,7 @@ def test_what_nobody_could_see_is_clean(task: ImageEncoderTask, batch: PairBatch
     assert task._labels(strong).tolist() == batch.label.tolist()
 
 
+@pytest.mark.soak
 def test_a_finished_model_gets_the_encoder_and_keeps_its_other_networks(
     settings: BaseConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -215,7 +215,7 @@ def test_a_photo_that_goes_bad_ends_with_its_name_and_a_checkpoint(
     assert checkpoint.name == f"step_{len(runs.losses(output))}"
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_killed_data_worker_ends_with_a_sentence_and_a_checkpoint(
     arguments: list[str], whole: Path, tmp_path: Path
 ) -> None:

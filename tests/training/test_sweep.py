@@ -6,7 +6,7 @@ import pytest
 import training_runs as runs
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_sweep_trains_a_model_per_job_and_goes_on(
     tiny_overrides: list[str], photos_dir: Path, tmp_path: Path
 ) -> None:
