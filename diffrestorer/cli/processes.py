@@ -3,14 +3,11 @@
 import os
 from collections import Counter
 from collections.abc import Callable
-from datetime import timedelta
 from typing import Any, TypeVar
 
 from diffrestorer.cli.job import StopError
 
 Result = TypeVar("Result")
-
-_PATIENCE = timedelta(days=30)  # of a process whose share is done: the others may take that long
 
 
 class Processes:
@@ -29,11 +26,9 @@ class Processes:
         """
         self.index, self.count = 0, int(os.environ.get("WORLD_SIZE", "1"))
         if self.count > 1:
-            import torch
-            from accelerate import PartialState
+            from diffrestorer.training.launcher import PATIENCE, join_processes
 
-            alone = device == "cpu" or not torch.cuda.is_available()
-            self.index = PartialState(cpu=alone, timeout=_PATIENCE).process_index
+            self.index = join_processes(device, PATIENCE).process_index
 
     def from_first(self, make: Callable[[], Result]) -> Result:
         """Run `make` in the first process and return its result in all of them.

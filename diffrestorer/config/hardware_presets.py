@@ -82,7 +82,8 @@ def detect_hardware() -> Detected:
 
     if not torch.cuda.is_available():
         return Detected("cpu")
-    index = int(os.environ.get("LOCAL_RANK", "0"))
+    # As Accelerate counts: a scheduler may show each process one GPU only, whatever its local rank.
+    index = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
     free, _ = torch.cuda.mem_get_info(index)
     with torch.cuda.device(index):
         has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)

@@ -34,6 +34,7 @@ from diffrestorer.evaluation.scoring.scores import Score, SetScore, summarise
 from diffrestorer.evaluation.scoring.set_scoring import SetScoring
 from diffrestorer.evaluation.scoring.suite_scoring import Scoring
 from diffrestorer.evaluation.suites import Suite
+from diffrestorer.training.launcher import PATIENCE, join_processes
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> list[Sco
     entries = choose_methods(config.method, config.suite, config.model, config.ablation)
     methods = parse_methods(entries, config.suite, config.model, config.trained, config.seeds)
     metrics = select_metrics(config.metrics or suite_metrics(config.suite))
-    state = PartialState(cpu=config.device == "cpu")
+    state = join_processes(config.device, PATIENCE)
     device = _device(config.device, state)
     check_precision(config.dtype, device)
 

@@ -11,12 +11,11 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from yaml import YAMLError
 
 from diffrestorer.config.degradations import CLEAN
+from diffrestorer.inference.model_folder import DEFAULT_TITLE
 from diffrestorer.models.components import COMPONENTS, read_classes
 
 SCORED = "diff_restorer"
 """The method of an evaluation that the model is."""
-
-_DEFAULT_TITLE = "# A Diff-Restorer model\n"
 
 
 def full_card(folder: Path, repo: str, licence: str | None, evaluation: Path | None = None) -> str:
@@ -37,7 +36,7 @@ def full_card(folder: Path, repo: str, licence: str | None, evaluation: Path | N
     scores = [] if evaluation is None else _read_scores(evaluation)
     text, own = _read_card(folder / "README.md")
     licence = licence or own.get("license") or "other"
-    if not text.strip() or _DEFAULT_TITLE in text:
+    if not text.strip() or DEFAULT_TITLE in text:
         text = _text(folder, repo, licence, classes, scores)
 
     # The owner's metadata come before ours, and tags are added up.

@@ -1,6 +1,7 @@
 """Model folders, which are diffusers pipelines on disk: finding and writing them."""
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
@@ -13,10 +14,14 @@ from diffusers import ModelMixin, SchedulerMixin
 from diffusers.utils import logging
 
 from diffrestorer.config.degradations import CLEAN
+from diffrestorer.inference.one_step import OneStepScheduler
 from diffrestorer.models.components import COMPONENTS, ModelFolderError, load_component, save_component
 from diffrestorer.models.hub_files import HubError, find_snapshot
 from diffrestorer.models.lora import merged
 from diffrestorer.models.restorer import DecodingNetworks, Restorer
+
+CARD, DEFAULT_TITLE = "README.md", "# A Diff-Restorer model\n"
+"""Name of a folder's card, and the line by which one that nobody edited is known."""
 
 _FETCHED = ("*.json", "*/*.json", "*/*.safetensors")
 """Files of a model on the hub."""
@@ -41,6 +46,24 @@ def find_model(name: str | Path) -> Path:
         raise ModelFolderError(
             f"no model at {name!r}: it is no folder, and as a hub id: {error}"
         ) from None
+
+
+def load_scheduler(folder: Path) -> SchedulerMixin:
+    """Load the scheduler of a model folder, as the class that its file names: a student's, or one of diffusers'.
+
+    Raises:
+        ModelFolderError: it is of another class.
+    """
+    name = json.loads((folder / "scheduler" / "scheduler_config.json").read_text()).get("_class_name")
+    known = {OneStepScheduler.__name__: OneStepScheduler}
+    scheduler_class: Any = known.get(name) or getattr(diffusers, str(name), None)
+    ours_or_theirs = isinstance(scheduler_class, type) and issubclass(scheduler_class, SchedulerMixin)
+    if not ours_or_theirs:
+        raise ModelFolderError(
+            f"{folder}: its scheduler is a {name}, which is neither diffusers' nor a student's"
+        )
+    scheduler: SchedulerMixin = scheduler_class.from_pretrained(folder, subfolder="scheduler")
+    return scheduler
 
 
 @contextmanager
@@ -100,6 +123,20 @@ def save_model_folder(
     _write_card(folder, networks.prompt_processor.classes, rows)
 
 
+def keep_own_files(before: Path, folder: Path) -> None:
+    """Copy into a model folder what its owner laid into the one that it replaces: a card of their own, a licence.
+
+    Args:
+        before: the folder that goes; it need not exist.
+        folder: the new one, already written.
+    """
+    files = [path for path in before.iterdir() if path.is_file()] if before.is_dir() else []
+    for path in files:
+        own_card = path.name == CARD and DEFAULT_TITLE not in path.read_text(errors="replace")
+        if own_card or not (folder / path.name).exists():
+            shutil.copy2(path, folder)
+
+
 def name_pipeline_class(folder: Path) -> None:
     """Let diffusers find the pipeline's class: `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)`.
 
@@ -137,7 +174,7 @@ def _card_row(name: str, part: ModelMixin) -> str:
 
 
 def _write_card(folder: Path, classes: Sequence[str], rows: Sequence[str]) -> None:
-    path = folder / "README.md"
+    path = folder / CARD
     if path.exists():
         return
     degradations = ", ".join(name for name in classes if name != CLEAN)

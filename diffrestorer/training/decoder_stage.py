@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UniPCMultistepScheduler
+from diffusers import SchedulerMixin
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -13,7 +13,7 @@ from torch.func import functional_call
 from diffrestorer.config.schema import DecoderConfig
 from diffrestorer.data.counter import counter_normal
 from diffrestorer.data.pairs import PairBatch
-from diffrestorer.inference.model_folder import find_model, save_model_folder
+from diffrestorer.inference.model_folder import find_model, load_scheduler, save_model_folder
 from diffrestorer.inference.pipeline import DiffRestorerPipeline
 from diffrestorer.inference.sampler import sample_latents
 from diffrestorer.models.backbones import EncodedImage, decode_latents, encode_image
@@ -37,7 +37,7 @@ from diffrestorer.training.perceptual import PerceptualLoss, check_perceptual
 from diffrestorer.training.task import Losses, Task, adamw, to_unit
 
 
-def load_stage1(folder: Path, samples: bool) -> tuple[DecodingNetworks, UniPCMultistepScheduler]:
+def load_stage1(folder: Path, samples: bool) -> tuple[DecodingNetworks, SchedulerMixin]:
     """Load the networks of a model that the decoder stage runs, in float32, after checking every file of it.
 
     Args:
@@ -58,7 +58,7 @@ def load_stage1(folder: Path, samples: bool) -> tuple[DecodingNetworks, UniPCMul
     parts = {name: load_component(folder / name) for name in names}
     networks = DecodingNetworks(**parts, relative_prediction=read_relative_prediction(folder))
     check_finite(folder, networks.components())
-    return networks, UniPCMultistepScheduler.from_pretrained(folder, subfolder="scheduler")
+    return networks, load_scheduler(folder)
 
 
 class DecoderTask(Task):

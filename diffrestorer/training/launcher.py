@@ -1,11 +1,12 @@
-"""The Accelerator of a run. What a launcher asks for is used, or refused in a sentence."""
+"""The processes of a run and its Accelerator. What a launcher asks for is used, or refused in a sentence."""
 
 import os
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import (
     DistributedDataParallelKwargs,
@@ -22,7 +23,24 @@ UNUSED = {
 }
 """Switches of `accelerate launch` for engines that a run does not use."""
 
+PATIENCE = timedelta(days=30)
+"""How long a process whose share is done may wait for the others, where shares differ."""
+
 Result = TypeVar("Result")
+
+
+def join_processes(device: str = "auto", patience: timedelta | None = None) -> PartialState:
+    """Return this process among those that a launcher started. They meet at the first call, or in `make_accelerator`.
+
+    Args:
+        device: `cpu` leaves GPUs alone.
+        patience: after which a process that waits for the others gives up; None is PyTorch's, ten minutes on GPUs.
+    """
+    _meet_again()
+    options = {} if patience is None else {"timeout": patience}
+
+    # Without `cpu=True` torchrun's ranks are ignored on a machine without a GPU, and each process believes to be alone.
+    return PartialState(cpu=device == "cpu" or not torch.accelerator.is_available(), **options)
 
 
 def make_accelerator(mixed_precision: str) -> Accelerator:
@@ -40,8 +58,8 @@ def make_accelerator(mixed_precision: str) -> Accelerator:
     # An earlier run of this process may have had another precision. The process group stays.
     AcceleratorState._reset_state()
 
-    # Without `cpu=True` it ignores torchrun's ranks on a machine without a GPU. The plugin keeps it from dividing the
-    # losses a second time: the loop does that. Gradients lie in the buckets that are sent, instead of beside them.
+    # `cpu`: as in `join_processes`. The plugin keeps it from dividing the losses a second time: the loop does that.
+    # Gradients lie in the buckets that are sent, instead of beside them.
     return Accelerator(
         cpu=not torch.accelerator.is_available(),
         mixed_precision=mixed_precision,

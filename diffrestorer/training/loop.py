@@ -15,6 +15,7 @@ from diffrestorer.config.schema import RunConfig
 from diffrestorer.data.ownership import own_folder
 from diffrestorer.data.pairs import Pair, PairBatch, StepBatches, pair_loader
 from diffrestorer.data.prepared import open_pairs
+from diffrestorer.inference.model_folder import keep_own_files
 from diffrestorer.training.averaging import WeightAverage
 from diffrestorer.training.cache import open_cache
 from diffrestorer.training.checkpoint import copies_of, write_folder
@@ -314,10 +315,14 @@ class Run:
             self.task.conclude()
             if self.accelerator.is_main_process:
                 dtype = getattr(torch, self.settings.save_dtype)
-                write_folder(
-                    self.output_dir / "model", lambda folder: self.task.save_model(folder, dtype)
-                )
-                self.log.info("model saved to %s", self.output_dir / "model")
+                model = self.output_dir / "model"
+
+                def write(folder: Path) -> None:
+                    self.task.save_model(folder, dtype)
+                    keep_own_files(model, folder)
+
+                write_folder(model, write)
+                self.log.info("model saved to %s", model)
         self._close()
 
     def _close(self) -> None:

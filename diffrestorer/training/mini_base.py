@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from diffusers import DDPMScheduler, ModelMixin
 from jaxtyping import Float
 from torch import Tensor
@@ -23,6 +22,7 @@ from diffrestorer.config.schema import BaseConfig
 from diffrestorer.data.counter import counter_normal, to_device
 from diffrestorer.data.pairs import PairBatch, collate_pairs
 from diffrestorer.data.prepared import open_pairs
+from diffrestorer.inference.model_folder import keep_own_files
 from diffrestorer.models.backbones import ImageEncoder, decode_latents, encode_image, encode_posterior
 from diffrestorer.models.components import (
     build_image_encoder,
@@ -38,9 +38,11 @@ from diffrestorer.training.checkpoint import write_folder
 from diffrestorer.training.diffusion import add_noise
 from diffrestorer.training.encoder_tuning import ImageEncoderTask, fitted_folder
 from diffrestorer.training.kept_files import DamagedFileError, read_sealed, write_sealed
+from diffrestorer.training.launcher import join_processes
 from diffrestorer.training.loop import train
 from diffrestorer.training.losses import diffusion_loss
 from diffrestorer.training.model_classes import with_classes
+from diffrestorer.training.shared_work import share_out
 from diffrestorer.training.task import Losses, Task, adamw, to_unit
 
 LOG = logging.getLogger("diffrestorer.training")
@@ -117,7 +119,7 @@ def fit_image_encoder(config: BaseConfig, output_dir: Path) -> None:
     """Save mini's image encoder into `output_dir/model`, its projection fitted to degraded crops of every class.
 
     The tower is ImageNet's. Principal components of its stages' statistics tell degradations apart as well as a trained
-    projection does (docs/mini.md), and take a minute. One process fits; the others wait.
+    projection does (docs/mini.md), and take a minute.
 
     Args:
         config: its data, seed, `init` and `image_encoder_batches` count.
@@ -128,19 +130,24 @@ def fit_image_encoder(config: BaseConfig, output_dir: Path) -> None:
             other settings.
     """
     folder = output_dir / "model"
-    state = PartialState()
+    state = join_processes()
     settings = _fit_settings(config)
     if folder.is_dir():
         _check_fit(output_dir, settings)
+        state.wait_for_everyone()
+        return
+
+    # Each process looks at some of the crops, and all fit the same numbers.
+    image_encoder = _begin(config.init, "image_encoder", build_image_encoder(config.model))
+    visual = image_encoder.visual
+    assert isinstance(visual, StageStatistics)
+    if config.init is None:
+        load_imagenet_tower(visual)
+        image_encoder.to(state.device).eval()
+        visual.fit(_crops_statistics(config, image_encoder, visual).to(state.device))
     state.wait_for_everyone()
-    if state.is_main_process and not folder.is_dir():
-        image_encoder = _begin(config.init, "image_encoder", build_image_encoder(config.model))
-        visual = image_encoder.visual
-        assert isinstance(visual, StageStatistics)
-        if config.init is None:
-            load_imagenet_tower(visual)
-            image_encoder.to(state.device).eval()
-            visual.fit(_crops_statistics(config, image_encoder, visual))
+
+    if state.is_main_process:
         output_dir.mkdir(parents=True, exist_ok=True)
         write_sealed(output_dir / FIT, settings)
         write_folder(
@@ -182,14 +189,15 @@ def _check_fit(output_dir: Path, fit: dict[str, Any]) -> None:
 def _crops_statistics(
     config: BaseConfig, image_encoder: ImageEncoder, visual: StageStatistics
 ) -> Float[Tensor, "n s2"]:
-    """Return the stages' statistics of degraded training crops."""
+    """Return the stages' statistics of degraded training crops, on the CPU. Processes share the crops."""
     pairs = open_pairs(config.data, config.seed, CROPS_PER_BATCH)
-    rows = []
-    for step in range(config.image_encoder_batches):
+
+    def look(step: int) -> Float[Tensor, "b s2"]:
         batch = collate_pairs([pairs[step, position] for position in range(CROPS_PER_BATCH)])
         images = to_unit(batch.to(image_encoder.device).lq)
-        rows.append(visual.statistics(image_encoder.prepare(images)))
-    return torch.cat(rows)
+        return visual.statistics(image_encoder.prepare(images)).cpu()
+
+    return torch.cat(share_out(look, config.image_encoder_batches))
 
 
 class UNetTask(Task):
@@ -290,7 +298,11 @@ def train_base(config: BaseConfig) -> None:
 
     # The UNet's folder holds all three.
     finished = output_dir / "unet" / "model"
-    if finished.is_dir() and PartialState().is_main_process:
-        write_folder(
-            output_dir / "model", lambda folder: shutil.copytree(finished, folder, dirs_exist_ok=True)
-        )
+    if finished.is_dir() and join_processes().is_main_process:
+        model = output_dir / "model"
+
+        def write(folder: Path) -> None:
+            shutil.copytree(finished, folder, dirs_exist_ok=True)
+            keep_own_files(model, folder)
+
+        write_folder(model, write)

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -30,6 +29,7 @@ from diffrestorer.training.checkpoint import newest_copies
 from diffrestorer.training.decoder_stage import DecoderTask
 from diffrestorer.training.encoder_tuning import ImageEncoderTask
 from diffrestorer.training.kept_files import DamagedFileError, read_sealed, write_sealed
+from diffrestorer.training.launcher import join_processes
 from diffrestorer.training.loop import train
 from diffrestorer.training.model_classes import with_classes
 from diffrestorer.training.stage1 import Stage1Task
@@ -128,7 +128,7 @@ def _planned_steps(config: MiniConfig, stage: str, before: str, started: float) 
     plan[stage] = max(1, int(left * config.shares[stage] / later / seconds))
 
     # Every process measured for itself; the main one's plan counts.
-    state = PartialState()
+    state = join_processes()
     state.wait_for_everyone()
     if state.is_main_process:
         write_sealed(path, plan)
@@ -171,7 +171,7 @@ def _seconds_per_step(config: MiniConfig, stage: str, folder: Path, before: str)
 
 def _remove_together(folder: Path) -> None:
     """Remove a folder once all processes are done with it."""
-    state = PartialState()
+    state = join_processes()
     state.wait_for_everyone()
     if state.is_main_process:
         shutil.rmtree(folder, ignore_errors=True)
@@ -188,7 +188,7 @@ def _stage_config(
     """
     kind = STAGES[stage]
     workers = max(1, (os.cpu_count() or 2) - 1) if config.num_workers is None else config.num_workers
-    batch_size = config.batch_size or BATCH_SIZES.get(PartialState().device.type, BATCH_SIZES["cuda"])
+    batch_size = config.batch_size or BATCH_SIZES.get(join_processes().device.type, BATCH_SIZES["cuda"])
     counts = [
         f"seed={config.seed}",
         f"train.max_steps={steps}",

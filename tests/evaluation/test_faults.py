@@ -106,16 +106,9 @@ def test_kill_and_resume_give_the_same_tables(whole: Path, model: Path, tmp_path
 def test_two_processes_share_the_work_and_give_the_same_tables(
     whole: Path, model: Path, tmp_path: Path
 ) -> None:
-    run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--nproc_per_node",
-            "2",
-            *command(tmp_path, model),
-        ]
-    )
+    """On the device that the machine has: left to itself, Accelerate ignores torchrun's ranks where there is no GPU."""
+    words = [word for word in command(tmp_path, model) if word != "device=cpu"]
+    run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", *words])
     assert tables(tmp_path) == tables(whole)
     made = json.loads((tmp_path / "run.json").read_text())
     assert made["processes"] == 2

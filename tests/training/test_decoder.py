@@ -1,15 +1,18 @@
 """The decoder stage: its adversary, which may wait or be absent, and the networks it loads and saves."""
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from diffusers import DDIMScheduler, SchedulerMixin
 from training_runs import files_of
 
 from diffrestorer.config.composition import load
 from diffrestorer.config.schema import DataConfig, DecoderConfig, Stage1Config
 from diffrestorer.data.pairs import PairBatch, SynthesisedPairs, collate_pairs
+from diffrestorer.inference.one_step import OneStepScheduler
 from diffrestorer.inference.pipeline import DiffRestorerPipeline
 from diffrestorer.models.components import COMPONENTS, WEIGHTS_NAME, ModelFolderError
 from diffrestorer.training.checkpoint import trained_state
@@ -107,3 +110,41 @@ def test_networks_left_on_the_disk_are_checked_at_the_start(keys: list[str], tmp
     file.write_bytes(file.read_bytes()[:-20])
     with pytest.raises(ModelFolderError, match=f"{file} is damaged or truncated"):
         DecoderTask(load("train_decoder", DecoderConfig, [*keys, f"stage1={tmp_path}/copy"]))
+
+
+def stage1_with(scheduler: SchedulerMixin, keys: list[str], folder: Path) -> Path:
+    """The model of `keys` with another scheduler."""
+    (stage1,) = [key.removeprefix("stage1=") for key in keys if key.startswith("stage1=")]
+    pipe = DiffRestorerPipeline.from_pretrained(stage1)
+    pipe.scheduler = scheduler
+    pipe.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("z0", ["hq", "sampled"])
+@pytest.mark.parametrize(
+    "scheduler",
+    [OneStepScheduler(prediction_type="sample", tau=150), DDIMScheduler(prediction_type="sample")],
+    ids=["student", "DDIM"],
+)
+def test_the_model_s_scheduler_stays(
+    scheduler: SchedulerMixin, z0: str, keys: list[str], tmp_path: Path
+) -> None:
+    """A new decoder of a student still restores in one step."""
+    stage1 = stage1_with(scheduler, keys, tmp_path / "stage1")
+    task = DecoderTask(load("train_decoder", DecoderConfig, [*keys, f"stage1={stage1}", f"z0={z0}"]))
+    task.save_model(tmp_path / "model", torch.float32)
+    found = DiffRestorerPipeline.from_pretrained(tmp_path / "model").scheduler
+    assert type(found) is type(scheduler)
+    assert {key: found.config[key] for key in scheduler.config if not key.startswith("_")} == {
+        key: value for key, value in scheduler.config.items() if not key.startswith("_")
+    }
+
+
+def test_an_unknown_scheduler_is_refused(keys: list[str], tmp_path: Path) -> None:
+    stage1 = stage1_with(OneStepScheduler(prediction_type="sample"), keys, tmp_path / "stage1")
+    file = stage1 / "scheduler" / "scheduler_config.json"
+    for name in ("MyScheduler", "UNet2DConditionModel", None):
+        file.write_text(json.dumps({**json.loads(file.read_text()), "_class_name": name}))
+        with pytest.raises(ModelFolderError, match=f"its scheduler is a {name}, which is neither"):
+            DecoderTask(load("train_decoder", DecoderConfig, [*keys, f"stage1={stage1}", "z0=hq"]))

@@ -1,6 +1,7 @@
 """Presets of `hardware=` and the precision: chosen by what the device has, refused with a reason."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,32 @@ def test_a_chosen_preset_fits() -> None:
             )
             fits = NEEDED[chosen][precision] * GIB + LIBRARIES <= free * GIB
             assert fits or chosen == list(NEEDED)[-1]
+
+
+@pytest.mark.parametrize(("shown", "asked"), [(1, 0), (8, 3)])
+def test_a_process_asks_the_gpu_that_it_will_use(
+    shown: int, asked: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the fourth process of a node: the only one that it is shown, or the fourth of eight."""
+    indices: list[int] = []
+
+    def free(index: int) -> tuple[int, int]:
+        indices.append(index)
+        return int(79.2 * GIB), int(80 * GIB)
+
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr("shutil.which", lambda name: name)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: shown)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", free)
+    monkeypatch.setattr(torch.cuda, "device", lambda index: nullcontext())
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    detect_hardware.cache_clear()
+    try:
+        assert detect_hardware() == Detected("gpu80")
+    finally:
+        detect_hardware.cache_clear()
+    assert indices == [asked]
 
 
 def test_a_gpu_without_bf16_trains_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:

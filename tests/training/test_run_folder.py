@@ -61,6 +61,28 @@ def test_a_damaged_file_costs_nothing_or_is_named(
     damage_and_go_on(DAMAGES.index(kind), arguments, unfinished, finished, tmp_path, kind)
 
 
+@pytest.mark.slow
+def test_what_its_owner_laid_into_the_model_stays(
+    arguments: list[str], finished: Path, tmp_path: Path
+) -> None:
+    """The same command once more writes the model anew, beside their card and licence. A card of ours is ours."""
+    output = tmp_path / "run"
+    shutil.copytree(finished, output)
+    ours = (output / "model" / "README.md").read_bytes()
+    own = {"README.md": "# Rain gone\n\nBy me.", "LICENSE": "mine", "notes.txt": "0.1"}
+    for name, text in own.items():
+        (output / "model" / name).write_text(text)
+    train_stage1(arguments, output)
+    assert {name: (output / "model" / name).read_text() for name in own} == own
+
+    (output / "model" / "README.md").write_bytes(ours.replace(b"[image-restoration,", b"["))
+    train_stage1(arguments, output)
+    assert (output / "model" / "README.md").read_bytes() == ours
+    for name in ("LICENSE", "notes.txt"):
+        (output / "model" / name).unlink()
+    assert runs.files_of(output / "model") == runs.files_of(finished / "model")
+
+
 @pytest.mark.soak
 def test_two_hundred_damaged_files(
     arguments: list[str], unfinished: Path, finished: Path, tmp_path: Path

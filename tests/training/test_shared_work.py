@@ -41,3 +41,18 @@ def test_validation_samples_and_prototypes_are_those_of_one_process(
 
 def prototypes(output: Path) -> Tensor:
     return load_component(output / "model" / "prompt_processor").class_prototypes
+
+
+@pytest.mark.slow
+def test_an_image_encoder_is_fitted_together(
+    tiny_overrides: list[str], photos_dir: Path, tmp_path: Path
+) -> None:
+    """Each process looks at some of the crops. A second start of both leaves it as it is."""
+    command = [
+        *tiny_overrides, f"data.root={photos_dir}", "data.size=64", "part=image_encoder", "image_encoder_batches=3",
+    ]  # fmt: skip
+    one, two, log = tmp_path / "one", tmp_path / "two", tmp_path / "log"
+    runs.run("train_base.py", [*command, f"output_dir={one}"], log)
+    for _ in range(2):
+        runs.run_ranks("train_base.py", [[*command, f"output_dir={two}"]], log, 2)
+        assert runs.files_of(two / "image_encoder") == runs.files_of(one / "image_encoder")
