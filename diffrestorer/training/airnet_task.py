@@ -110,18 +110,23 @@ class AirNetEncoderTask(BaselineTask):
         return torch.stack(crops)
 
     def _contrast(self, guidance: Float[Tensor, "b c p p"], key_crops: Crops) -> Scalar:
-        """Return InfoNCE of the query crops against their keys and the queue."""
+        """Return InfoNCE of the query crops against their keys and the queue.
+
+        Only training moves the momentum copy and the queue. Validation leaves both as they are.
+        """
         query = self.model.encoder.embed(guidance)
 
         # Keys come from the momentum copy, without a gradient.
+        key_encoder = self.model.key_encoder
         with torch.no_grad():
-            update_momentum(self.model.key_encoder, self.model.encoder, self.config.momentum)
-            key_encoder = self.model.key_encoder
+            if self.training:
+                update_momentum(key_encoder, self.model.encoder, self.config.momentum)
             keys = key_encoder.embed(key_encoder.guidance(key_crops))
 
         # The positive is in column 0. Keys of all processes join the queue.
         logits = self.queue.logits(query, keys, self.config.temperature)
-        self.queue.push(gather(keys))
+        if self.training:
+            self.queue.push(gather(keys))
         return F.cross_entropy(
             logits.float(), torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
         )

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather
+from jaxtyping import Float
+from torch import Tensor
 from torch.nn import functional as F
 
 from diffrestorer.baselines.da_clip.clip_weights import load_clip
@@ -24,7 +26,8 @@ class ControllerTask(BaselineTask):
     """DA-CLIP's first phase: from a degraded image, the clean image's CLIP embedding and the degradation's class.
 
     Each content embedding must find its clean image among those of the whole global batch. These need no gradient, so
-    the loss does not depend on how the processes share the batch. Adam has CLIP's betas and epsilon.
+    the loss does not depend on how the processes share the batch. Validation scores each batch by itself: there, the
+    candidates are the batch's own clean images. Adam has CLIP's betas and epsilon.
 
     Raises:
         ValueError: a process would take its share in several micro batches.
@@ -52,22 +55,31 @@ class ControllerTask(BaselineTask):
         others = [parameter for parameter in trained if parameter.ndim < 2]
         return [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
 
+    def _logit_scale(self) -> Float[Tensor, ""]:
+        """Return the logarithm of the inverse temperature, within CLIP's bounds.
+
+        CLIP bounds the parameter after every step, which is before the next one. Only training changes it.
+        """
+        logit_scale = self.model.controller.logit_scale
+        if not self.training:
+            return logit_scale.clamp(0, MAX_LOGIT_SCALE)
+        with torch.no_grad():
+            logit_scale.clamp_(0, MAX_LOGIT_SCALE)
+        return logit_scale
+
     def forward(self, batch: PairBatch) -> Losses:
         controller = self.model.controller
-
-        # CLIP bounds its logit scale after every step, which is before the next one.
-        with torch.no_grad():
-            controller.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
-        scale = controller.logit_scale.exp()
+        scale = self._logit_scale().exp()
         content, degradation = (
             F.normalize(embedding, dim=-1) for embedding in controller(to_unit(batch.lq))
         )
 
-        # The clean images of all processes, and which of them are this process's.
+        # The candidates are the clean images of all processes in training, and this process's own in validation.
         with torch.no_grad():
-            wanted = gather(F.normalize(controller.clip_embedding(to_unit(batch.gt)), dim=-1))
-            own_positions = to_device(np.array(batch.positions), content.device)
-            positions = gather(own_positions)
+            wanted = F.normalize(controller.clip_embedding(to_unit(batch.gt)), dim=-1)
+            positions = own_positions = to_device(np.array(batch.positions), content.device)
+            if self.training:
+                wanted, positions = gather(wanted), gather(positions)
         own = (own_positions[:, None] == positions).int().argmax(dim=1)
 
         # Both embeddings choose among candidates: clean images, and classes.

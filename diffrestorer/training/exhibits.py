@@ -17,7 +17,7 @@ from diffrestorer.data.prepared import TrainingPairs
 from diffrestorer.training.averaging import WeightAverage
 from diffrestorer.training.shared_work import share_out
 from diffrestorer.training.sheets import save_sheet
-from diffrestorer.training.task import Task
+from diffrestorer.training.task import Task, evaluating
 from diffrestorer.training.trackers import Tracker
 from diffrestorer.training.validation import Validation
 
@@ -76,7 +76,8 @@ class Exhibits:
             columns = self.task.sample(batch.to(device))
             return [column.float().clamp(0, 1).cpu() for column in columns]
 
-        rows = share_out(sample, self.num_samples)
+        with evaluating(self.task):
+            rows = share_out(sample, self.num_samples)
         if self.tracker is None:
             return
         columns = [torch.cat(column) for column in zip(*rows, strict=True)]

@@ -1,7 +1,8 @@
 """The loop's view of a stage: a task owns models and losses, and turns a batch into numbers."""
 
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,18 @@ class Losses:
     parts: dict[str, Tensor]
 
 
+@contextmanager
+def evaluating(task: nn.Module) -> Iterator[None]:
+    """Run a task without dropout and batch statistics; then every module is in the mode it was in."""
+    was_training = [(module, module.training) for module in task.modules()]
+    task.eval()
+    try:
+        yield
+    finally:
+        for module, training in was_training:
+            module.training = training
+
+
 class Task(nn.Module):
     """A training stage. Its parameters that require gradients train; all of them take part in every forward pass.
 
@@ -39,7 +52,10 @@ class Task(nn.Module):
 
     @abstractmethod
     def forward(self, batch: PairBatch) -> Losses:
-        """Return the losses of one process's share of a global batch."""
+        """Return the losses of one process's share of a global batch.
+
+        In evaluation mode it changes no state and exchanges nothing between processes.
+        """
 
     def encode(self, batch: PairBatch) -> dict[str, Tensor]:
         """Return the frozen encoders' outputs by name, in float32, for `train.cache_dir` to keep. There are none here.

@@ -20,7 +20,7 @@ from diffrestorer.data.prepared import is_prepared, name_classes
 from diffrestorer.data.storage import write_text
 from diffrestorer.training.shared_work import share_out
 from diffrestorer.training.sheets import save_sheet
-from diffrestorer.training.task import Task, to_unit
+from diffrestorer.training.task import Task, evaluating, to_unit
 
 VALIDATION_SEED = 1_000_003
 """Apart from every run's own seed, so that runs of different seeds see the same set."""
@@ -132,18 +132,16 @@ class Validation:
 
     @torch.no_grad()
     def __call__(self, task: Task, device: torch.device) -> ValidationScore:
-        """Score the task as it stands. Every process calls this, and all get the same score."""
-        # Evaluate without dropout and batch statistics, then leave every module in the mode it was in.
-        was_training = [(module, module.training) for module in task.modules()]
-        task.eval()
-        try:
+        """Score the task as it stands. Every process calls this, and all get the same score.
+
+        Nothing that is learned may depend on it. So a task's forward pass in evaluation mode changes no state. It also
+        exchanges nothing between processes, since one of them may have more batches than another.
+        """
+        with evaluating(task):
             results = share_out(
                 lambda number: self._score_batch(task, self.batches[number].to(device)),
                 len(self.batches),
             )
-        finally:
-            for module, training in was_training:
-                module.training = training
 
         # The last batch may be smaller than the others.
         sizes = torch.tensor([float(len(batch.positions)) for batch in self.batches])
