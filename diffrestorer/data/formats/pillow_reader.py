@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 from PIL import Image
@@ -20,19 +20,89 @@ READS_HEIC = find_spec("pillow_heif") is not None
 
 _FORMATS = ["JPEG", "WEBP", "BMP", "DIB", "GIF", "PPM", "JPEG2000", "AVIF"]
 _MOST_FRAMES = 100
-_lock = threading.Lock()
+
+
+class _CurrentThread(threading.local):
+    """The current thread's number of open reads, in the shape of a warning filter's message pattern.
+
+    A filter with this pattern applies to every warning of a thread that reads, and to no other thread's.
+    """
+
+    reads = 0
+
+    def match(self, text: str) -> bool:
+        """Return whether the thread that issues the warning is reading. `warnings` calls it as `re.Pattern.match`."""
+        return self.reads > 0
+
+
+_current_thread = _CurrentThread()
+_SILENCE = ("ignore", _current_thread, Warning, None, 0)  # an entry of warnings.filters
+
+
+class _Readers:
+    """A count of the reads in progress in all threads, and the global settings that last as long as there is one.
+
+    The lock guards the settings only: it is never held while a file is decoded.
+
+    `warnings.catch_warnings` does not serve here. It replaces the filters of the whole process, and two threads that
+    overlap in it restore each other's filters, for good. So a single entry is added to the filters and removed again.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._count = 0
+        self._limit: int | None = None
+        self._silenced: list[list[object]] = []
+
+    def enter(self) -> None:
+        """Add a read of the current thread: Pillow's limit is lifted, and the thread's warnings are silenced."""
+        with self._lock:
+            # Later reads do it again if other code has set a limit in the meantime.
+            if self._count == 0 or Image.MAX_IMAGE_PIXELS is not None:
+                self._limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+
+            # The first matching filter wins. Other code may have put filters before ours, or replaced the list.
+            filters = cast("list[object]", warnings.filters)
+            if filters[:1] != [_SILENCE]:
+                filters.insert(0, _SILENCE)
+                self._silenced.append(filters)
+
+            self._count += 1
+            _current_thread.reads += 1
+
+    def leave(self) -> None:
+        """Remove a read of the current thread. The last one restores the settings."""
+        with self._lock:
+            _current_thread.reads -= 1
+            self._count -= 1
+            if self._count > 0:
+                return
+
+            # A limit that other code has set in the meantime stays.
+            if Image.MAX_IMAGE_PIXELS is None:
+                Image.MAX_IMAGE_PIXELS = self._limit
+
+            # A catch_warnings of other code copies the list: clean the copy in use and the lists that were changed.
+            for filters in (*self._silenced, cast("list[object]", warnings.filters)):
+                while _SILENCE in filters:
+                    filters.remove(_SILENCE)
+            self._silenced.clear()
+
+
+_readers = _Readers()
 
 
 @contextmanager
 def quiet_pillow() -> Iterator[None]:
-    """Lift Pillow's own limit on pixels (global, too low for a panorama), and keep its warnings off the terminal."""
-    with _lock, warnings.catch_warnings():
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        warnings.simplefilter("ignore")
-        try:
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
+    """Lift Pillow's own limit on pixels, which is too low for a panorama, and silence the current thread's warnings.
+
+    Several threads may be inside at the same time. The limit is global, so it is restored when the last one leaves.
+    """
+    _readers.enter()
+    try:
+        yield
+    finally:
+        _readers.leave()
 
 
 def read_with_pillow(file: BinaryIO, max_pixels: int) -> Photo:
