@@ -12,6 +12,7 @@ from typing import Any, Literal
 import gradio as gr
 from PIL import Image
 
+from diffrestorer.app.cleanup import renew, sweep
 from diffrestorer.app.visitors import Visitors
 from diffrestorer.config.degradations import CLEAN
 from diffrestorer.data.images import Photo, write_photo
@@ -69,9 +70,7 @@ class Desk:
 
     def sample(self) -> list[str]:
         """Return a photo to try the page with."""
-        folder = self.folder / secrets.token_hex(16)
-        folder.mkdir()
-        return [str(shutil.copy(_SAMPLE, folder))]
+        return [str(shutil.copy(_SAMPLE, self._new_folder()))]
 
     def look(self, paths: list[str] | None, request: gr.Request) -> tuple[Any, ...]:
         """Show new photos: the first on both sides of the slider, with what is wrong with it."""
@@ -126,9 +125,9 @@ class Desk:
         # One photo at a time. Its visitor may leave at any step.
         results: Results = {}
         for number, path in enumerate(paths):
-            on_step = self._steps(
-                request, progress, (options.steps or 1) * len(paths), number * (options.steps or 1)
-            )
+            steps = options.steps or 1
+            files = [*paths, *results.values()]
+            on_step = self._steps(request, progress, steps * len(paths), number * steps, files)
             try:
                 with _told():
                     results[path] = self._restore(path, options, on_step)
@@ -142,6 +141,7 @@ class Desk:
         if not results:
             raise gr.Error("None of the photos could be restored.", print_exception=False)
         with _told():
+            renew([*paths, *results.values()])
             packed = self._pack(list(results.values()))
         label = "Download as PNG" if len(results) == 1 else f"Download {len(results)} photos as ZIP"
         ready = gr.DownloadButton(label, value=packed, interactive=True)
@@ -157,21 +157,28 @@ class Desk:
             raise VisitorLeftError
 
     def _steps(
-        self, request: gr.Request, progress: gr.Progress, total: int, done: int
+        self,
+        request: gr.Request,
+        progress: gr.Progress,
+        total: int,
+        done: int,
+        files: Sequence[str],
     ) -> Callable[[int], None]:
-        """Return a function that shows each step, and drops the job when its visitor has left.
+        """Return a function that shows each step, keeps the job's files, and drops the job when its visitor has left.
 
         Args:
             request: of the job.
             progress: to show it by.
             total: steps of all the photos of the job.
             done: steps of those before this one.
+            files: the photos of the job and the results so far, which no sweep may remove before it ends.
         """
 
         def on_step(images: int) -> None:
             """Show a step, unless the visitor has left."""
             nonlocal done
             self._stay_with(request)
+            renew(files)
             done += images
             progress((done, total), desc="Restoring", unit="steps")
 
@@ -181,9 +188,7 @@ class Desk:
     def _restore(self, path: str, options: Options, on_step: Callable[[int], None]) -> str:
         """Restore a photo; return the path of its result."""
         (restored,) = restore(self.pipe, [read(path, LARGEST_PHOTO)], options, on_step)
-        folder = self.folder / secrets.token_hex(16)
-        folder.mkdir()
-        output = folder / fit_name(Path(path).stem, "_restored.png")
+        output = self._new_folder() / fit_name(Path(path).stem, "_restored.png")
         write_photo(output, restored.photo)
         return str(output)
 
@@ -199,14 +204,20 @@ class Desk:
         """Return the one file, or a ZIP of several, in which equal names are numbered."""
         if len(files) == 1:
             return files[0]
-        folder = self.folder / secrets.token_hex(16)
-        folder.mkdir()
+        folder = self._new_folder()
         with zipfile.ZipFile(
             folder / "restored.zip", "w", zipfile.ZIP_STORED
         ) as archive:  # PNG is compressed already
             for file, name in zip(files, differing_names(files), strict=True):
                 archive.write(file, name)
         return str(folder / "restored.zip")
+
+    def _new_folder(self) -> Path:
+        """Return a new folder for a file, after removing what other jobs left too long ago."""
+        sweep(self.folder)
+        folder = self.folder / secrets.token_hex(16)
+        folder.mkdir()
+        return folder
 
 
 def differing_names(files: Sequence[str]) -> list[str]:

@@ -3,13 +3,13 @@
 import asyncio
 import ipaddress
 import json
-import os
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from diffrestorer.app.cleanup import sweep
 from diffrestorer.app.visitors import GRACE_SECONDS, Visitors
 
 LARGEST_REQUEST = 256 * 2**20
@@ -20,6 +20,7 @@ LARGEST_FOLDER = 2 * 2**30
 
 _LARGEST_JOB = 2**20  # bytes of a request for a job, which names photos and options
 _WAIT_SECONDS = GRACE_SECONDS + 1
+_SWEEP_SECONDS = 300  # between sweeps of a server that nobody visits
 
 Message = dict[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -33,7 +34,7 @@ class Guard:
     - Host names other than this server's are refused: a page elsewhere whose name is made to point here (DNS rebinding)
       would otherwise be let in. IP addresses are let in, since a name is what that attack needs.
     - Requests that another page makes a browser send are refused, by their Origin.
-    - Uploads are bounded, each and all together.
+    - Uploads are bounded, each and all together. What is too old is removed before they are counted.
     - Jobs whose visitors have left are dropped, so that nobody waits for them.
 
     Args:
@@ -65,7 +66,7 @@ class Guard:
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """Pass a request on to the page, or refuse it."""
         if scope["type"] == "lifespan":
-            return await self._page(scope, receive, send)
+            return await self._run(scope, receive, send)
         if scope["type"] != "http":
             raise ValueError("the page has no web sockets")
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
@@ -81,6 +82,20 @@ class Guard:
         if path.endswith("/queue/data"):
             return await self._listen(scope, receive, send)
         await self._page(scope, receive, send)
+
+    async def _run(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        """Run the page from its start to its end, and sweep the folder meanwhile, whether or not anybody comes."""
+        sweeping = asyncio.create_task(self._sweep_regularly())
+        try:
+            await self._page(scope, receive, send)
+        finally:
+            sweeping.cancel()
+
+    async def _sweep_regularly(self) -> None:
+        """Remove what is too old every few minutes."""
+        while True:
+            await asyncio.sleep(_SWEEP_SECONDS)
+            await asyncio.to_thread(sweep, self._folder)
 
     def _is_own(self, headers: dict[str, str]) -> bool:
         """Return whether a request names this server, and comes from its own page or from no page at all."""
@@ -117,7 +132,7 @@ class Guard:
             return await _refuse(
                 send, 413, f"Photos of one upload may have {LARGEST_REQUEST >> 20} MiB together."
             )
-        if folder_bytes(self._folder) + self._uploading + length > LARGEST_FOLDER:
+        if sweep(self._folder) + self._uploading + length > LARGEST_FOLDER:
             return await _refuse(
                 send, 507, "The server has no room for more photos now; try again in an hour."
             )
@@ -177,18 +192,6 @@ def _session(body: bytes) -> str | None:
     except (ValueError, KeyError, TypeError):
         return None
     return session if isinstance(session, str) and 0 < len(session) < 100 else None
-
-
-def folder_bytes(folder: Path) -> int:
-    """Return the size of all files below a folder."""
-    total = 0
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            try:
-                total += os.stat(os.path.join(parent, name)).st_size
-            except OSError:  # removed meanwhile
-                continue
-    return total
 
 
 async def _refuse(send: Send, status: int, sentence: str) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import gradio as gr
 
+from diffrestorer.app.cleanup import KEEP_SECONDS
 from diffrestorer.app.desk import DETECTED, LARGEST_PHOTO, MOST_PHOTOS, Desk
 from diffrestorer.app.guard import LARGEST_REQUEST
 from diffrestorer.app.visitors import Visitors
@@ -15,8 +16,7 @@ from diffrestorer.data.images import IMAGE_SUFFIXES
 LARGEST_UPLOAD = 64 * 2**20
 """Bytes of one photo's file."""
 
-KEEP_SECONDS = 3600
-"""Time for which visitors' uploads and results are kept."""
+_MINUTE = 60  # seconds
 
 
 def build_page(pipe: Any, folder: Path, visitors: Visitors) -> gr.Blocks:
@@ -28,9 +28,10 @@ def build_page(pipe: Any, folder: Path, visitors: Visitors) -> gr.Blocks:
         visitors: who still waits for jobs.
     """
     desk = Desk(pipe, folder, visitors)
-    with gr.Blocks(
-        title="DiffRestorer", analytics_enabled=False, delete_cache=(300, KEEP_SECONDS)
-    ) as page:
+    # Gradio lists the files that its components have seen. It comes a minute before `sweep`, which removes all others:
+    # a file that is gone already would stay on its list for ever.
+    cache = (_MINUTE, KEEP_SECONDS - _MINUTE)
+    with gr.Blocks(title="DiffRestorer", analytics_enabled=False, delete_cache=cache) as page:
         gr.Markdown(_about(pipe.classes))
         results = gr.State({})
         with gr.Row():

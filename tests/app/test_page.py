@@ -1,6 +1,7 @@
 """The page in a real browser, before a real server: what a visitor sees, gets, and can't get."""
 
 import json
+import os
 import socket
 import time
 import urllib.error
@@ -14,9 +15,10 @@ import app_runs
 import cv2
 import numpy as np
 import pytest
-from photo_files import RNG, claim
+from photo_files import RNG, claim, files_in
 
 import diffrestorer
+from diffrestorer.app.cleanup import KEEP_SECONDS
 from diffrestorer.app.visitors import GRACE_SECONDS
 from diffrestorer.config.degradations import DEGRADATIONS
 from diffrestorer.data.images import read_photo
@@ -29,11 +31,15 @@ STEPS = 3
 
 
 @pytest.fixture(scope="module")
-def address(random_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def app_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the server writes its log, and its temporary files below tmp/."""
+    return tmp_path_factory.mktemp("app")
+
+
+@pytest.fixture(scope="module")
+def address(random_model: Path, app_folder: Path) -> Iterator[str]:
     """A server that runs as long as these tests and then ends by SIGTERM: cleanly, or the last of them fails."""
-    with app_runs.app(
-        tmp_path_factory.mktemp("app"), "--model", str(random_model), "--device", "cpu"
-    ) as address:
+    with app_runs.app(app_folder, "--model", str(random_model), "--device", "cpu") as address:
         yield address
 
 
@@ -165,10 +171,10 @@ def test_uploads_have_bounds(address: str) -> None:
     assert caught.value.code == 413
 
 
-def send(address: str, photo: Path) -> dict[str, Any]:
-    """Upload a photo and return what names it in a job."""
-    boundary = b"--x\r\nContent-Disposition: form-data; name=files; filename=a.png\r\n\r\n"
-    body = boundary + photo.read_bytes() + b"\r\n--x--\r\n"
+def send(address: str, photo: Path, name: str = "a.png") -> dict[str, Any]:
+    """Upload a photo under a name, and return what names it in a job."""
+    head = f"--x\r\nContent-Disposition: form-data; name=files; filename={name}\r\n\r\n"
+    body = head.encode() + photo.read_bytes() + b"\r\n--x--\r\n"
     headers = {"Content-Type": "multipart/form-data; boundary=x"}
     request = urllib.request.Request(f"{address}gradio_api/upload", body, headers)
     with urllib.request.urlopen(request, timeout=1800) as answer:
@@ -294,3 +300,32 @@ def test_nothing_jumps_and_nothing_is_cut_off(page: "Browser", address: str, wid
         page.wait(f"{sizes}[0] === {heights[0]} && {sizes}[1] === {heights[1]}", 60)
     finally:
         page.call("Emulation.clearDeviceMetricsOverride")
+
+
+def test_photos_and_results_of_an_hour_ago_are_gone(
+    address: str, app_folder: Path, photo: Path
+) -> None:
+    """Those of a job of several photos too, of which a component of the page shows the last one only."""
+    (folder,) = (app_folder / "tmp").glob("diffrestorer-*")
+
+    def restored(session: str, *photos: dict[str, Any]) -> bool:
+        values = [list(photos), 1, 0, "refined", 1, "what the model detects"]
+        job = {"data": values, "fn_index": 1, "session_hash": session}
+        assert get(f"{address}gradio_api/queue/join", job)[0] == 200
+        _, events = get(f"{address}gradio_api/queue/data?session_hash={session}")
+        (done,) = [line for line in events.decode().splitlines() if "process_completed" in line]
+        return '"success":true' in done.replace(" ", "")
+
+    # Two photos, so that they have two names.
+    second = send(address, photo, "b.png")
+    assert restored("several", send(address, photo), second)
+    names = [name.rpartition("/")[2] for name in files_in(folder)]
+    assert {"a.png", "b.png", "a_restored.png", "b_restored.png", "restored.zip"} <= set(names)
+
+    # An hour later another visitor uploads a photo.
+    for path in folder.rglob("*"):
+        os.utime(path, (time.time() - KEEP_SECONDS - 60,) * 2)
+    new = send(address, photo, "c.png")
+    assert [name.rpartition("/")[2] for name in files_in(folder)] == ["c.png"]
+    assert not restored("late", second)
+    assert restored("new", new)

@@ -74,7 +74,7 @@ def test_tables_and_a_study_are_made_of_prepared_sets(prepared: Path, tmp_path: 
     assert all(score.values["consistency"] > 0 for score in values["soft"])
     assert "96" not in (run / "table.md").read_text().split("\n\n")[0], "no size of open photos"
 
-    # The pairs show the prepared inputs, and the page holds copies of them.
+    # The pairs show the prepared inputs, and the page holds their pixels.
     pairs = choose_pairs([run], 100, 0)
     assert {pair.place: pair.input for pair in pairs} == {
         f"{item.degradation}/{item.image}": item.lq for item in items(prepared, "mixed")
@@ -84,7 +84,7 @@ def test_tables_and_a_study_are_made_of_prepared_sets(prepared: Path, tmp_path: 
     inputs = {pair.place: pair.input for pair in pairs}
     for number, pair in enumerate(key):
         shown = tmp_path / "study" / "page" / "images" / f"{number:04d}_input.png"
-        assert shown.read_bytes() == inputs[pair["place"]].read_bytes()
+        assert (read_pixels(shown) == read_pixels(inputs[pair["place"]])).all()
 
 
 def test_a_study_without_its_inputs_is_refused(prepared: Path, tmp_path: Path) -> None:

@@ -1,26 +1,34 @@
 """The study kit: blind pairs, a page that people answer on a phone and from disk, and the ranking from their files."""
 
+import io
 import json
 import math
 import os
 import resource
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import pandas as pd
 import pytest
 from browser import Browser
-from PIL import Image
+from PIL import Image, ImageCms
 
 from diffrestorer.cli import main
-from diffrestorer.evaluation.study import bradley_terry
+from diffrestorer.data.formats.encoding import encode
+from diffrestorer.data.images import Photo, read_photo
+from diffrestorer.evaluation.restoring.outputs import write_output
+from diffrestorer.evaluation.study import blind_pairs, bradley_terry
 from diffrestorer.evaluation.study.answers import read_answers, score_study
 from diffrestorer.evaluation.study.blind_pairs import choose_pairs
 from diffrestorer.evaluation.study.bradley_terry import Answer, fit_strengths, rank_methods
@@ -67,6 +75,143 @@ def test_the_page_is_blind_and_the_key_stays_behind(run: Path, tmp_path: Path) -
             assert image.getpixel((0, 0))[0] == {"bright": 255, "gloomy": 0}[pair["left"]]  # type: ignore[index]
     with pytest.raises(ValueError, match="holds a study already"):
         make_study([run], study, 8, 0)
+
+
+def chunks_of(data: bytes) -> list[bytes]:
+    """Return the types of a PNG's chunks in order, with b"rest" for what follows the last one."""
+    place, kinds = 8, []
+    while not kinds or kinds[-1] != b"IEND":
+        (length,) = struct.unpack(">I", data[place : place + 4])
+        kinds.append(data[place + 4 : place + 8])
+        place += 12 + length
+    return kinds + [b"rest"] * (place < len(data))
+
+
+def with_chunk(data: bytes, kind: bytes, body: bytes) -> bytes:
+    """Put a chunk behind the header of a PNG."""
+    framed = struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    return data[:33] + framed + data[33:]
+
+
+def noise(index: int, *shape: int, dtype: type = np.uint8) -> np.ndarray:
+    return np.random.default_rng(index).integers(0, np.iinfo(dtype).max + 1, shape, dtype=dtype)
+
+
+def saved(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    return file.getvalue()
+
+
+def described(index: int, name: str) -> bytes:
+    """A PNG with everything in it that can name a method."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    exif = Image.Exif()
+    exif[0x0131] = name  # Software
+    photo = Photo(
+        noise(index, 64, 64, 3), noise(index + 1, 64, 64), profile, exif.tobytes()[6:], name.encode()
+    )
+    data = encode(photo, "png")
+    text = f"diffrestorer\0{name}".encode()
+    for kind, body in (
+        (b"tEXt", text),
+        (b"zTXt", b"Software\0\0" + zlib.compress(text)),
+        (b"iTXt", b"Comment\0\0\0\0\0" + text),
+        (b"tIME", struct.pack(">H5B", 2024, 1, 2, 3, 4, index)),
+        (b"pHYs", struct.pack(">IIB", 2835 + index, 2835, 1)),
+        (b"gAMA", struct.pack(">I", 45455)),
+        (b"miNE", text),
+    ):
+        data = with_chunk(data, kind, body)
+    return data + text
+
+
+def deep(index: int, name: str) -> bytes:
+    pixels = noise(index, 64, 64, 3, dtype=np.uint16)
+    return with_chunk(bytes(imagecodecs.png_encode(pixels)), b"tEXt", f"a\0{name}".encode())
+
+
+def jpeg(index: int, name: str) -> bytes:
+    """A JPEG under a PNG's name, which lies on its side."""
+    exif = Image.Exif()
+    exif[0x0112], exif[0x0131] = 6, name  # Orientation, Software
+    return saved(Image.fromarray(noise(index, 64, 64, 3)), "JPEG", exif=exif, comment=name.encode())
+
+
+def grey(index: int, name: str) -> bytes:
+    return with_chunk(saved(Image.fromarray(noise(index, 64, 64))), b"tEXt", f"a\0{name}".encode())
+
+
+def palette(index: int, name: str) -> bytes:
+    return saved(Image.fromarray(noise(index, 64, 64, 3)).quantize(16), transparency=3)
+
+
+def own_output(index: int, name: str, file: Path) -> bytes:
+    """What `evaluate` writes."""
+    made_by = {"steps": index, "decoder": name, "weights": name * 4}
+    write_output(file, noise(index, 64, 64, 3), made_by)
+    return file.read_bytes()
+
+
+WRITERS = {
+    "evaluate": None,
+    "described": described,
+    "deep": deep,
+    "jpeg": jpeg,
+    "grey": grey,
+    "palette": palette,
+}
+
+
+@pytest.mark.parametrize("place", ["own inputs", "prepared inputs"])
+@pytest.mark.parametrize("kind", WRITERS)
+def test_pictures_are_pixels_and_nothing_else(
+    kind: str, place: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither chunks nor bytes, names or times of the page's files say which method made them."""
+    # Prepared inputs lie elsewhere.
+    lq = run / "suite" / "lq"
+    if place == "prepared inputs":
+        lq = (run / "suite").rename(tmp_path / "prepared") / "lq"
+        items = [
+            SimpleNamespace(degradation="haze", image=file.stem, lq=file)
+            for file in (lq / "haze").iterdir()
+        ]
+        monkeypatch.setattr(blind_pairs, "read_settings", lambda folder: None)
+        monkeypatch.setattr(blind_pairs, "build_suite", lambda config: SimpleNamespace(items=items))
+    write = WRITERS[kind]
+    folders = {"input": lq, "bright": run / "restored/bright", "gloomy": run / "restored/gloomy"}
+    for number, (name, folder) in enumerate(folders.items()):
+        for index, file in enumerate(sorted((folder / "haze").iterdir())):
+            seed = 100 * number + index
+            file.write_bytes(own_output(seed, name, file) if write is None else write(seed, name))
+            os.utime(file, (number, number))
+
+    study = tmp_path / "study"
+    make_study([run], study, COUNT, 0)
+    key = key_of(study)["pairs"]
+    assert len(list((study / "page" / "images").iterdir())) == 3 * len(key) == 3 * COUNT
+    for number, pair in enumerate(key):
+        for side in ("input", "left", "right"):
+            source = read_photo(folders[pair.get(side, "input")] / f"{pair['place']}.png")
+            shown = study / "page" / "images" / f"{number:04d}_{side}.png"
+            data = shown.read_bytes()
+            assert set(chunks_of(data)) == {b"IHDR", b"IDAT", b"IEND"}
+            assert data[24:26] == (b"\x10\x02" if kind == "deep" else b"\x08\x02"), "depth, and RGB"
+            assert not any(name.encode() in data for name in folders)
+            assert data == encode(Photo(source.pixels), "png"), "equal pixels are equal files"
+            found = read_photo(shown)
+            assert found.pixels.dtype == source.pixels.dtype
+            assert np.array_equal(found.pixels, source.pixels)
+            assert shown.stat().st_mtime > len(folders)
+
+
+def test_a_damaged_picture_is_named(run: Path, tmp_path: Path) -> None:
+    file = run / "restored" / "bright" / "haze" / "photo3.png"
+    file.write_bytes(file.read_bytes()[:60])
+    with pytest.raises(ValueError, match=rf"^{file}: the file is cut off$"):
+        make_study([run], tmp_path / "study", COUNT, 0)
+    assert not (tmp_path / "study" / "key.json").exists()
 
 
 def test_pairs_depend_on_the_seed_alone(run: Path) -> None:

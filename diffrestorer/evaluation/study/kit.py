@@ -7,6 +7,8 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from diffrestorer.data.formats.encoding import encode
+from diffrestorer.data.images import ImageError, Photo, read_photo
 from diffrestorer.data.storage import write_bytes, write_text
 from diffrestorer.evaluation.study.blind_pairs import Pair, choose_pairs
 
@@ -35,7 +37,7 @@ def make_study(
         seed: of the choice, the sides and the order.
 
     Raises:
-        ValueError: the folder holds a study, or the runs make no pair.
+        ValueError: the folder holds a study, the runs make no pair, or an image can't be decoded.
     """
     if (folder / KEY).exists():
         raise ValueError(
@@ -48,9 +50,8 @@ def make_study(
     for number, pair in enumerate(pairs):
         identity.update(pair.place.encode())
         for name, file in (("input", pair.input), ("left", pair.left_file), ("right", pair.right_file)):
-            data = file.read_bytes()
-            identity.update(hashlib.sha256(data).digest())
-            write_bytes(folder / PAGE / _image(number, name), data)
+            identity.update(hashlib.sha256(file.read_bytes()).digest())
+            write_bytes(folder / PAGE / _image(number, name), _pixels_alone(file))
     study = identity.hexdigest()[:16]
     write_text(folder / PAGE / "index.html", _page(len(pairs), seed, study))
 
@@ -64,6 +65,22 @@ def make_study(
 def _image(number: int, name: str) -> str:
     """Return the file of an image below the page's folder, which shows nothing of the method."""
     return f"images/{number:04d}_{name}.png"
+
+
+def _pixels_alone(file: Path) -> bytes:
+    """Return the image of a file as a PNG of RGB pixels and nothing else: no text, no profile, no transparency.
+
+    An output's own file tells which method made it, and a copy made elsewhere may tell its program. Equal pixels give
+    equal bytes here, so that the size of a file tells no more than its picture. 16-bit pixels stay 16-bit. A colour
+    profile goes too: neither methods nor scores know of it, and all images of a pair have to be shown alike.
+
+    Raises:
+        ValueError: it can't be decoded; the message names the file.
+    """
+    try:
+        return encode(Photo(read_photo(file).pixels), "png")
+    except ImageError as error:
+        raise ValueError(f"{file}: {error}") from None
 
 
 def _key(pair: Pair) -> dict[str, str]:
