@@ -371,10 +371,10 @@ def test_killed_runs_and_two_processes_end_like_one(
 
     runs.run_ranks("train_student.py", [[*command, f"output_dir={two}"]], tmp_path / "log", 2)
     assert json.loads((two / "environment.json").read_text())["num_processes"] == 2
-    for several, one in zip(runs.losses(two), runs.losses(whole), strict=True):
-        # The adversarial loss is a mean near zero of scores near one, over features of a random tower, which magnify
-        # rounding.
-        assert several == pytest.approx(one, rel=1e-3, abs=2e-4)
+    for step, (several, one) in enumerate(zip(runs.losses(two), runs.losses(whole), strict=True)):
+        # Sums of other order differ by rounding. The adversarial loss, a mean of scores near one over features of a
+        # random tower, magnifies it from step to step.
+        assert several == pytest.approx(one, rel=5e-3 if step else 1e-5, abs=2e-4 if step else 5e-6)
 
 
 def _without(command: list[str], key: str) -> list[str]:
