@@ -82,7 +82,8 @@ def test_a_preparation_whose_worker_is_killed_goes_on(whose: str, tmp_path: Path
 @pytest.mark.parametrize("seconds", [0.0, 2.0])
 def test_ctrl_c_is_one_sentence(num_workers: int, seconds: float, tmp_path: Path) -> None:
     """It goes to every process of the terminal; while the workers' libraries are imported, and later."""
-    root, out = photos(tmp_path / "photos", *range(1, 25)), tmp_path / "out"
+    # Twenty-four photos are done in two seconds.
+    root, out = photos(tmp_path / "photos", *range(1, 97)), tmp_path / "out"
     words = [sys.executable, "-m", "diffrestorer", "prepare", "set=photos", f"root={root}"]
     words += [f"out={out}", "size=256", f"num_workers={num_workers}"]
     # A suite that runs in the background of a shell ignores Ctrl-C, and what it starts would, too.
