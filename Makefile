@@ -27,8 +27,8 @@ check: $(READY)  ## ruff, types and the fast tests: before every commit
 	$(PY) -m mypy --strict diffrestorer scripts
 	$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not soak"
 
-soak: $(READY)  ## its long tests (two hours)
-	$(PY) -m pytest -q -m soak
+soak: $(READY)  ## its long tests (an hour and a half on two cores)
+	$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m soak
 
 format: $(READY)  ## let ruff fix what it can
 	$(PY) -m ruff check --fix
