@@ -18,6 +18,19 @@ LARGEST_UPLOAD = 64 * 2**20
 
 _MINUTE = 60  # seconds
 
+_NAME_FOR_READERS = """() => {
+    const mend = () => {
+        document.querySelectorAll("div.empty[aria-label]:not([role])").forEach(box => box.setAttribute("role", "img"));
+        document.querySelectorAll("button.upload-container[aria-label]").forEach(drop => {
+            if (drop.innerText.trim()) drop.removeAttribute("aria-label");
+        });
+    };
+    new MutationObserver(mend).observe(document.body, {childList: true, subtree: true});
+    mend();
+}"""
+"""What Gradio 6.31 leaves out for screen readers: its empty boxes have a name but no role, and its drop zone's name is
+not the text that is seen on it."""
+
 
 def build_page(pipe: Any, folder: Path, visitors: Visitors) -> gr.Blocks:
     """Build the page.
@@ -78,6 +91,7 @@ def build_page(pipe: Any, folder: Path, visitors: Visitors) -> gr.Blocks:
         )  # fmt: skip
         shown.input(desk.show, [photos, shown, results], [found, slider], **alone)
         sample.click(desk.sample, None, photos, **alone).then(**looking)
+        page.load(js=_NAME_FOR_READERS)
     return page
 
 

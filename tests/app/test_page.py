@@ -228,6 +228,21 @@ def test_text_stands_out_in_both_themes(page: "Browser", address: str, theme: st
     assert page.run(app_runs.CONTRAST) == []
 
 
+NAMES = """[
+  ...[...document.querySelectorAll('div[aria-label]:not([role]), span[aria-label]:not([role])')].map(e => e.outerHTML),
+  ...[...document.querySelectorAll('button[aria-label]')].filter(
+    e => !e.getAttribute('aria-label').toLowerCase().includes(e.innerText.trim().toLowerCase())).map(e => e.outerHTML),
+]"""
+
+
+def test_a_screen_reader_says_what_is_seen(page: "Browser", address: str) -> None:
+    """No name without a role, and no name that is not the text that is seen (WCAG 2.1, 4.1.2 and 2.5.3)."""
+    app_runs.open_page(page, address)
+    page.wait(f"{NAMES}.length === 0", 60)
+    app_runs.try_sample(page)
+    assert page.run(NAMES) == []
+
+
 def test_several_photos_stay_in_view_and_come_down_together(
     page: "Browser", address: str, photo: Path, tmp_path: Path
 ) -> None:
