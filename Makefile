@@ -17,7 +17,7 @@ rehearsal: $(READY)  ## before renting a cluster: the paper's model with random 
 	$(PY) benchmarks/rehearsal.py
 
 # Three files at a time on two cores: many tests wait for processes that they started.
-test: $(READY)  ## the test suite (15 minutes on two cores)
+test: $(READY)  ## the test suite (13 minutes on two cores)
 	$(PY) -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m "not soak"
 
 check: $(READY)  ## ruff, types and the fast tests: before every commit

@@ -18,6 +18,10 @@ LARGEST_UPLOAD = 64 * 2**20
 
 _MINUTE = 60  # seconds
 
+_CACHE = (_MINUTE, KEEP_SECONDS - _MINUTE)
+"""How often Gradio removes the files that its components have seen, and at what age, in seconds. It comes a minute
+before `sweep`, which removes all others: a file that is gone already would stay on its list for ever."""
+
 _NAME_FOR_READERS = """() => {
     const mend = () => {
         document.querySelectorAll("div.empty[aria-label]:not([role])").forEach(box => box.setAttribute("role", "img"));
@@ -41,10 +45,7 @@ def build_page(pipe: Any, folder: Path, visitors: Visitors) -> gr.Blocks:
         visitors: who still waits for jobs.
     """
     desk = Desk(pipe, folder, visitors)
-    # Gradio lists the files that its components have seen. It comes a minute before `sweep`, which removes all others:
-    # a file that is gone already would stay on its list for ever.
-    cache = (_MINUTE, KEEP_SECONDS - _MINUTE)
-    with gr.Blocks(title="DiffRestorer", analytics_enabled=False, delete_cache=cache) as page:
+    with gr.Blocks(title="DiffRestorer", analytics_enabled=False, delete_cache=_CACHE) as page:
         gr.Markdown(_about(pipe.classes))
         results = gr.State({})
         with gr.Row():

@@ -12,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from diffrestorer.cli.threads import leave_busy_cores
 from diffrestorer.config.installation import (
     check_torchvision,
     explain_import_error,
@@ -212,6 +213,7 @@ def run_command(name: str) -> None:
     """
     command = COMMANDS[name]
     module, schema = command.schema
+    leave_busy_cores()
     checks = name.startswith("train ") and command.switch == "check"
 
     # Without the extra there may be no Hydra, whose front tells what the rest refuses.

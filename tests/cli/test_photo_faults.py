@@ -11,6 +11,7 @@ from photo_files import files_in, noise, save
 from PIL import Image
 
 from diffrestorer.cli import main
+from diffrestorer.cli.commands import COMMANDS, run_command
 from diffrestorer.cli.parser import parse
 from diffrestorer.cli.threads import leave_busy_cores
 
@@ -156,6 +157,19 @@ def test_threads_wait_asleep_and_are_as_many_as_may_run(
     monkeypatch.setenv("OMP_WAIT_POLICY", "active")
     leave_busy_cores(tmp_path / "absent")
     assert (os.environ["OMP_NUM_THREADS"], os.environ["OMP_WAIT_POLICY"]) == ("7", "active")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_scripts_leave_busy_cores_too(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before they import torch: `evaluate --suite demo` took ten times as long beside one busy program."""
+    monkeypatch.setenv("OMP_WAIT_POLICY", "")  # what it was comes back after the test
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    monkeypatch.setattr("sys.argv", [name, "--help"])
+    run_command(name)
+    assert os.environ["OMP_WAIT_POLICY"] == "passive"
+    assert capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
