@@ -438,6 +438,31 @@ def test_text_in_lists_and_sweeps_is_taken_as_typed(text: str) -> None:
     assert load("evaluate", EvaluateConfig, [f"method={text}"]).method == [text]
 
 
+def test_a_text_in_a_list_may_hold_a_key_or_a_list() -> None:
+    """As the keys of a stage of mini, whose lists stand in a mapping."""
+    for written, read in {
+        "[]": [],
+        "[train.lr=5.0e-4]": ["train.lr=5.0e-4"],
+        "[patch=128,data.classes=[rain,snow],seed=1]": [
+            "patch=128",
+            "data.classes=[rain,snow]",
+            "seed=1",
+        ],
+        "['patch=128',\"seed=1\"]": ["patch=128", "seed=1"],
+        "patch=128,seed=1": ["patch=128", "seed=1"],
+    }.items():
+        assert load("train_mini", MiniConfig, [f"stages.student={written}"]).stages["student"] == read
+        assert load("train_mini", MiniConfig, [f"common={written}"]).common == read
+
+
+def test_groups_of_one_script_hide_no_key_of_another() -> None:
+    """`synthesis` is a group of prepare and a key of evaluate."""
+    for _ in range(2):
+        prepared = load("prepare_data", PrepareConfig, ["synthesis=heldout"])
+        assert prepared.synthesis == named_synthesis("heldout")
+        assert load("evaluate", EvaluateConfig, ["synthesis=heldout"]).synthesis == "heldout"
+
+
 def test_null_and_quotes_keep_their_meaning() -> None:
     overrides = ["base=null", "data.root='runs/lr=1 (b)'", 'output_dir="null"', "init=${output_dir}/x"]
     config = load("train_stage1", Stage1Config, overrides)

@@ -274,7 +274,11 @@ def _register(root: str, schema: type[Any]) -> str | None:
     keys = {item.name for item in fields(schema)}
     folders = {path.name for path in CONFIG_DIR.iterdir() if path.is_dir()}
     hides_folder = not groups or bool(keys & folders - set(groups))
-    if f"{root}_schema.yaml" not in store.repo:
+
+    # What another script of this process has stored as groups would hide keys of the same names.
+    for name in keys & set(store.repo) - set(groups):
+        del store.repo[name]
+    if f"{root}_schema.yaml" not in store.repo or (hides_folder and not set(groups) <= set(store.repo)):
         store.store(f"{root}_schema", _settable(schema))
         store.store("plain", OmegaConf.load(CONFIG_DIR / "settings" / "hydra.yaml"), group="hydra")
         if hides_folder:

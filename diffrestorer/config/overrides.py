@@ -98,7 +98,10 @@ def type_of_key(schema: type[Any], key: str) -> Any:
     """Return the type of a dotted key of a dataclass; None where there is no such key."""
     hint: Any = schema
     for name in key.split("."):
-        hint = get_type_hints(hint).get(name) if is_dataclass(hint) else None
+        if get_origin(hint) is dict:
+            hint = get_args(hint)[1]
+        else:
+            hint = get_type_hints(hint).get(name) if is_dataclass(hint) else None
     return hint
 
 
@@ -165,12 +168,12 @@ def _split(arguments: Iterable[str], flags: Sequence[str], switch: str) -> tuple
 
 def _bracket(value: str, multirun: bool) -> str:
     """Return a list of text with its members in quotes; in a sweep, as many lists as there are members."""
-    # A list in brackets: what is quoted or nested inside is left to Hydra.
+    # A list in brackets, whose members may hold lists. What is quoted or a mapping is left to Hydra.
     inside = value[1:-1]
-    if value.startswith("[") and value.endswith("]"):
-        if not inside or set(inside) & set("[]{}'\""):
+    if value.startswith("[") and value.endswith("]") and len(_outer_parts(value)) == 1:
+        if not inside or set(inside) & set("{}'\""):
             return value
-        return f"[{_quote_parts(inside, '{}')}]"
+        return f"[{','.join(quote(part.strip()) for part in _outer_parts(inside))}]"
 
     # Names with commas between them.
     if multirun:
@@ -183,6 +186,18 @@ def _quote_parts(value: str, form: str) -> str:
     if value.startswith(SWEEPS) or any(sign in value for sign in "'\"["):
         return value
     return ",".join(form.format(quote(part.strip())) for part in value.split(","))
+
+
+def _outer_parts(inside: str) -> list[str]:
+    """Return the parts between the commas that stand in no inner brackets."""
+    parts, depth = [""], 0
+    for sign in inside:
+        depth += {"[": 1, "]": -1}.get(sign, 0)
+        if sign == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += sign
+    return parts
 
 
 def _is_text(hint: Any) -> bool:
