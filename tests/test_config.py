@@ -132,7 +132,7 @@ def test_prepared_images_are_degraded_as_open_photos_are(name: str) -> None:
     assert config.synthesis == named_synthesis(name)
 
 
-@pytest.mark.parametrize(("root", "chosen"), some_now(combinations(), 20), ids=lambda value: str(value))
+@pytest.mark.parametrize(("root", "chosen"), some_now(combinations(), 10), ids=lambda value: str(value))
 def test_every_combination_of_groups_composes(root: str, chosen: tuple[str, ...]) -> None:
     schema = SCHEMAS[root]
     ablations = [line.split("=")[1] for line in chosen if line.startswith("ablation=")]
@@ -416,7 +416,7 @@ TEXTS = (
 )
 
 
-@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("text", some_now(TEXTS, 8))
 def test_text_is_taken_as_typed(text: str) -> None:
     keys = [key for key in keys_of(Stage1Config) if type_of_key(Stage1Config, key) in (str, str | None)]
     free = [
@@ -430,7 +430,8 @@ def test_text_is_taken_as_typed(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", [text for text in TEXTS if not set(text) & set(",'\"[{") and text.strip() == text]
+    "text",
+    some_now((text for text in TEXTS if not set(text) & set(",'\"[{") and text.strip() == text), 4),
 )
 def test_text_in_lists_and_sweeps_is_taken_as_typed(text: str) -> None:
     for written in (f"method={text},b", f"method=[{text},b]"):
@@ -568,7 +569,7 @@ def test_a_size_changes_what_its_file_says_and_the_command_line_wins() -> None:
     assert (own.network["dim"], own.train.max_steps) == (24, 5)
 
 
-@pytest.mark.parametrize("root", SCHEMAS)
+@pytest.mark.parametrize("root", some_now(SCHEMAS, 4))
 def test_help_tells_every_key_and_group(root: str) -> None:
     """Each on a line of its own with its default; each field with its meaning and its limits."""
     text = help_text(root, SCHEMAS[root])

@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import UniPCMultistepScheduler
 from fake_device import CUDA, DeviceTraffic, autocast, fake_cuda, layer_types
+from soaking import some_now
 from torch import Tensor
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
@@ -184,7 +185,7 @@ DRAWN = {
 @pytest.mark.parametrize(
     ("model", "stage"),
     [
-        *(("mini", stage) for stage in DRAWN),
+        *some_now((("mini", stage) for stage in DRAWN), 4),
         *(pytest.param("sd15", stage, marks=pytest.mark.soak) for stage in DRAWN if stage not in TASKS),
     ],
 )

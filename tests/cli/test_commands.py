@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from soaking import some_now
 
 from diffrestorer.cli import commands, main
 
@@ -58,7 +59,7 @@ def test_the_wheel_of_the_source_distribution_holds_every_file(installed: Path) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", commands.COMMANDS)
+@pytest.mark.parametrize("name", some_now(commands.COMMANDS, 4))
 def test_a_command_of_the_wheel_composes_its_configuration(
     name: str, installed: Path, tmp_path: Path
 ) -> None:
@@ -71,7 +72,7 @@ def test_a_command_of_the_wheel_composes_its_configuration(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", commands.COMMANDS)
+@pytest.mark.parametrize("name", some_now(commands.COMMANDS, 4))
 def test_scripts_and_commands_are_one(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -116,7 +117,7 @@ def test_help_lists_the_scripts(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ("hydra", "train stage1 data.root=x", "train"),
         ("hydra", "evaluate", "eval"),
-        ("pyarrow", "prepare root=x out=y", "train"),
+        pytest.param("pyarrow", "prepare root=x out=y", "train", marks=pytest.mark.soak),
         pytest.param("pyarrow", "train stage1 data.root=x", "train", marks=pytest.mark.soak),
         pytest.param("pandas", "evaluate --suite mixed", "eval", marks=pytest.mark.soak),
     ],

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from soaking import some_now
 from torch import Tensor
 
 from diffrestorer.cli.parser import parse
@@ -61,7 +62,7 @@ def test_auto_is_a_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> No
     assert find_device("cuda:1") == torch.device("cuda", 1)
 
 
-@pytest.mark.parametrize("command", ["restore", "detect", "app"])
+@pytest.mark.parametrize("command", some_now(["restore", "detect", "app"], 2))
 def test_the_command_line_chooses_precision_and_compilation(
     command: str, random_model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 import training_runs as runs
 from fake_device import CUDA, DeviceTraffic, fake_cuda
+from soaking import some_now
 from tiny_baselines import TINY, tiny
 from torch import Tensor
 
@@ -46,7 +47,7 @@ def batch(step: int = 0, positions: Sequence[int] = (0, 1)) -> PairBatch:
 
 @pytest.mark.parametrize(
     ("method", "first_phase"),
-    [*((method, False) for method in TINY), *((method, True) for method in FIRST_PHASES)],
+    some_now([*((method, False) for method in TINY), *((method, True) for method in FIRST_PHASES)], 4),
 )
 def test_every_trainable_parameter_gets_a_gradient(method: str, first_phase: bool) -> None:
     task = build(method, first_phase)

@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 import training_runs as runs
+from soaking import some_now
 from tiny_runs import arguments as tiny_arguments
 from tiny_runs import train_stage1
 
@@ -168,7 +169,7 @@ def unreadable(photo: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_workers", some_now([0, 2], 1))
 @pytest.mark.parametrize(
     ("harm", "reason"),
     [
