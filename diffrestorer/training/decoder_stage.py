@@ -8,7 +8,6 @@ import torch
 from diffusers import SchedulerMixin
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from diffrestorer.config.schema import DecoderConfig
 from diffrestorer.data.counter import counter_normal
@@ -26,13 +25,8 @@ from diffrestorer.models.components import (
 )
 from diffrestorer.models.prompt_processor import VisualPrompts
 from diffrestorer.models.restorer import DecodingNetworks, Restorer
-from diffrestorer.training.discriminator import PatchDiscriminator
-from diffrestorer.training.losses import (
-    decoder_loss,
-    discriminator_hinge_loss,
-    generator_hinge_loss,
-    pixel_loss,
-)
+from diffrestorer.training.discriminator import PatchDiscriminator, adversarial_losses
+from diffrestorer.training.losses import decoder_loss, pixel_loss
 from diffrestorer.training.perceptual import PerceptualLoss, check_perceptual
 from diffrestorer.training.task import Losses, Task, adamw, to_unit
 
@@ -64,9 +58,7 @@ def load_stage1(folder: Path, samples: bool) -> tuple[DecodingNetworks, Schedule
 class DecoderTask(Task):
     """L_dec = MSE + lambda_3 L_per + lambda_4 L_adv over the decoder; the discriminator's hinge loss beside it.
 
-    One forward and one backward pass serve both. The decoder's adversarial term takes the discriminator's weights as
-    constants, and the discriminator's loss takes the decoder's images as constants. With lambda_4 = 0 there is no
-    discriminator.
+    One forward and one backward pass serve both (`adversarial_losses`). With lambda_4 = 0 there is no discriminator.
 
     Raises:
         ValueError: `stage1` is not set.
@@ -156,7 +148,9 @@ class DecoderTask(Task):
         # The terms of Eq. 8.
         pixel = pixel_loss(config.pixel_loss, restored, gt)
         perceptual = self.perceptual(restored, gt)
-        adversarial, discriminator = self._adversarial(restored, gt)
+        adversarial = discriminator = restored.new_zeros(())
+        if self.discriminator is not None:
+            adversarial, discriminator = adversarial_losses(self.discriminator, [restored], [gt])
 
         # The discriminator may join later than the rest.
         started = float(batch.step >= config.discriminator_start)
@@ -171,23 +165,6 @@ class DecoderTask(Task):
             "discriminator": discriminator,
         }
         return Losses(total + started * discriminator, parts)
-
-    def _adversarial(
-        self,
-        restored: Float[Tensor, "b 3 h w"],
-        gt: Float[Tensor, "b 3 h w"],
-    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-        """Return the decoder's hinge loss and the discriminator's, both 0 without a discriminator."""
-        if self.discriminator is None:
-            return restored.new_zeros(()), restored.new_zeros(())
-
-        # The decoder's term must not reach the discriminator's weights, nor the discriminator's the decoder's.
-        constants = {name: weight.detach() for name, weight in self.discriminator.named_parameters()}
-        scores = functional_call(self.discriminator, constants, (restored,))
-        adversarial = generator_hinge_loss(scores)
-        real_scores = self.discriminator(gt)
-        fake_scores = self.discriminator(restored.detach())
-        return adversarial, discriminator_hinge_loss(real_scores, fake_scores)
 
     def optimizers(self) -> Sequence[torch.optim.Optimizer]:
         """Return an AdamW for the decoder and one for the discriminator, if there is one."""

@@ -2,9 +2,13 @@
 
 from collections.abc import Sequence
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.utils.parametrizations import spectral_norm
+
+from diffrestorer.training.losses import discriminator_hinge_loss, generator_hinge_loss
 
 
 class PatchDiscriminator(nn.Module):
@@ -74,7 +78,35 @@ class StudentDiscriminator(nn.Module):
     def forward(
         self,
         images: Float[Tensor, "b 3 h w"],
-        features: Sequence[Float[Tensor, "b _ _ _"]],
+        *features: Float[Tensor, "b _ _ _"],
     ) -> list[Float[Tensor, "b 1 _ _"]]:
         """Return every D_k's scores of images in [0, 1] and their features; above 0 means real."""
         return [self.patches(images), *self.heads(features)]
+
+
+def adversarial_losses(
+    discriminator: nn.Module,
+    fake: Sequence[Float[Tensor, "b _ _ _"]],
+    real: Sequence[Float[Tensor, "b _ _ _"]],
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Return the hinge loss of what made the fake images and the discriminator's own, each a mean over all D_k.
+
+    One backward pass serves both: the first takes the discriminator's weights as constants, the second the images.
+
+    Args:
+        discriminator: returns the scores of one D_k, or a list of several.
+        fake: what it takes for restored images: the images in [0, 1], then features of them.
+        real: the same for clean images.
+    """
+    constants = {name: weight.detach() for name, weight in discriminator.named_parameters()}
+    fooled = _listed(functional_call(discriminator, constants, tuple(fake)))
+    generator = torch.stack([generator_hinge_loss(scores) for scores in fooled]).mean()
+
+    real_scores = _listed(discriminator(*real))
+    fake_scores = _listed(discriminator(*(tensor.detach() for tensor in fake)))
+    losses = [discriminator_hinge_loss(*own) for own in zip(real_scores, fake_scores, strict=True)]
+    return generator, torch.stack(losses).mean()
+
+
+def _listed(scores: Tensor | list[Tensor]) -> list[Tensor]:
+    return [scores] if isinstance(scores, Tensor) else scores

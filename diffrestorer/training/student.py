@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional as F
 
 from diffrestorer.config.schema import StudentConfig
@@ -24,13 +23,8 @@ from diffrestorer.models.components import load_weights
 from diffrestorer.models.decoder import DegradationAwareDecoder
 from diffrestorer.models.lora import add_lora, merged
 from diffrestorer.models.restorer import Conditioning, Restorer
-from diffrestorer.training.discriminator import StudentDiscriminator
-from diffrestorer.training.losses import (
-    degradation_loss,
-    discriminator_hinge_loss,
-    generator_hinge_loss,
-    pixel_loss,
-)
+from diffrestorer.training.discriminator import StudentDiscriminator, adversarial_losses
+from diffrestorer.training.losses import degradation_loss, pixel_loss
 from diffrestorer.training.perceptual import PerceptualLoss, check_perceptual
 from diffrestorer.training.stage1 import record_prototypes
 from diffrestorer.training.task import Losses, Task, adamw, select_unet, to_unit
@@ -265,17 +259,7 @@ class StudentTask(Task):
         fake = self.restorer.image_encoder.feature_maps(restored)
         with torch.no_grad():
             real = self.restorer.image_encoder.feature_maps(gt)
-
-        constant_weights = {
-            name: weight.detach() for name, weight in self.discriminator.named_parameters()
-        }
-        scores = functional_call(self.discriminator, constant_weights, (restored, fake))
-        adversarial = torch.stack([generator_hinge_loss(own) for own in scores]).mean()
-
-        real_scores = self.discriminator(gt, real)
-        fake_scores = self.discriminator(restored.detach(), [features.detach() for features in fake])
-        losses = [discriminator_hinge_loss(*own) for own in zip(real_scores, fake_scores, strict=True)]
-        return adversarial, torch.stack(losses).mean()
+        return adversarial_losses(self.discriminator, (restored, *fake), (gt, *real))
 
     def _distillation_weight(self, step: int) -> float:
         """Return the weight of the teacher's latents: it falls linearly to 0 over the first share of the run."""

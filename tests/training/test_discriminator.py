@@ -1,9 +1,14 @@
-"""The discriminator looks at 70x70 patches, each image on its own."""
+"""The discriminator looks at 70x70 patches, each image on its own, and learns beside what it judges."""
 
+import pytest
 import torch
 from torch import nn
 
-from diffrestorer.training.discriminator import PatchDiscriminator
+from diffrestorer.training.discriminator import (
+    PatchDiscriminator,
+    StudentDiscriminator,
+    adversarial_losses,
+)
 
 
 def test_receptive_field_is_70() -> None:
@@ -43,3 +48,27 @@ def test_default_widths_are_those_of_the_70_pixel_patchgan() -> None:
         512,
         1,
     ]
+
+
+@pytest.mark.parametrize("heads", [0, 2])
+def test_neither_loss_reaches_what_the_other_trains(heads: int) -> None:
+    """Patches alone as in the decoder stage, and beside heads on features as in the student's."""
+    torch.manual_seed(0)
+    discriminator = StudentDiscriminator(4, [3] * heads) if heads else PatchDiscriminator(channels=4)
+    fake = [torch.rand(2, 3, 64, 64, requires_grad=True), *torch.rand(heads, 2, 3, 8, 8)]
+    real = [torch.rand(2, 3, 64, 64), *torch.rand(heads, 2, 3, 8, 8)]
+    generator, own = adversarial_losses(discriminator, fake, real)
+
+    # At the start scores are near 0, between the hinges.
+    scores = discriminator(*fake)
+    means = torch.stack([each.mean() for each in (scores if heads else [scores])])
+    assert generator.item() == pytest.approx(-means.mean().item(), abs=1e-6)
+    assert own.item() == pytest.approx(1, abs=0.3)
+
+    weights = list(discriminator.parameters())
+    by_generator = torch.autograd.grad(generator, [fake[0], *weights], allow_unused=True)
+    assert by_generator[0].abs().sum() > 0
+    assert all(gradient is None for gradient in by_generator[1:])
+    by_own = torch.autograd.grad(own, [fake[0], *weights], allow_unused=True)
+    assert by_own[0] is None
+    assert all(gradient is not None for gradient in by_own[1:])
