@@ -21,8 +21,6 @@ from diffrestorer.cli.commands import COMMANDS
 from diffrestorer.config.classes import follow_classes, model_classes, trained_classes
 from diffrestorer.config.composition import (
     CONFIG_DIR,
-    _instantiate,
-    _settable,
     differences,
     groups_of,
     help_text,
@@ -48,6 +46,7 @@ from diffrestorer.config.schema import (
 )
 from diffrestorer.config.synthesis_presets import named_synthesis
 from diffrestorer.config.synthesis_ranges import Jpeg, Noise, Parameters, Snow, SnowLayer, Synthesis
+from diffrestorer.config.typed_trees import open_tree, to_dataclass
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -620,7 +619,7 @@ def test_differences_name_the_keys(tmp_path: Path) -> None:
         "seed: 0 -> 5",
     ]
     assert "train.num_workers: 4 -> 9" in differences(other, path, ())
-    assert _instantiate(OmegaConf.merge(_settable(Stage1Config), OmegaConf.load(path))) == config
+    assert to_dataclass(OmegaConf.merge(open_tree(Stage1Config), OmegaConf.load(path))) == config
 
 
 def test_a_file_from_before_a_key_existed_means_its_default(tmp_path: Path) -> None:

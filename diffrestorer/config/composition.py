@@ -10,9 +10,9 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, get_origin, get_type_hints
+from typing import Any, NoReturn, TypeVar
 
 import hydra
 from hydra import compose, initialize, initialize_config_dir
@@ -22,7 +22,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from diffrestorer.config.classes import check_job_classes, settle_classes
@@ -34,6 +34,7 @@ from diffrestorer.config.overrides import CommandLine, parse, read_command_line,
 from diffrestorer.config.refusals import explain
 from diffrestorer.config.scaled_keys import check_scale
 from diffrestorer.config.schema import TrainConfig
+from diffrestorer.config.typed_trees import open_tree, to_dataclass
 
 CONFIG_DIR = (Path(__file__).resolve().parents[1] / "configs").resolve()
 """In a clone `diffrestorer/configs` is a link to configs/; a wheel holds the files themselves."""
@@ -279,7 +280,7 @@ def _register(root: str, schema: type[Any]) -> str | None:
     for name in keys & set(store.repo) - set(groups):
         del store.repo[name]
     if f"{root}_schema.yaml" not in store.repo or (hides_folder and not set(groups) <= set(store.repo)):
-        store.store(f"{root}_schema", _settable(schema))
+        store.store(f"{root}_schema", open_tree(schema))
         store.store("plain", OmegaConf.load(CONFIG_DIR / "settings" / "hydra.yaml"), group="hydra")
         if hides_folder:
             store.store(root, OmegaConf.load(CONFIG_DIR / f"{root}.yaml"))
@@ -305,7 +306,7 @@ def _check(schema: type[Any], composed: DictConfig) -> DictConfig:
     """
     # A root file of one's own (--config-name) need not extend the schema.
     typed = OmegaConf.get_type(composed) is schema
-    tree: Any = composed if typed else OmegaConf.merge(_settable(schema), composed)
+    tree: Any = composed if typed else OmegaConf.merge(open_tree(schema), composed)
 
     values: Any = OmegaConf.to_container(tree)
     check_limits(schema, values)
@@ -317,37 +318,8 @@ def _finish(schema: type[Config], composed: DictConfig) -> Config:
     """Return the checked dataclass of what Hydra composed."""
     check_scale(composed)
     try:
-        config = _instantiate(_check(schema, composed))
+        config = to_dataclass(_check(schema, composed))
     except OmegaConfBaseException as error:
         raise ValueError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
     settle_classes(config)
     return config
-
-
-def _settable(schema: type[Any]) -> DictConfig:
-    """Return the schema's tree, open to overrides: OmegaConf would lock the frozen dataclasses in it."""
-    tree = OmegaConf.structured(schema)
-    nodes: list[Any] = [tree]
-
-    # Every node, from the root down: the list grows while it is walked.
-    for node in nodes:
-        OmegaConf.set_readonly(node, None)
-        if node._metadata.element_type is float:
-            OmegaConf.set_struct(node, False)  # a table such as lr_milestones may be given whole
-        keys = node.keys() if isinstance(node, DictConfig) else range(len(node))
-        nodes += [node[key] for key in keys if OmegaConf.is_config(node[key])]
-    return tree
-
-
-def _instantiate(node: Any, hint: Any = None) -> Any:
-    """Return the dataclasses of a tree. A list becomes a tuple where the dataclass that holds it says so."""
-    # OmegaConf knows lists only.
-    if isinstance(node, ListConfig):
-        items = [_instantiate(item) for item in node]
-        return tuple(items) if get_origin(hint) is tuple else items
-
-    # A dataclass, and everything else: numbers, text, dictionaries of arguments.
-    if isinstance(node, DictConfig) and is_dataclass(schema := OmegaConf.get_type(node)):
-        hints = get_type_hints(schema)
-        return schema(**{str(key): _instantiate(node[key], hints[str(key)]) for key in node})
-    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node

@@ -108,5 +108,7 @@ def adversarial_losses(
     return generator, torch.stack(losses).mean()
 
 
-def _listed(scores: Tensor | list[Tensor]) -> list[Tensor]:
+def _listed(
+    scores: Float[Tensor, "b 1 _ _"] | list[Float[Tensor, "b 1 _ _"]],
+) -> list[Float[Tensor, "b 1 _ _"]]:
     return [scores] if isinstance(scores, Tensor) else scores
