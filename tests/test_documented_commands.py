@@ -27,6 +27,7 @@ exec 3> calls
 record() { printf '%s\\0' "$@" >&3; printf '\\n\\0' >&3; }
 for program in python accelerate torchrun diffrestorer; do eval "$program() { record $program \\"\\$@\\"; }"; done
 srun() { "$@"; }
+enable -n kill
 SLURM_CPUS_PER_TASK=4 SLURM_ARRAY_TASK_ID=0 MASTER_ADDR=HOST SLURM_NNODES=1 PATH=
 """
 """Shell in which the programs write down their arguments, and no other program exists."""
