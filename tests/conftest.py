@@ -1,12 +1,17 @@
 """What every test gets: shape checks in the package, no network, a few real photos."""
 
 import copy
+import gc
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import CodeType
 from typing import TYPE_CHECKING, TypeVar
+from unittest.mock import patch
 
-import jaxtyping
+import jaxtyping._import_hook
 import pytest
 
 if TYPE_CHECKING:
@@ -16,12 +21,28 @@ if TYPE_CHECKING:
     from diffrestorer.config.schema import ModelConfig
     from diffrestorer.models.restorer import Restorer
 
+gc.disable()  # until everything is imported, of which the collector of garbage takes a fifth
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "disabled"
 os.environ["OMP_NUM_THREADS"] = "1"  # tiny networks lose more time to a second thread than it saves
 
 # From here on every annotated function of the package refuses tensors of another shape or type than it states.
 jaxtyping.install_import_hook("diffrestorer", "beartype.beartype")
+
+
+def checked_code(loader: jaxtyping._import_hook._JaxtypingLoader, name: str) -> CodeType | None:
+    """The code of a module of the package with its checks, kept beside the code without them."""
+    kept_as = partial(
+        jaxtyping._import_hook._optimized_cache_from_source, loader._typechecker.get_hash()
+    )
+    with patch("importlib._bootstrap_external.cache_from_source", kept_as):
+        return SourceFileLoader.get_code(loader, name)
+
+
+# The hook looks for such code as long as a module *runs*, and so compiles the four thousand files of the libraries that
+# our modules import, in every process of the tests. It looks for it only while it reads a module now.
+jaxtyping._import_hook._JaxtypingLoader.get_code = checked_code
+jaxtyping._import_hook._JaxtypingLoader.exec_module = SourceFileLoader.exec_module
 
 PHOTO_SIDE = 160
 
@@ -111,6 +132,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     tests = Path(__file__).parent
     places = {tests / name: place for place, name in enumerate(LONG_FILES)}
     items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: Python's collector of garbage does not look at it again."""
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_unconfigure() -> None:
+    """At the end it does: some libraries check that nothing of theirs is left."""
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")
