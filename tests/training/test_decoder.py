@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import DDIMScheduler, SchedulerMixin
+from soaking import some_now
 from training_runs import files_of
 
 from diffrestorer.config.composition import load
@@ -91,7 +93,7 @@ def test_what_samples_latents_stays_on_the_disk_where_none_are_sampled(keys: lis
     )
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("dtype", some_now([torch.float16, torch.float32], 1))
 def test_the_model_is_whole_all_the_same(dtype: torch.dtype, keys: list[str], tmp_path: Path) -> None:
     """Byte for byte what a run saves that holds all networks."""
     hq, sampled = tasks(keys)
@@ -121,11 +123,18 @@ def stage1_with(scheduler: SchedulerMixin, keys: list[str], folder: Path) -> Pat
     return folder
 
 
-@pytest.mark.parametrize("z0", ["hq", "sampled"])
 @pytest.mark.parametrize(
-    "scheduler",
-    [OneStepScheduler(prediction_type="sample", tau=150), DDIMScheduler(prediction_type="sample")],
-    ids=["student", "DDIM"],
+    ("scheduler", "z0"),
+    some_now(
+        product(
+            [
+                OneStepScheduler(prediction_type="sample", tau=150),
+                DDIMScheduler(prediction_type="sample"),
+            ],
+            ["hq", "sampled"],
+        ),
+        2,
+    ),
 )
 def test_the_model_s_scheduler_stays(
     scheduler: SchedulerMixin, z0: str, keys: list[str], tmp_path: Path
