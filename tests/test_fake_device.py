@@ -185,7 +185,7 @@ DRAWN = {
 @pytest.mark.parametrize(
     ("model", "stage"),
     [
-        *some_now((("mini", stage) for stage in DRAWN), 4),
+        *some_now((("mini", stage) for stage in DRAWN), 3),
         *(pytest.param("sd15", stage, marks=pytest.mark.soak) for stage in DRAWN if stage not in TASKS),
     ],
 )

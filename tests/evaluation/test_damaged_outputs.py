@@ -45,7 +45,7 @@ def repaint(file: Path) -> None:
 DAMAGE = [cut, flip, zero, repaint]
 
 
-@pytest.mark.parametrize("damage", some_now(DAMAGE, 2))
+@pytest.mark.parametrize("damage", some_now(DAMAGE, 1))
 def test_a_damaged_output_is_made_again(
     damage: Callable[[Path], None], finished: Path, model: Path, tmp_path: Path
 ) -> None:

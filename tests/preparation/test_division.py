@@ -236,7 +236,7 @@ def test_three_processes_of_which_one_is_killed(tmp_path: Path) -> None:
     assert tree(out) == tree(tmp_path / "one")
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_sweep_makes_the_parts_and_merges_them(root: Path, tmp_path: Path) -> None:
     """`-m`, with Hydra's basic launcher: one job after the other, into one `out`."""
     command = [

@@ -50,6 +50,7 @@ def test_the_worked_ninth_class(
     assert len(rows) == 4
 
 
+@pytest.mark.soak
 def test_a_changed_file_is_refused_on_resume(folder: Path, tiny_overrides: list[str]) -> None:
     words = tiny_arguments(
         tiny_overrides, folder / "PHOTOS", "data.synthesis_module=my_degradations.py",

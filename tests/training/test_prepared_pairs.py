@@ -7,7 +7,6 @@ import pytest
 import training_runs as runs
 from memory_training import URL
 from miniatures import make, photos
-from soaking import some_now
 
 from diffrestorer.data.pair_codecs import CODECS
 
@@ -53,8 +52,8 @@ def assert_equal(output: Path, expected: Path) -> None:
     assert runs.files_of(output / "model") == runs.files_of(expected / "model")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("codec", some_now(CODECS, 1))
+@pytest.mark.soak
+@pytest.mark.parametrize("codec", CODECS)
 def test_a_compressed_store_trains_like_the_raw_one(
     codec: str, stores: Path, arguments: Sequence[str], from_files: Path, tmp_path: Path
 ) -> None:

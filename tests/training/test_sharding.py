@@ -83,7 +83,9 @@ def test_two_processes_learn_the_same_and_write_the_same_checkpoints(
 @pytest.mark.parametrize(
     ("source", "processes", "options"),
     [
-        pytest.param("whole", 2, [SHARD], id="an undivided run goes on divided"),
+        pytest.param(
+            "whole", 2, [SHARD], marks=pytest.mark.soak, id="an undivided run goes on divided"
+        ),
         pytest.param("sharded", 2, [], marks=pytest.mark.soak, id="a divided run goes on undivided"),
         pytest.param("sharded", 2, [SHARD], marks=pytest.mark.soak, id="a divided run goes on"),
     ],

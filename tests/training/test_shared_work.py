@@ -43,7 +43,7 @@ def prototypes(output: Path) -> Tensor:
     return load_component(output / "model" / "prompt_processor").class_prototypes
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_an_image_encoder_is_fitted_together(
     tiny_overrides: list[str], photos_dir: Path, tmp_path: Path
 ) -> None:

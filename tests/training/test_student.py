@@ -6,11 +6,13 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
 import training_runs as runs
+from soaking import some_now
 
 from diffrestorer.config.composition import load
 from diffrestorer.config.schema import DataConfig, DecoderConfig, Stage1Config, StudentConfig
@@ -124,8 +126,9 @@ def test_sd15_begins_with_the_teacher_s_estimate_at_tau(
     )
 
 
-@pytest.mark.parametrize("train_decoder", [True, False])
-@pytest.mark.parametrize("model", ["mini", "sd15"])
+@pytest.mark.parametrize(
+    ("model", "train_decoder"), some_now(product(["mini", "sd15"], [True, False]), 2)
+)
 def test_what_trains_gets_a_gradient_and_nothing_else_does(
     model: str, train_decoder: bool, commands: dict[str, list[str]], batch: PairBatch
 ) -> None:
@@ -284,7 +287,7 @@ def test_what_starts_late_begins_like_a_new_optimiser(
     assert optimizers[0].state[decoder]["step"] == 2
 
 
-@pytest.mark.parametrize("weight", ["0", "0.5"])
+@pytest.mark.parametrize("weight", some_now(["0", "0.5"], 1))
 def test_a_branch_that_nothing_reads_waits_for_no_gradient(
     weight: str, no_degradation: Path, commands: dict[str, list[str]], batch: PairBatch
 ) -> None:

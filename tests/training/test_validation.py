@@ -209,8 +209,8 @@ def test_a_run_with_validation_learns_the_same(method: str, photos_dir: Path, tm
     check_runs(method, tmp_path)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("method", some_now(FIRST_PHASES, 1))
+@pytest.mark.soak
+@pytest.mark.parametrize("method", FIRST_PHASES)
 def test_processes_may_have_different_numbers_of_batches(
     method: str, photos_dir: Path, tmp_path: Path
 ) -> None:
