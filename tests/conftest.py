@@ -13,6 +13,7 @@ from unittest.mock import patch
 
 import jaxtyping._import_hook
 import pytest
+from hydra.core.config_store import ConfigStore
 
 if TYPE_CHECKING:
     from browser import Browser
@@ -43,6 +44,9 @@ def checked_code(loader: jaxtyping._import_hook._JaxtypingLoader, name: str) -> 
 # our modules import, in every process of the tests. It looks for it only while it reads a module now.
 jaxtyping._import_hook._JaxtypingLoader.get_code = checked_code
 jaxtyping._import_hook._JaxtypingLoader.exec_module = SourceFileLoader.exec_module
+
+# Hydra copies all that scripts have registered before it composes any configuration, which changes none of it.
+ConfigStore.__deepcopy__ = lambda self, memo: self
 
 PHOTO_SIDE = 160
 

@@ -59,7 +59,7 @@ def test_the_wheel_of_the_source_distribution_holds_every_file(installed: Path) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", some_now(commands.COMMANDS, 4))
+@pytest.mark.parametrize("name", some_now(commands.COMMANDS, 2))
 def test_a_command_of_the_wheel_composes_its_configuration(
     name: str, installed: Path, tmp_path: Path
 ) -> None:
@@ -72,7 +72,7 @@ def test_a_command_of_the_wheel_composes_its_configuration(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", some_now(commands.COMMANDS, 4))
+@pytest.mark.parametrize("name", some_now(commands.COMMANDS, 2))
 def test_scripts_and_commands_are_one(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from photo_files import files_in, noise, save
 from PIL import Image
+from soaking import some_now
 
 from diffrestorer.cli import main
 from diffrestorer.cli.commands import COMMANDS, run_command
@@ -159,7 +160,7 @@ def test_threads_wait_asleep_and_are_as_many_as_may_run(
     assert (os.environ["OMP_NUM_THREADS"], os.environ["OMP_WAIT_POLICY"]) == ("7", "active")
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", some_now(COMMANDS, 3))
 def test_scripts_leave_busy_cores_too(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -62,7 +62,7 @@ def test_a_damaged_output_is_made_again(
     assert np.array_equal(read_pixels(run / OUTPUT), read_pixels(finished / OUTPUT))
 
 
-@pytest.mark.parametrize("damage", some_now(DAMAGE, 2))
+@pytest.mark.parametrize("damage", some_now(DAMAGE, 1))
 @pytest.mark.parametrize("name", ["gt/astronaut.png", "lq/haze/astronaut.png"])
 def test_a_damaged_photo_of_the_suite_is_made_again(
     name: str, damage: Callable[[Path], None], finished: Path, tmp_path: Path

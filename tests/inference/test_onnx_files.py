@@ -6,12 +6,14 @@ import os
 import resource
 import signal
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from soaking import some_now
 
 from diffrestorer.data.ownership import own_folder
 from diffrestorer.inference.onnx_files import FILE_NAME, save_whole
@@ -66,8 +68,7 @@ def export_until(folder: Path, external: bool, call: str, number: int) -> None:
     export(2, folder, external)
 
 
-@pytest.mark.parametrize("first", [False, True], ids=["one file", "two files"])
-@pytest.mark.parametrize("second", [False, True], ids=["one file", "two files"])
+@pytest.mark.parametrize(("first", "second"), some_now(product([False, True], [True, False]), 1))
 def test_a_kill_at_any_step_leaves_a_whole_export(first: bool, second: bool, tmp_path: Path) -> None:
     steps = [(call, number) for call in ("fsync", "replace", "unlink") for number in (1, 2)]
     found = []

@@ -15,6 +15,7 @@ import torch
 from diffusers import UniPCMultistepScheduler
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from soaking import some_now
 
 from diffrestorer.data.tensors import as_tensors
 from diffrestorer.inference.model_folder import find_model, save_model_folder
@@ -488,7 +489,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("damage", some_now(DAMAGE, 6))
 def test_damaged_folders_are_refused(damage: str, folder: Path, tmp_path: Path) -> None:
     copied = tmp_path / "model"
     shutil.copytree(folder, copied)

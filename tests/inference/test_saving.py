@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel, UniPCMultistepScheduler
+from soaking import some_now
 
 from diffrestorer.config.composition import load
 from diffrestorer.config.schema import Stage1Config
@@ -123,14 +124,17 @@ def test_other_options_are_written_and_read(
 
 @pytest.mark.parametrize(
     "content",
-    [
-        "",
-        "[]",
-        "{}",
-        '{"weight_map": {}}',
-        '{"weight_map": {"a": "../x.safetensors"}}',
-        '{"weight_map": {"a": 1}}',
-    ],
+    some_now(
+        [
+            '{"weight_map": {"a": "../x.safetensors"}}',
+            '{"weight_map": {"a": 1}}',
+            '{"weight_map": {}}',
+            "{}",
+            "[]",
+            "",
+        ],
+        2,
+    ),
 )
 def test_an_index_that_leads_astray_is_refused(
     content: str, pipe: DiffRestorerPipeline, tmp_path: Path
@@ -157,7 +161,7 @@ def test_from_pipe_takes_over_every_component(either: DiffRestorerPipeline) -> N
     assert_same(restore(taken), restore(either))
 
 
-@pytest.mark.parametrize("by", ["pipeline", "training"])
+@pytest.mark.parametrize("by", some_now(["pipeline", "training"], 1))
 def test_diffusers_alone_finds_class_and_parts(
     by: str, either: DiffRestorerPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -251,7 +255,7 @@ def test_autocast_brings_types_together(pipe: DiffRestorerPipeline) -> None:
         assert restore(pipe).isfinite().all()
 
 
-@pytest.mark.parametrize("decoder", ["refined", "sd"])
+@pytest.mark.parametrize("decoder", some_now(["refined", "sd"], 1))
 def test_the_vaes_own_tiles_and_slices(decoder: str, either: DiffRestorerPipeline) -> None:
     """Slices change nothing; with tiles the encoder stays whole, and the VAE's decoder blends them."""
     expected = restore(either, 2, 80, decoder=decoder)

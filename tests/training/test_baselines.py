@@ -72,7 +72,7 @@ def test_every_trainable_parameter_gets_a_gradient(method: str, first_phase: boo
 
 @pytest.mark.parametrize(
     ("method", "first_phase"),
-    [*((method, False) for method in TINY), *((method, True) for method in FIRST_PHASES)],
+    some_now([*((m, False) for m in TINY), *((m, True) for m in FIRST_PHASES)], 4),
 )
 def test_a_step_on_a_gpu_waits_for_nothing(method: str, first_phase: bool) -> None:
     task = build(method, first_phase)

@@ -54,7 +54,7 @@ def damage_and_go_on(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", some_now(DAMAGES, 3))
+@pytest.mark.parametrize("kind", some_now(DAMAGES, 1))
 def test_a_damaged_file_costs_nothing_or_is_named(
     kind: str, arguments: list[str], unfinished: Path, finished: Path, tmp_path: Path
 ) -> None:

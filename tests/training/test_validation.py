@@ -123,7 +123,7 @@ def state(task: Task) -> dict[str, Tensor]:
 
 
 @pytest.mark.usefixtures("no_exchange")
-@pytest.mark.parametrize("name", [*TINY, *PRETRAINING, *STAGES])
+@pytest.mark.parametrize("name", some_now([*TINY, *PRETRAINING, *STAGES], 5))
 def test_a_forward_pass_outside_training_changes_nothing(task: Task, batch: PairBatch) -> None:
     """Nor does it exchange anything between processes, which may have different numbers of batches."""
     before = state(task)
