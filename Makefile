@@ -17,7 +17,7 @@ rehearsal: $(READY)  ## before renting a cluster: the paper's model with random 
 	$(PY) benchmarks/rehearsal.py
 
 # Three files at a time on two cores: many tests wait for processes that they started.
-test: $(READY)  ## the test suite (13 minutes on two cores)
+test: $(READY)  ## the test suite (10 minutes on two cores)
 	$(PY) -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m "not soak"
 
 check: $(READY)  ## ruff, types and the fast tests: before every commit
@@ -27,7 +27,7 @@ check: $(READY)  ## ruff, types and the fast tests: before every commit
 	$(PY) -m mypy --strict diffrestorer scripts
 	$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not soak"
 
-soak: $(READY)  ## its long tests (an hour and a half on two cores)
+soak: $(READY)  ## its long tests and the further members of every kind (hours)
 	$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m soak
 
 format: $(READY)  ## let ruff fix what it can
