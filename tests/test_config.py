@@ -717,12 +717,14 @@ def test_a_sweep_goes_over_groups_texts_and_lists(command: Any) -> None:
         "train_stage1",
         "-m",
         "model=mini,sd15",
-        "data.root=a (1)",
+        "data.root=a (1),b",
         "data.degradations=[rain],[noise,jpeg]",
     )
     assert [(job.model.name, job.data.root, job.data.degradations) for job in jobs] == [
         (model, root, classes)
-        for model, root, classes in product(("mini", "sd15"), ("a (1)",), (["rain"], ["noise", "jpeg"]))
+        for model, root, classes in product(
+            ("mini", "sd15"), ("a (1)", "b"), (["rain"], ["noise", "jpeg"])
+        )
     ]
 
 
