@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from diffrestorer.config.schema import ModelConfig
     from diffrestorer.models.restorer import Restorer
 
-gc.disable()  # until everything is imported, of which the collector of garbage takes a fifth
+gc.disable()  # until everything is imported: garbage collection takes a fifth of that time
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "disabled"
 os.environ["OMP_NUM_THREADS"] = "1"  # tiny networks lose more time to a second thread than it saves
@@ -40,12 +40,12 @@ def checked_code(loader: jaxtyping._import_hook._JaxtypingLoader, name: str) -> 
         return SourceFileLoader.get_code(loader, name)
 
 
-# The hook looks for such code as long as a module *runs*, and so compiles the four thousand files of the libraries that
-# our modules import, in every process of the tests. It looks for it only while it reads a module now.
+# jaxtyping's own loader asks for checked bytecode until a module has run, for the libraries which it imports as well:
+# four thousand files were compiled anew in each test process. Asking while a module is read is enough.
 jaxtyping._import_hook._JaxtypingLoader.get_code = checked_code
 jaxtyping._import_hook._JaxtypingLoader.exec_module = SourceFileLoader.exec_module
 
-# Hydra copies all that scripts have registered before it composes any configuration, which changes none of it.
+# Hydra copies every registered configuration before each composition, which changes none of them.
 ConfigStore.__deepcopy__ = lambda self, memo: self
 
 PHOTO_SIDE = 160
@@ -151,13 +151,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What was imported stays: Python's collector of garbage does not look at it again."""
+    """Let garbage collection pass over what was imported: it stays until the end."""
     gc.freeze()
     gc.enable()
 
 
 def pytest_unconfigure() -> None:
-    """At the end it does: some libraries check that nothing of theirs is left."""
+    """Let garbage collection see everything again: some libraries check at exit that nothing of theirs is left."""
     gc.unfreeze()
 
 

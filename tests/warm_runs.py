@@ -11,4 +11,4 @@ from diffrestorer.config.schema import Stage1Config
 for model in ("mini", "sd15"):
     load("train_stage1", Stage1Config, [f"model={model}"])
 
-gc.freeze()  # forks share what was imported, and their collectors of garbage pass it over
+gc.freeze()  # garbage collection in the forks passes over what was imported here
