@@ -53,6 +53,11 @@ def test_every_command_is_taken(page: Path, tmp_path: Path) -> None:
     assert not refused, "\n".join(refused)
 
 
+def test_pages_are_full_of_commands(tmp_path: Path) -> None:
+    """A page whose commands were no longer found would pass above."""
+    assert sum(len(commands_of(page, tmp_path)) for page in {*READ_FIRST, *READ_LATER}) > 150
+
+
 def test_commands_are_found(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(
