@@ -8,7 +8,7 @@ from diffusers import AutoencoderKL, DiffusionPipeline, ModelMixin, SchedulerMix
 from jaxtyping import Float
 from torch import Tensor
 
-from diffrestorer.inference.devices import choose_dtype, find_device, place
+from diffrestorer.inference.devices import choose_dtype, find_device, lay_out, place
 from diffrestorer.inference.model_folder import (
     find_model,
     name_pipeline_class,
@@ -135,7 +135,12 @@ class ComponentPipeline(DiffusionPipeline):
             pipeline = super().from_pretrained(
                 folder, **{"use_safetensors": True, "variant": variant, **older, **kwargs}
             )
-        check_finite(folder, pipeline.restorer.components())
+        networks = pipeline.restorer.components()
+        check_finite(folder, networks)
+
+        # The caller's own networks stay as they are.
+        for name in networks.keys() - kwargs.keys():
+            lay_out(networks[name])
         return pipeline
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:

@@ -13,7 +13,6 @@ from diffrestorer.config.schema import DecoderConfig
 from diffrestorer.data.counter import counter_normal
 from diffrestorer.data.pairs import PairBatch
 from diffrestorer.inference.model_folder import find_model, load_scheduler, save_model_folder
-from diffrestorer.inference.pipeline import DiffRestorerPipeline
 from diffrestorer.inference.sampler import sample_latents
 from diffrestorer.models.backbones import EncodedImage, decode_latents, encode_image
 from diffrestorer.models.components import (
@@ -26,6 +25,7 @@ from diffrestorer.models.components import (
 from diffrestorer.models.prompt_processor import VisualPrompts
 from diffrestorer.models.restorer import DecodingNetworks, Restorer
 from diffrestorer.training.discriminator import PatchDiscriminator, adversarial_losses
+from diffrestorer.training.finished import load_to_train
 from diffrestorer.training.losses import decoder_loss, pixel_loss
 from diffrestorer.training.perceptual import PerceptualLoss, check_perceptual
 from diffrestorer.training.task import Losses, Task, adamw, to_unit
@@ -43,7 +43,7 @@ def load_stage1(folder: Path, samples: bool) -> tuple[DecodingNetworks, Schedule
         ModelFolderError: a file is missing, truncated or does not fit, or a network holds a NaN.
     """
     if samples:
-        pipeline = DiffRestorerPipeline.from_pretrained(folder)
+        pipeline = load_to_train(folder)
         return pipeline.restorer, pipeline.scheduler
 
     # Without sampling the model's four smaller networks are enough.

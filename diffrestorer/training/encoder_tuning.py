@@ -18,6 +18,7 @@ from diffrestorer.inference.pipeline import DiffRestorerPipeline
 from diffrestorer.models.components import build_component, load_component, save_component
 from diffrestorer.models.mini import StageStatistics
 from diffrestorer.models.prompt_processor import PromptProcessor, VisualPrompts
+from diffrestorer.training.finished import load_to_train
 from diffrestorer.training.losses import degradation_loss
 from diffrestorer.training.stage1 import record_prototypes
 from diffrestorer.training.task import Losses, Task, adamw, to_unit
@@ -60,7 +61,7 @@ class ImageEncoderTask(Task):
                 PromptProcessor, arguments, "model.prompt_processor"
             )
         else:
-            pipeline = DiffRestorerPipeline.from_pretrained(config.teacher)
+            pipeline = load_to_train(config.teacher)
             _check_teacher(pipeline, config.teacher)
             self._pipeline = [pipeline]
             self.image_encoder, self.prompt_processor = (

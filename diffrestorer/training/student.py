@@ -16,7 +16,6 @@ from diffrestorer.data.counter import counter_normal, counter_rng
 from diffrestorer.data.pairs import PairBatch
 from diffrestorer.inference.model_folder import find_model, save_model_folder
 from diffrestorer.inference.one_step import OneStepScheduler
-from diffrestorer.inference.pipeline import DiffRestorerPipeline
 from diffrestorer.inference.sampler import sample_latents
 from diffrestorer.models.backbones import EncodedImage, decode_latents, encode_image
 from diffrestorer.models.components import load_weights
@@ -24,6 +23,7 @@ from diffrestorer.models.decoder import DegradationAwareDecoder
 from diffrestorer.models.lora import add_lora, merged
 from diffrestorer.models.restorer import Conditioning, Restorer
 from diffrestorer.training.discriminator import StudentDiscriminator, adversarial_losses
+from diffrestorer.training.finished import load_to_train
 from diffrestorer.training.losses import degradation_loss, pixel_loss
 from diffrestorer.training.perceptual import PerceptualLoss, check_perceptual
 from diffrestorer.training.stage1 import record_prototypes
@@ -61,7 +61,7 @@ class StudentTask(Task):
         if config.patch is not None and config.train.cache_dir is not None:
             raise ValueError("train.cache_dir keeps latents of whole crops: leave it null with patch=")
         check_perceptual(config.model.perceptual, config.model.perceptual_weights)
-        pipeline = DiffRestorerPipeline.from_pretrained(config.teacher)
+        pipeline = load_to_train(config.teacher)
         goes_on = isinstance(pipeline.scheduler, OneStepScheduler)
         if goes_on and config.lambda_distillation:
             raise ValueError(

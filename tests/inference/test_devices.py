@@ -11,6 +11,8 @@ from diffrestorer.cli.parser import parse
 from diffrestorer.inference.devices import choose_dtype, find_device
 from diffrestorer.inference.photos import load_pipeline
 from diffrestorer.inference.pipeline import DiffRestorerPipeline
+from diffrestorer.models.components import COMPONENTS
+from diffrestorer.training.finished import load_to_train
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -31,6 +33,24 @@ def test_channels_last_changes_nothing_and_bfloat16_little(pipe: DiffRestorerPip
     restored = restore(pipe.prepare("cpu", torch.bfloat16))
     assert restored.dtype == torch.float32
     assert 0 < (restored - expected).abs().mean() <= 0.02
+
+
+def lies_channels_last(network: torch.nn.Module) -> list[bool]:
+    """Of each kernel of several pixels and channels: the others lie both ways."""
+    kernels = [weight for weight in network.parameters() if weight.ndim == 4]
+    kernels = [kernel for kernel in kernels if kernel.shape[1] > 1 and kernel[0, 0].numel() > 1]
+    return [kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels]
+
+
+def test_loaded_networks_lie_channels_last_unless_they_train() -> None:
+    """The layout is the fast one without `prepare`, too. What the caller hands over stays as it is."""
+    trained = load_to_train("mini")
+    loaded = DiffRestorerPipeline.from_pretrained("mini", unet=trained.unet)
+    assert loaded.unet is trained.unet
+    for network in (*trained.restorer.components().values(), loaded.unet):
+        assert not any(lies_channels_last(network))
+    for name in set(COMPONENTS) - {"unet"}:
+        assert all(lies_channels_last(getattr(loaded, name)))
 
 
 def test_a_cpu_gets_float32_unless_asked(

@@ -22,6 +22,7 @@ from diffrestorer.inference.pipeline import DiffRestorerPipeline
 from diffrestorer.inference.tiling import Grid
 from diffrestorer.models.lora import merged
 from diffrestorer.training.decoder_stage import DecoderTask
+from diffrestorer.training.finished import load_to_train
 from diffrestorer.training.stage1 import Stage1Task
 from diffrestorer.training.student import StudentTask
 from diffrestorer.training.task import to_unit
@@ -340,9 +341,7 @@ def test_a_student_goes_on_as_it_is(
     key: str, folder: Path, commands: dict[str, list[str]], batch: PairBatch
 ) -> None:
     task = student(commands["mini"], f"{key}={folder}")
-    images = torch.stack(
-        DiffRestorerPipeline.from_pretrained(folder)(to_unit(batch.lq), output_type="pt").images
-    )
+    images = torch.stack(load_to_train(folder)(to_unit(batch.lq), output_type="pt").images)
     with torch.no_grad():
         torch.testing.assert_close(task.restore(batch).clamp(0, 1), images, rtol=1e-5, atol=1e-5)
 
