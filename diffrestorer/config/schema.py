@@ -128,6 +128,8 @@ class StudentConfig(RunConfig):
     """`mse`, `l1`, or `psnr`: minus the mean PSNR, in which an image counts more the closer it already is."""
     lambda_pixel: float = option(1.0, ge=0)
     """Weight of the pixel loss."""
+    lambda_gradient: float = option(0.0, ge=0)
+    """Weight of the same loss between the images' differences of neighbouring pixels: edges, and traces of a grid."""
     lambda_perceptual: float = option(5.0, ge=0)
     """Weight of the perceptual loss."""
     lambda_adversarial: float = option(0.5, ge=0)

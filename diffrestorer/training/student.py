@@ -24,7 +24,7 @@ from diffrestorer.models.lora import add_lora, merged
 from diffrestorer.models.restorer import Conditioning, Restorer
 from diffrestorer.training.discriminator import StudentDiscriminator, adversarial_losses
 from diffrestorer.training.finished import load_to_train
-from diffrestorer.training.losses import degradation_loss, pixel_loss
+from diffrestorer.training.losses import degradation_loss, gradient_loss, pixel_loss
 from diffrestorer.training.perceptual import PerceptualLoss, check_perceptual
 from diffrestorer.training.stage1 import record_prototypes
 from diffrestorer.training.task import Losses, Task, adamw, select_unet, to_unit
@@ -39,7 +39,8 @@ class StudentTask(Task):
     z0_hat = (z_lq - b e) / a with e = UNet(z_lq, tau), and x_hat = Decoder(z0_hat): see `OneStepScheduler` for a and b.
     The clean image supervises both; no noise is drawn. With weights lambda,
 
-        L_G = pixel(x_hat, x) + perceptual(x_hat, x) - mean_k D_k(x_hat) + |z0_hat - E(x)|^2 + |z0_hat - z0_teacher|^2
+        L_G = pixel(x_hat, x) + pixel(grad x_hat, grad x) + perceptual(x_hat, x) - mean_k D_k(x_hat)
+              + |z0_hat - E(x)|^2 + |z0_hat - z0_teacher|^2
               + cross-entropy of the classifier, where the prompt processor trains
         L_D = mean_k [relu(1 - D_k(x)) + relu(1 + D_k(x_hat))] / 2
 
@@ -206,6 +207,11 @@ class StudentTask(Task):
             "pixel": pixel, "perceptual": perceptual, "adversarial": adversarial, "latent": latent,
             "distillation": distillation, "discriminator": discriminator,
         }  # fmt: skip
+
+        # Where it is asked for, edges and flat areas count by themselves, whatever the tone.
+        if config.lambda_gradient:
+            parts["gradient"] = gradient_loss(config.pixel_loss, restored, gt)
+            total = total + config.lambda_gradient * parts["gradient"]
 
         # Where the prompt processor trains, its classifier learns what was wrong with the photo.
         if config.lambda_degradation:

@@ -11,6 +11,7 @@ from diffrestorer.training.losses import (
     diffusion_loss,
     discriminator_hinge_loss,
     generator_hinge_loss,
+    gradient_loss,
     reconstruction_loss,
     stage1_loss,
 )
@@ -34,6 +35,19 @@ def test_degradation_loss_is_the_cross_entropy() -> None:
     logits[1, 3] = math.log(9)
     expected = (math.log(8) - math.log(9 / 16)) / 2
     assert degradation_loss(logits, torch.tensor([5, 3])).item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", ["mse", "l1", "psnr"])
+def test_gradients_tell_a_grid_from_a_tone(name: str) -> None:
+    """A tone that is 0.2 off costs what no error does; a faint grid of eight pixels costs more, either way it runs."""
+    gt = torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(0))
+    nothing = gradient_loss(name, gt, gt)
+    assert gradient_loss(name, gt + 0.2, gt).item() == pytest.approx(nothing.item(), abs=1e-5)
+    lines = 0.02 * (torch.arange(32) % 8 == 0).float()[:, None]
+    for grid in (lines.expand(32, 48), lines[:, 0].repeat(2)[:48].expand(32, 48)):
+        assert gradient_loss(name, gt + grid, gt) > nothing + 1e-5
+    halves = gt.diff(dim=2).square().mean() + gt.diff(dim=3).square().mean()
+    assert gradient_loss("mse", 3 * gt, 2 * gt).item() == pytest.approx(halves.item() / 2)
 
 
 def test_eq_7_weighs_its_terms_by_1() -> None:

@@ -327,6 +327,14 @@ def test_the_prompt_processor_trains_with_its_classifier(
     assert not torch.equal(task.restorer.prompt_processor.class_prototypes, before)
 
 
+def test_edges_count_by_the_loss_of_pixels(commands: dict[str, list[str]], batch: PairBatch) -> None:
+    """With `lambda_gradient` the total is larger by that term, and otherwise there is none."""
+    keys = (commands["mini"], "lambda_adversarial=0", "pixel_loss=l1")
+    plain, weighted = student(*keys)(batch), student(*keys, "lambda_gradient=0.5")(batch)
+    assert set(weighted.parts) - set(plain.parts) == {"gradient"}
+    torch.testing.assert_close(weighted.total, plain.total + 0.5 * weighted.parts["gradient"])
+
+
 def test_a_student_has_nothing_to_distil_and_a_teacher_is_needed(
     folder: Path, commands: dict[str, list[str]]
 ) -> None:
