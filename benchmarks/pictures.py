@@ -29,8 +29,20 @@ WITHOUT_WEIGHTS = ("degradations.png",)
 OTHER_WEIGHTS = ("student.jpg",)
 """Pictures of weights that do not ship; the page that shows one says how it was made."""
 
-PICTURES = ("degradations.png", "tiles.png", "demo.jpg", "report.png", "app.png", "mini_figure10.png")
+PICTURES = (
+    "degradations.png",
+    "tiles.png",
+    "demo.jpg",
+    "real.jpg",
+    "report.png",
+    "app.png",
+    "mini_figure10.png",
+)
 DEMO_WIDTH = 1400
+
+REAL = {"clock_motion.png": "blur", "page.png": "blur", "text.png": "blur"}
+"""Photos of scikit-image (CC0) that a camera itself spoilt, and how."""
+REAL_WIDTH = 384
 
 
 def weights_digest() -> str:
@@ -79,11 +91,36 @@ def make(wanted: list[str], data: str | None, folder: Path) -> None:
     if "report.png" in wanted:
         run("tests/browser.py", str(folder / "demo" / "index.html"), "docs/report.png")
 
+    if "real.jpg" in wanted:
+        save_real(DOCS / "real.jpg")
     if "app.png" in wanted:
         run("tests/app_runs.py", "docs/app.png")
     if "mini_figure10.png" in wanted:
         run("scripts/make_figures.py", "figure=10", f"data.root={data}", f"output_dir={folder}")
         (folder / "figure10.png").replace(DOCS / "mini_figure10.png")
+
+
+def save_real(path: Path) -> None:
+    """Save a sheet of `REAL`: each photo, restored, and restored when the model is told what was wrong with it."""
+    import skimage
+
+    from diffrestorer import DiffRestorerPipeline
+
+    pipe = DiffRestorerPipeline.from_pretrained(WEIGHTS)
+    rows = []
+    for name, degradation in REAL.items():
+        photo = Image.open(Path(skimage.__file__).parent / "data" / name).convert("RGB")
+        photo = photo.resize((REAL_WIDTH, round(photo.height * REAL_WIDTH / photo.width)))
+        told = pipe(photo, degradation=degradation).images[0]
+        rows.append([photo, pipe(photo).images[0], told])
+
+    sheet = Image.new("RGB", (3 * REAL_WIDTH, sum(row[0].height for row in rows)))
+    top = 0
+    for row in rows:
+        for column, image in enumerate(row):
+            sheet.paste(image, (column * REAL_WIDTH, top))
+        top += row[0].height
+    sheet.save(path, quality=90)
 
 
 def record(names: list[str]) -> None:

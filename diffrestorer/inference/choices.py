@@ -11,7 +11,7 @@ Decoder = Literal["refined", "sd"]
 OutputType = Literal["pil", "np", "pt", "latent"]
 """The form of restored images: PIL, arrays, tensors, or latents that are not decoded."""
 
-THRESHOLD = 0.7
+THRESHOLD = 0.8
 """Probability from which a degradation is clear, chosen on held-out photos (docs/mini.md).
 
 A photo without a clear degradation is restored as a clean one, if `clean` is among the model's classes.
