@@ -16,6 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,8 +41,8 @@ PICTURES = (
 )
 DEMO_WIDTH = 1400
 
-REAL = {"clock_motion.png": "blur", "page.png": "blur", "text.png": "blur"}
-"""Photos of scikit-image (CC0) that a camera itself spoilt, and how."""
+REAL = ("clock_motion.png", "page.png", "text.png")
+"""Photos of scikit-image (CC0) that a camera itself spoilt."""
 REAL_WIDTH = 384
 
 
@@ -101,26 +102,19 @@ def make(wanted: list[str], data: str | None, folder: Path) -> None:
 
 
 def save_real(path: Path) -> None:
-    """Save a sheet of `REAL`: each photo, restored, and restored when the model is told what was wrong with it."""
+    """Save a sheet of `REAL`: each photo, restored, and restored when the model is told of a blur."""
     import skimage
 
     from diffrestorer import DiffRestorerPipeline
 
     pipe = DiffRestorerPipeline.from_pretrained(WEIGHTS)
     rows = []
-    for name, degradation in REAL.items():
+    for name in REAL:
         photo = Image.open(Path(skimage.__file__).parent / "data" / name).convert("RGB")
         photo = photo.resize((REAL_WIDTH, round(photo.height * REAL_WIDTH / photo.width)))
-        told = pipe(photo, degradation=degradation).images[0]
-        rows.append([photo, pipe(photo).images[0], told])
-
-    sheet = Image.new("RGB", (3 * REAL_WIDTH, sum(row[0].height for row in rows)))
-    top = 0
-    for row in rows:
-        for column, image in enumerate(row):
-            sheet.paste(image, (column * REAL_WIDTH, top))
-        top += row[0].height
-    sheet.save(path, quality=90)
+        restored = [pipe(photo, degradation=told).images[0] for told in (None, "blur")]
+        rows.append(np.concatenate([photo, *restored], axis=1))
+    Image.fromarray(np.concatenate(rows)).save(path, quality=90)
 
 
 def record(names: list[str]) -> None:

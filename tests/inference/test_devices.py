@@ -36,7 +36,7 @@ def test_channels_last_changes_nothing_and_bfloat16_little(pipe: DiffRestorerPip
 
 
 def lies_channels_last(network: torch.nn.Module) -> list[bool]:
-    """Of each kernel of several pixels and channels: the others lie both ways."""
+    """Return it for each kernel of several pixels and channels; the others lie both ways."""
     kernels = [weight for weight in network.parameters() if weight.ndim == 4]
     kernels = [kernel for kernel in kernels if kernel.shape[1] > 1 and kernel[0, 0].numel() > 1]
     return [kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels]
